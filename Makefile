@@ -1,0 +1,40 @@
+# make install   an environment in .venv with every extra
+# make test      what CI runs: format, lint, types, tests with warnings as errors
+# make check     the same without the slow tests
+# make demo      the main job on the model that the package carries
+# make bench     what is fast and by how much, against programs written by someone else
+
+PYTHON ?= python3
+BIN := .venv/bin
+# One thread per BLAS call: tests compare numbers, and two cores are few.
+TEST_ENV := OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: install lint test check demo bench clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: lint
+	$(TEST_ENV) $(BIN)/pytest
+
+check: lint
+	$(TEST_ENV) $(BIN)/pytest -m "not slow"
+
+demo: install
+	$(BIN)/python -m moeits.demo
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv demo-output artefacts .mypy_cache .pytest_cache .ruff_cache

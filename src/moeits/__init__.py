@@ -1,0 +1,33 @@
+"""moeits: make Mixture-of-Experts language models smaller without losing what they know.
+
+    checkpoint -score-> evidence -plan-> plan.json -prune-> checkpoint
+
+Each stage is a function and a command of the same name; `simplify` walks the whole line. Importing this package imports
+no torch.
+"""
+
+from moeits.checkpoint import Checkpoint
+from moeits.errors import MoeitsError
+from moeits.evidence import Evidence
+from moeits.inspect import Inspection, inspect
+from moeits.plan import PruningPlan, plan
+from moeits.prune import prune
+from moeits.runtime import load
+from moeits.score import score
+from moeits.simplify import simplify
+from moeits.version import __version__
+
+__all__ = [
+    "Checkpoint",
+    "Evidence",
+    "Inspection",
+    "MoeitsError",
+    "PruningPlan",
+    "__version__",
+    "inspect",
+    "load",
+    "plan",
+    "prune",
+    "score",
+    "simplify",
+]

@@ -1,0 +1,87 @@
+"""Which tensors of a checkpoint are experts, routers and shared experts: names, not modules.
+
+Weight-only pruning needs no model class, so an architecture is a frozen description of tensor names and config keys.
+To add one: write `architectures/<model_type>.py` and add its name to `ARCHITECTURES` below (docs/extending.md).
+"""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from moeits.errors import UnknownArchitecture
+
+Config = Mapping[str, Any]
+
+
+def every_layer(config: Config, layer: int) -> bool:  # noqa: ARG001
+    """The rule of a family whose decoder layers are all MoE layers."""
+    return True
+
+
+def one_group(config: Config) -> int:  # noqa: ARG001
+    """The rule of a family whose router chooses among all experts."""
+    return 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture:
+    """Where one family of models keeps its experts. All names below `blocks` are relative to the MoE block."""
+
+    model_type: str
+    """As in config.json; also the name of the file that describes it."""
+    blocks: tuple[str, ...]
+    """Names of the MoE block, `{layer}` standing for the number of the decoder layer. Checkpoints written from
+    transformers' memory may use another name than those on the hub, hence a tuple."""
+    expert: str = "experts.{expert}.{tensor}"
+    """A tensor of one routed expert. `{tensor}` is anything: weights, biases and scales move together."""
+    projections: Mapping[str, str]
+    """Projection -> `{tensor}` of its weight, in the order in which their redundancies are averaged."""
+    fused: Mapping[str, tuple[str, ...]]
+    """The same experts as 3-D tensors with the expert axis first: name -> the projections stacked in it, along the
+    second axis."""
+    router: tuple[str, ...]
+    """Tensors whose axis 0 is the expert axis, selection biases included; the first one must be there."""
+    shared: tuple[str, ...] = ()
+    """Prefixes of what else is in the MoE block: shared experts and their gates."""
+    num_experts_keys: tuple[str, ...]
+    """Config keys of the number of routed experts. The first that is present counts, and is the one rewritten."""
+    top_k_key: str = "num_experts_per_tok"
+    is_moe_layer: Callable[[Config, int], bool] = every_layer
+    groups: Callable[[Config], int] = one_group
+    """Number of expert groups that the router's choice is limited by; 1 where it is not."""
+    authors_code_weights: Mapping[str, float] = field(default_factory=dict)
+    """Projection weights of `--preset authors-code`, where they differ from the mean (method.md, section 8)."""
+
+    def num_experts_key(self, config: Config) -> str | None:
+        """The key under which this config keeps the number of experts, if any."""
+        return next((key for key in self.num_experts_keys if key in config), None)
+
+
+from moeits.architectures import deepseek_v2, mixtral, olmoe, qwen2_moe, qwen3_moe  # noqa: E402
+
+ARCHITECTURES: tuple[Architecture, ...] = (
+    deepseek_v2.ARCHITECTURE,
+    mixtral.ARCHITECTURE,
+    olmoe.ARCHITECTURE,
+    qwen2_moe.ARCHITECTURE,
+    qwen3_moe.ARCHITECTURE,
+)
+
+
+def architecture_of(config: Config) -> Architecture:
+    """The description of a config's model_type. Raises UnknownArchitecture, with the nearest known name."""
+    model_type = config["model_type"]
+    known = {architecture.model_type: architecture for architecture in ARCHITECTURES}
+    if model_type in known:
+        return known[model_type]
+    if not any("expert" in key for key in config):
+        raise UnknownArchitecture(
+            f"A {model_type} checkpoint is no Mixture of Experts: its config.json names no experts. "
+            f"moeits works on {', '.join(known)}."
+        )
+    near = difflib.get_close_matches(model_type, known, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UnknownArchitecture(
+        f"No architecture {model_type!r}.{hint} Known: {', '.join(known)}. docs/extending.md shows how to add one."
+    )

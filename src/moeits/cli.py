@@ -1,0 +1,84 @@
+"""The command line: every command is a stage function, its flags are that function's keyword arguments.
+
+A flag is described once, in `flags.py`, and means the same wherever it is taken. Results are shown by `console`; a
+MoeitsError becomes one sentence on standard error and exit code 2.
+"""
+
+import inspect as signatures
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+import moeits
+from moeits import console
+from moeits.console import plans
+from moeits.errors import MoeitsError
+from moeits.flags import FLAGS
+
+
+def _command(stage: Callable[..., Any], show: Callable[[Any, dict[str, Any]], None]) -> Callable[..., None]:
+    """A command that takes the arguments of a stage function and `--json`, runs it, and shows what it returns."""
+    own = signatures.signature(stage).parameters
+    taken = [name for name in own if name != "progress"]
+
+    def run(json: bool = False, **arguments: Any) -> None:
+        if "progress" in own:
+            with console.progress() as progress:
+                result = stage(**arguments, progress=progress)
+        else:
+            result = stage(**arguments)
+        if json:
+            console.print_json(result)
+        else:
+            show(result, arguments)
+
+    parameters = [
+        signatures.Parameter(name, own[name].POSITIONAL_OR_KEYWORD, default=own[name].default, annotation=FLAGS[name])
+        for name in sorted(taken, key=lambda name: own[name].default is not signatures.Parameter.empty)
+    ]
+    parameters.append(
+        signatures.Parameter(
+            "json", signatures.Parameter.POSITIONAL_OR_KEYWORD, default=False, annotation=FLAGS["json"]
+        )
+    )
+    # typer reads the flags of a command off its signature.
+    run.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__name__ = stage.__name__
+    run.__doc__ = (signatures.getdoc(stage) or "").split("\n\n")[0]
+    return run
+
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=moeits.__doc__)
+
+COMMANDS: tuple[tuple[Callable[..., Any], Callable[[Any, dict[str, Any]], None]], ...] = (
+    (moeits.inspect, plans.show_inspection),
+    (moeits.score, plans.show_evidence),
+    (moeits.plan, plans.show_plan),
+    (moeits.prune, plans.show_plan),
+    (moeits.simplify, plans.show_plan),
+)
+for _stage, _show in COMMANDS:
+    app.command(_stage.__name__)(_command(_stage, _show))
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        console.out(f"moeits {moeits.__version__}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run one command. Exit code 0, or 2 with one sentence on standard error."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except (MoeitsError, typer.TyperException) as error:
+        message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        console.error(message)
+        sys.exit(2)
+    except (KeyboardInterrupt, typer.Abort):
+        console.error("Interrupted.")
+        sys.exit(130)

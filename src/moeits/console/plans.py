@@ -1,0 +1,85 @@
+"""Plans, evidence and inspections, as a person sees them."""
+
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+from moeits.console import out, table, written
+from moeits.evidence import NOISE_MARGIN, Evidence
+from moeits.inspect import Inspection
+from moeits.plan import PruningPlan
+from moeits.sizes import format_size
+
+
+def show_plan(plan: PruningPlan, arguments: dict[str, Any]) -> None:
+    """Layer, experts before and after, the level where it stopped; totals with P(down) and bytes."""
+    table(("layer", "experts", "kept", "stopped at"), ((str(layer), *_counts(plan, layer)) for layer in plan.kept))
+    summary = plan.summary
+    out(
+        f"{summary['experts_kept']} of {summary['experts_before']} experts kept; P(down) {summary['reduction']:.2%}, "
+        f"{summary['reduction_of_all']:.2%} of all parameters; "
+        f"{format_size(summary['bytes_before'])} -> {format_size(summary['bytes_after'])} of tensors"
+    )
+    if summary.get("layers_on_noise_floor"):
+        out(_noise_warning(summary["layers_on_noise_floor"], len(plan.kept)))
+    written(arguments)
+
+
+def show_evidence(evidence: Evidence, arguments: dict[str, Any]) -> None:
+    """Per layer: how redundant its pairs are, beside what independent weights would show."""
+    found = evidence.facts()
+    columns = ("layer", "experts", "mean R", "largest R", "noise floor", "largest / floor")
+    table(columns, (_redundancy_row(evidence, layer, row) for layer, row in found["redundancy"].items()))
+    if found["layers_on_noise_floor"]:
+        out(_noise_warning(found["layers_on_noise_floor"], len(evidence.layers)))
+    written(arguments)
+
+
+def show_inspection(found: Inspection, arguments: dict[str, Any]) -> None:  # noqa: ARG001
+    """What a checkpoint or a plan holds."""
+    out(f"{found.kind} of {found.source} ({found.model_type}), fingerprint {found.fingerprint[:12]}")
+    table(("layers", "experts", "top-k"), _inspection_rows(found))
+    experts = sum(row.experts for row in found.layers)
+    out(f"{experts} routed experts, {found.parameters:,} parameters, {format_size(found.nbytes)} of tensors")
+    if found.routed_parameters is not None:
+        out(
+            f"{found.routed_parameters / found.parameters:.1%} of the parameters are routed experts, stored "
+            f"{found.storage}, in {found.shards} file{'s' if found.shards != 1 else ''}"
+        )
+    if found.budget:
+        out(found.budget)
+
+
+def _counts(plan: PruningPlan, layer: int) -> tuple[str, str, str]:
+    """Experts before, kept, and the redundancy that the next step would have broken up."""
+    kept, order = set(plan.kept[layer]), plan.order.get(layer, ())
+    still = [level for expert, level in order if expert in kept]
+    before = len(kept) + len(order) - len(still)
+    if not order:
+        return "?", str(len(kept)), "-"
+    if layer in plan.summary.get("floored_layers", ()):
+        return str(before), str(len(kept)), "floor"
+    if not still:
+        return str(before), str(len(kept)), "end of order"
+    return str(before), str(len(kept)), "-" if still[0] is None else f"{still[0]:.5f}"
+
+
+def _redundancy_row(evidence: Evidence, layer: str, row: dict[str, float]) -> tuple[str, ...]:
+    values = (f"{row[key]:.5f}" for key in ("mean", "max", "noise_floor"))
+    return (layer, str(evidence.layers[int(layer)].num_experts), *values, f"{row['max_over_noise_floor']:.2f}")
+
+
+def _inspection_rows(found: Inspection) -> Iterator[tuple[str, str, str]]:
+    """Neighbouring layers of equal counts in one row."""
+    for (experts, top_k), group in groupby(found.layers, key=lambda row: (row.experts, row.top_k)):
+        layers = [row.layer for row in group]
+        name = str(layers[0]) if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
+        yield name, str(experts), str(top_k or "-")
+
+
+def _noise_warning(layers: list[int], of: int) -> str:
+    which = "Every layer sits" if len(layers) == of else f"{len(layers)} of {of} layers sit"
+    return (
+        f"note: {which} on the noise floor: no pair of experts is {NOISE_MARGIN:.0%} above what independent weights "
+        "would show, so the choice there is little better than chance. Compare with --criterion random."
+    )

@@ -1,0 +1,41 @@
+"""The order in which the experts of one layer go: run once to the end, it answers every tau, count and budget."""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import neg
+
+from moeits.errors import PlanError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EliminationOrder:
+    """Which expert is removed at each step, down to the last one that stays.
+
+    `levels[k]` is the redundancy of the pair that step k breaks up; it never rises along the order. `mean` and `iqr`
+    are those of the layer's matrix, so that the threshold of a tau is mean + tau * iqr (Algorithm 3). A criterion
+    without a threshold has no levels.
+    """
+
+    num_experts: int
+    removed: tuple[int, ...]
+    levels: tuple[float, ...] | None = None
+    mean: float = 0.0
+    iqr: float = 0.0
+
+    def steps_at(self, tau: float) -> int:
+        """How many steps Algorithm 3 takes at this tau: those whose level is above the threshold."""
+        if self.levels is None:
+            raise PlanError("This criterion has no threshold, so it takes no tau: give --experts-per-layer or --like.")
+        # Levels never rise, so the steps taken are a prefix; bisection wants them ascending.
+        return bisect_left(self.levels, -(self.mean + tau * self.iqr), key=neg)
+
+    def kept_after(self, steps: int) -> tuple[int, ...]:
+        """The experts left after that many steps, ascending."""
+        return tuple(sorted(set(range(self.num_experts)) - set(self.removed[:steps])))
+
+
+def steps_to(order: Sequence[int], kept: Sequence[int], num_experts: int) -> int | None:
+    """After how many steps of an order exactly `kept` are left; None if that never happens."""
+    steps = num_experts - len(kept)
+    return steps if set(order[:steps]) == set(range(num_experts)) - set(kept) else None

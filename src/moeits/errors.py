@@ -1,0 +1,75 @@
+"""What can go wrong, as a tree. Every message is a sentence for the person who must act.
+
+    MoeitsError
+    ├── SettingError        an argument that makes no sense (also a ValueError)
+    ├── CheckpointError     a checkpoint that cannot be read as what it claims to be (also a ValueError)
+    │   ├── UnknownArchitecture   a model_type nobody has described yet
+    │   ├── NonFiniteWeight       NaN or infinity in a weight
+    │   └── UnscorableWeight      a dtype that can be moved but not computed with
+    ├── ShapeMismatch       two weights of different size were to be compared (also a ValueError)
+    ├── EvidenceError       evidence that is broken, or of another checkpoint (also a ValueError)
+    ├── PlanError           a plan that is broken, or of another checkpoint (also a ValueError)
+    │   └── BudgetOutOfReach      floors are reached before the budget is met
+    ├── OutputError         the result cannot be written where it should go
+    ├── HealingError        training cannot start or must stop
+    ├── EvaluationError     an evaluation, a measurement or a report cannot be made
+    └── MissingExtra        an optional dependency is not installed (also an ImportError)
+
+The command line prints the message and exits with 2. `assert` is for what we got wrong ourselves.
+"""
+
+
+class MoeitsError(Exception):
+    """Anything a user of moeits can mend; the message says how."""
+
+
+class SettingError(MoeitsError, ValueError):
+    """An argument that makes no sense."""
+
+
+class CheckpointError(MoeitsError, ValueError):
+    """A checkpoint that cannot be read as what it claims to be."""
+
+
+class UnknownArchitecture(CheckpointError):
+    """A model_type that no file in `moeits.architectures` describes."""
+
+
+class NonFiniteWeight(CheckpointError):
+    """NaN or infinity in a weight."""
+
+
+class UnscorableWeight(CheckpointError):
+    """A weight whose dtype can be moved but not computed with."""
+
+
+class ShapeMismatch(MoeitsError, ValueError):
+    """Two weights of different size were to be compared."""
+
+
+class EvidenceError(MoeitsError, ValueError):
+    """Evidence that is broken, or belongs to another checkpoint."""
+
+
+class PlanError(MoeitsError, ValueError):
+    """A plan that is broken, or belongs to another checkpoint."""
+
+
+class BudgetOutOfReach(PlanError):
+    """The floors are reached before the budget is met."""
+
+
+class OutputError(MoeitsError):
+    """The result cannot be written where it should go."""
+
+
+class HealingError(MoeitsError):
+    """Training cannot start, or must stop."""
+
+
+class EvaluationError(MoeitsError):
+    """An evaluation, a measurement or a report cannot be made."""
+
+
+class MissingExtra(MoeitsError, ImportError):
+    """An optional dependency is not installed."""

@@ -1,0 +1,47 @@
+"""How redundant two weights are: one file per estimator.
+
+An estimator prepares each weight once and compares prepared weights pair by pair, so that E experts cost E encodings
+and E (E - 1) / 2 comparisons. To add one: write its file and add its class to `ESTIMATORS` (docs/extending.md).
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+
+from moeits.errors import SettingError
+
+
+class RedundancyEstimator(Protocol):
+    """What `score` needs of an estimator. Both methods are called from several threads at once."""
+
+    name: ClassVar[str]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Everything that changes a result, defaults included; stored with the evidence."""
+
+    def encode(self, weight: np.ndarray) -> Any:
+        """Prepare one weight, (rows, cols), in its stored dtype. Raises NonFiniteWeight on NaN or infinity."""
+
+    def compare(self, a: Any, b: Any) -> float:
+        """Redundancy of two encoded weights of equal size. Symmetric. May be negative for corrected estimators."""
+
+    def floor(self, encoded: Sequence[Any]) -> np.ndarray:
+        """(E, E), diagonal 0: what `compare` is expected to give for independent weights; zeros if unbiased."""
+
+
+from moeits.estimators.nmi import NMI  # noqa: E402
+
+ESTIMATORS: tuple[type[NMI], ...] = (NMI,)
+
+
+def estimator_named(name: str, **settings: Any) -> RedundancyEstimator:
+    """The estimator of that name, set up. Raises SettingError if there is none, with the nearest known name."""
+    known = {estimator.name: estimator for estimator in ESTIMATORS}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise SettingError(f"There is no estimator {name!r}.{hint} Known: {', '.join(known)}.")
+    return known[name](**settings)

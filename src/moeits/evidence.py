@@ -1,0 +1,158 @@
+"""What scoring found: one redundancy matrix per MoE layer, with all that planning needs to know of the checkpoint."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moeits.checkpoint import Checkpoint
+from moeits.errors import EvidenceError, OutputError
+from moeits.layout import ExpertSizes, MoELayout
+
+FORMAT = 1
+
+# A layer whose highest pair is not this much above independence tells its experts apart by little more than chance.
+NOISE_MARGIN = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerFacts:
+    """What planning needs to know of one MoE layer."""
+
+    num_experts: int
+    top_k: int
+    groups: int
+    sizes: ExpertSizes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Redundancy matrices of a checkpoint, and its sizes; read and written as one small safetensors file."""
+
+    model_type: str
+    source: str
+    fingerprint: str
+    estimator: str
+    settings: Mapping[str, Any]
+    layers: Mapping[int, LayerFacts]
+    other_parameters: int
+    """Parameters of everything but routed experts and their router rows."""
+    other_bytes: int
+    redundancy: Mapping[int, np.ndarray] = field(default_factory=dict)
+    """Decoder layer -> (E, E) float64, symmetric, diagonal 0. Empty for a criterion that needs no scores."""
+    floor: Mapping[int, np.ndarray] = field(default_factory=dict)
+    """Decoder layer -> (E, E) float64: the redundancy expected if the experts were independent."""
+
+    @classmethod
+    def without_scores(cls, checkpoint: Checkpoint, layout: MoELayout) -> "Evidence":
+        """The facts of a checkpoint alone, from its headers: all that a random choice needs."""
+        layers = {
+            i: LayerFacts(num_experts=moe.num_experts, top_k=moe.top_k, groups=moe.groups, sizes=moe.sizes)
+            for i, moe in layout.layers.items()
+        }
+        routed = [(f.num_experts, f.sizes) for f in layers.values()]
+        return cls(
+            model_type=layout.architecture.model_type,
+            source=checkpoint.source,
+            fingerprint=checkpoint.fingerprint,
+            estimator="none",
+            settings={},
+            layers=layers,
+            other_parameters=checkpoint.parameters - sum(n * (s.parameters + s.router_parameters) for n, s in routed),
+            other_bytes=checkpoint.nbytes - sum(n * (s.nbytes + s.router_nbytes) for n, s in routed),
+        )
+
+    def above_noise(self) -> dict[str, Any]:
+        """How far each layer's redundancy stands above the noise floor, what independent weights would show."""
+        layers = {}
+        for layer, redundancy in self.redundancy.items():
+            pairs = np.triu_indices(len(redundancy), 1)
+            values, floor = redundancy[pairs], self.floor[layer][pairs]
+            if values.size and floor.all():
+                layers[layer] = {
+                    "mean": float(values.mean()),
+                    "max": float(values.max()),
+                    "noise_floor": float(floor.mean()),
+                    "max_over_noise_floor": float((values / floor).max()),
+                }
+        on_floor = [layer for layer, facts in layers.items() if facts["max_over_noise_floor"] < 1 + NOISE_MARGIN]
+        return {"redundancy": {str(layer): facts for layer, facts in layers.items()}, "layers_on_noise_floor": on_floor}
+
+    def facts(self) -> dict[str, Any]:
+        """What there is to say of the evidence without its matrices, as a JSON value."""
+        return {
+            "model_type": self.model_type,
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "estimator": self.estimator,
+            "settings": dict(self.settings),
+            **self.above_noise(),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write the evidence, all or nothing: tensors `layers.<i>.redundancy` and `.floor`, metadata `moeits`."""
+        from safetensors.numpy import save
+
+        path = Path(path)
+        tensors = {f"layers.{i}.redundancy": matrix for i, matrix in self.redundancy.items()}
+        tensors |= {f"layers.{i}.floor": matrix for i, matrix in self.floor.items()}
+        facts = {
+            "format": FORMAT,
+            "model_type": self.model_type,
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "estimator": self.estimator,
+            "settings": dict(self.settings),
+            "layers": {str(i): asdict(facts) for i, facts in self.layers.items()},
+            "other_parameters": self.other_parameters,
+            "other_bytes": self.other_bytes,
+        }
+        write_whole(path, save(tensors, metadata={"moeits": json.dumps(facts)}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Evidence":
+        """Read evidence back. Raises EvidenceError if the file is not evidence, or of a newer format."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                facts = json.loads((file.metadata() or {})["moeits"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        except FileNotFoundError:
+            raise EvidenceError(
+                f"There is no evidence {path}. Make it with: moeits score MODEL --output {path}"
+            ) from None
+        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+            raise EvidenceError(
+                f"{path} is no evidence that moeits score wrote ({error}). Score the model again."
+            ) from None
+        if facts.get("format") != FORMAT:
+            raise EvidenceError(f"{path} has format {facts.get('format')}; this moeits reads format {FORMAT}.")
+        return cls._from_facts(facts, tensors)
+
+    @classmethod
+    def _from_facts(cls, facts: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> "Evidence":
+        facts.pop("format")
+        layers = {
+            int(i): LayerFacts(**{**layer, "sizes": ExpertSizes(**layer["sizes"])})
+            for i, layer in facts.pop("layers").items()
+        }
+
+        def matrices(kind: str) -> dict[int, np.ndarray]:
+            return {i: tensors[f"layers.{i}.{kind}"] for i in layers if f"layers.{i}.{kind}" in tensors}
+
+        return cls(**facts, layers=layers, redundancy=matrices("redundancy"), floor=matrices("floor"))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a small file so that it is either complete or not there. Raises OutputError if it cannot be written."""
+    partial = path.with_name(f".{path.name}.writing")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"{path} cannot be written: {error.strerror}. Choose another --output.") from None

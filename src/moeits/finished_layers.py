@@ -1,0 +1,56 @@
+"""The finished layers of a scoring that is under way, so that a killed one goes on where it was.
+
+They lie in `EVIDENCE.partial/` beside the evidence, under the fingerprint of the checkpoint and the settings, and are
+removed when the evidence is complete. There is no other cache anywhere.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moeits.errors import OutputError
+from moeits.evidence import write_whole
+
+
+class FinishedLayers:
+    """Matrices of finished layers on disk; nothing at all when there is no output to keep them beside."""
+
+    def __init__(self, output: Path | None, *, fingerprint: str, settings: Mapping[str, Any], fresh: bool) -> None:
+        self._all = None if output is None else output.with_name(output.name + ".partial")
+        key = hashlib.sha256(json.dumps([fingerprint, dict(settings)], sort_keys=True).encode()).hexdigest()[:16]
+        self._mine = None if self._all is None else self._all / key
+        if fresh:
+            self.remove()
+
+    def get(self, layer: int) -> dict[str, np.ndarray] | None:
+        """The matrices of a layer by name, if an earlier run of the same scoring finished it."""
+        from safetensors.numpy import load_file
+
+        path = self._path(layer)
+        return load_file(path) if path is not None and path.exists() else None
+
+    def put(self, layer: int, matrices: Mapping[str, np.ndarray]) -> None:
+        """Keep the matrices of a finished layer. Raises OutputError if they cannot be written."""
+        from safetensors.numpy import save
+
+        path = self._path(layer)
+        if path is None:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{path.parent} cannot be made: {error.strerror}. Choose another --output.") from None
+        write_whole(path, save(dict(matrices)))
+
+    def remove(self) -> None:
+        """Forget everything that was kept."""
+        if self._all is not None:
+            shutil.rmtree(self._all, ignore_errors=True)
+
+    def _path(self, layer: int) -> Path | None:
+        return None if self._mine is None else self._mine / f"layer-{layer}.safetensors"

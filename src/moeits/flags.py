@@ -1,0 +1,60 @@
+"""Every flag of the command line, described once: one name, one meaning, wherever it is taken.
+
+Keys are the keyword arguments of the stage functions; positional arguments carry `typer.Argument`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from moeits.errors import SettingError
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """`gate=0.2,up=0.4,down=0.4` as a mapping. Raises SettingError."""
+    try:
+        return {name.strip(): float(value) for name, value in (item.split("=") for item in text.split(","))}
+    except ValueError:
+        raise SettingError(f"--projection-weights {text} makes no sense: write gate=0.2,up=0.4,down=0.4.") from None
+
+
+FLAGS: dict[str, Any] = {
+    "model": Annotated[str, typer.Argument(metavar="MODEL", help="A local folder, or a hub id (org/name).")],
+    "path": Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint folder, a hub id, or a plan (.json).")],
+    "evidence": Annotated[Path, typer.Argument(metavar="EVIDENCE", help="What moeits score wrote.")],
+    "output": Annotated[Path, typer.Option(help="Where the result goes.")],
+    "tau": Annotated[float | None, typer.Option(help="The paper's dial: remove pairs above mean + tau * iqr.")],
+    "reduction": Annotated[
+        float | None, typer.Option(help="Remove at least this share of the routed-expert parameters.")
+    ],
+    "max_size": Annotated[str | None, typer.Option(help="At most this many bytes of tensors, such as 12GiB.")],
+    "experts_per_layer": Annotated[int | None, typer.Option(help="Keep this many experts in every layer.")],
+    "like": Annotated[Path | None, typer.Option(help="Keep as many experts in each layer as this plan does.")],
+    "criterion": Annotated[str, typer.Option(help="Who goes first: moeits or random.")],
+    "min_experts": Annotated[
+        int | None, typer.Option(help="No layer keeps fewer experts than this.", show_default="the layer's top_k")
+    ],
+    "seed": Annotated[int, typer.Option(help="Seed of a random criterion.")],
+    "preset": Annotated[str, typer.Option(help="Projection weights: paper (their mean) or authors-code.")],
+    "estimator": Annotated[str, typer.Option(help="How redundancy is estimated.")],
+    "bins": Annotated[str, typer.Option(help="Bins of a weight's histogram: auto, or a number.")],
+    "projection_weights": Annotated[
+        dict | None,
+        typer.Option(parser=parse_weights, metavar="gate=W,up=W,down=W", help="Projection weights by hand."),
+    ],
+    "diagonal": Annotated[str, typer.Option(help="The zeros R_ii in mean and iqr: zero (they count) or excluded.")],
+    "threads": Annotated[int | None, typer.Option(help="Threads of the scoring.", show_default="all cores")],
+    "memory": Annotated[str, typer.Option(help="Bound on the encoded weights held at once.")],
+    "fresh": Annotated[bool, typer.Option("--fresh", help="Forget finished layers of an interrupted run.")],
+    "plan": Annotated[Path, typer.Option(help="The plan to carry out.")],
+    "layout": Annotated[
+        str, typer.Option(help="auto, per-layer, uniform (evened out along the plan's order), padded.")
+    ],
+    "max_shard_size": Annotated[
+        str | None, typer.Option(help="Largest shard, such as 5GB.", show_default="the source's largest")
+    ],
+    "revision": Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")],
+    "overwrite": Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at the output.")],
+    "json": Annotated[bool, typer.Option("--json", help="Print the result as JSON.")],
+}

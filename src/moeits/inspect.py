@@ -1,0 +1,138 @@
+"""What a checkpoint or a plan holds, and what a budget would leave: from headers alone."""
+
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+from moeits.checkpoint import Checkpoint
+from moeits.errors import BudgetOutOfReach, SettingError
+from moeits.evidence import Evidence
+from moeits.layout import MoELayout
+from moeits.plan import PruningPlan
+from moeits.sizes import format_size, parse_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRow:
+    """One MoE layer; in a plan, what is not known is None."""
+
+    layer: int
+    experts: int
+    experts_before: int | None
+    top_k: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What was found. Sizes are of tensors, headers not counted."""
+
+    kind: str
+    """checkpoint or plan"""
+    source: str
+    model_type: str
+    fingerprint: str
+    layers: tuple[LayerRow, ...]
+    parameters: int
+    nbytes: int
+    routed_parameters: int | None
+    """Parameters of routed experts, router rows not counted; None in a plan."""
+    shards: int | None
+    storage: str | None
+    """How experts are stored: per-expert, fused, or mixed; None in a plan."""
+    budget: str | None = None
+    """What a budget would leave, in words; None if none was given."""
+    budget_experts: int | None = None
+    budget_bytes: int | None = None
+
+
+def inspect(
+    path: str | Path,
+    *,
+    reduction: float | None = None,
+    max_size: str | int | None = None,
+    revision: str | None = None,
+) -> Inspection:
+    """Look into a checkpoint, or a plan (a .json file). With a budget: how many experts it would leave, and how large.
+
+    Raises CheckpointError or PlanError if the file is broken, BudgetOutOfReach if a budget leaves less than the
+    smallest checkpoint with top_k experts in each layer.
+    """
+    if Path(path).is_file():
+        if reduction is not None or max_size is not None:
+            raise SettingError("A plan has its budget already: give --reduction and --max-size with a checkpoint.")
+        return _inspect_plan(PruningPlan.load(path))
+    checkpoint = Checkpoint.open(path, revision=revision)
+    layout = MoELayout.of(checkpoint)
+    facts = Evidence.without_scores(checkpoint, layout)
+    storages = {"per-expert" if moe.experts else "fused" for moe in layout.layers.values()}
+    budget, experts, nbytes = _budget(facts, reduction, max_size)
+    return Inspection(
+        kind="checkpoint",
+        source=checkpoint.source,
+        model_type=facts.model_type,
+        fingerprint=facts.fingerprint,
+        layers=tuple(
+            LayerRow(layer=i, experts=moe.num_experts, experts_before=None, top_k=moe.top_k)
+            for i, moe in layout.layers.items()
+        ),
+        parameters=checkpoint.parameters,
+        nbytes=checkpoint.nbytes,
+        routed_parameters=sum(f.num_experts * f.sizes.parameters for f in facts.layers.values()),
+        shards=len(checkpoint.shards),
+        storage=storages.pop() if len(storages) == 1 else "mixed",
+        budget=budget,
+        budget_experts=experts,
+        budget_bytes=nbytes,
+    )
+
+
+def _inspect_plan(plan: PruningPlan) -> Inspection:
+    return Inspection(
+        kind="plan",
+        source=plan.source,
+        model_type=plan.model_type,
+        fingerprint=plan.fingerprint,
+        layers=tuple(
+            LayerRow(layer=i, experts=len(kept), experts_before=None, top_k=None) for i, kept in plan.kept.items()
+        ),
+        parameters=plan.summary.get("parameters_after", 0),
+        nbytes=plan.summary.get("bytes_after", 0),
+        routed_parameters=None,
+        shards=None,
+        storage=None,
+    )
+
+
+def _budget(
+    facts: Evidence, reduction: float | None, max_size: str | int | None
+) -> tuple[str | None, int | None, int | None]:
+    """(what it would leave in words, experts left, bytes left). Experts of equal size are assumed to be equal."""
+    if reduction is None and max_size is None:
+        return None, None, None
+    if reduction is not None and max_size is not None:
+        raise SettingError("Give either --reduction or --max-size.")
+    before = sum(layer.num_experts for layer in facts.layers.values())
+    least = sum(min(layer.top_k, layer.num_experts) for layer in facts.layers.values())
+    sizes = [layer.sizes for layer in facts.layers.values()]
+    each = max(size.nbytes + size.router_nbytes for size in sizes)
+    total = facts.other_bytes + sum(
+        layer.num_experts * (layer.sizes.nbytes + layer.sizes.router_nbytes) for layer in facts.layers.values()
+    )
+    if reduction is not None:
+        if not 0 <= reduction <= 1:
+            raise SettingError(f"--reduction {reduction:g} makes no sense: it is a share from 0 to 1.")
+        removed = ceil(reduction * before - 1e-9)
+    else:
+        removed = max(0, ceil((total - parse_size(max_size or 0, "--max-size")) / each))
+    if before - removed < least:
+        raise BudgetOutOfReach(
+            f"That budget is out of reach: with top_k experts in every layer at least {least} of {before} remain, "
+            f"{format_size(total - (before - least) * each)}."
+        )
+    left = total - removed * each
+    return (
+        f"{before - removed} of {before} experts would stay ({(before - removed) / len(sizes):.1f} a layer), "
+        f"{format_size(left)} of tensors",
+        before - removed,
+        left,
+    )

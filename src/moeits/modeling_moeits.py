@@ -1,0 +1,113 @@
+"""Opens Mixture-of-Experts checkpoints whose layers keep different numbers of experts, in the stock transformers class.
+
+This file travels with such a checkpoint and serves `trust_remote_code=True` and `moeits.load` alike. It holds no
+modelling code: looking up the name of any stock class in this module (say `MixtralForCausalLM`) makes a subclass of it
+on demand, which rebuilds the layers named in the config's `per_layer_config` with their own counts before the weights
+are loaded.
+"""
+
+import copy
+import functools
+
+import torch
+import transformers
+
+
+def _per_layer_config(config):
+    """{layer: {key: value}} from transformers' own `per_layer_config`, else from the `moeits` block."""
+    heterogeneity = config.__dict__.get("_heterogeneity_spec")
+    if heterogeneity is not None:
+        return heterogeneity.per_layer_overrides
+    own = (getattr(config, "moeits", None) or {}).get("per_layer_config") or {}
+    return {int(layer): values for layer, values in own.items()}
+
+
+def _config_of_layer(config, values):
+    single = copy.copy(config)
+    single.__dict__.pop("_heterogeneity_spec", None)
+    for key, value in values.items():
+        setattr(single, key, value)
+    return single
+
+
+def _decoder_layers(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == model.config.num_hidden_layers:
+            return module
+    raise ValueError(f"{type(model).__name__} has no list of {model.config.num_hidden_layers} decoder layers")
+
+
+def _rebuild_layers(model):
+    """Replace each layer of another size by one of its own class, built from its own config."""
+    config = model.config
+    overrides = _per_layer_config(config)
+    if not overrides:
+        return
+    layers = _decoder_layers(model)
+    for index, values in overrides.items():
+        old, single = layers[index], _config_of_layer(config, values)
+        device = next(old.parameters()).device
+        with torch.device(device):
+            new = type(old)(single, index)
+        new.train(old.training)
+        for module in new.modules():
+            # One live config, so that set_attn_implementation and its like keep working later.
+            if module.__dict__.get("config") is single:
+                module.config = config
+        if device.type != "meta":
+            # Built from a config alone: no weights will follow, so nobody else initialises the new layer.
+            for module in new.modules():
+                model._init_weights(module)
+        layers[index] = new
+
+
+def _pad_logits(module, args, output, width):  # noqa: ARG001 - the signature of a forward hook
+    logits = output[0]
+    if logits.shape[-1] >= width:
+        return output
+    least = torch.finfo(logits.dtype).min
+    return (torch.nn.functional.pad(logits, (0, width - logits.shape[-1]), value=least), *output[1:])
+
+
+def _pad_recorded_router_logits(model):
+    """Widen router logits where they are recorded: stock code stacks them over layers of equal width."""
+    recorded = None
+    for owner in (model, getattr(model, model.base_model_prefix, None)):
+        recorded = recorded or (getattr(owner, "_can_record_outputs", None) or {}).get("router_logits")
+    recorders = recorded if isinstance(recorded, (list, tuple)) else [recorded]
+    routers = tuple(getattr(each, "target_class", each) for each in recorders if each is not None)
+    if routers and hasattr(model, "num_experts"):
+        for module in model.modules():
+            if isinstance(module, routers):
+                module.register_forward_hook(functools.partial(_pad_logits, width=model.num_experts))
+
+
+class _PerLayerCounts:
+    """Mixed into a stock class by `per_layer_class`."""
+
+    @classmethod
+    def is_custom_code(cls):
+        # Custom code would lose the stock conversion of per-expert files into fused parameters.
+        return False
+
+    def __init__(self, config, *args, **kwargs):
+        if getattr(config, "is_heterogeneous", False):
+            config.allow_global_per_layer_attribute_access = True
+        super().__init__(config, *args, **kwargs)
+        _rebuild_layers(self)
+        _pad_recorded_router_logits(self)
+
+
+@functools.cache
+def per_layer_class(stock):
+    """A subclass of a stock model class that reads per-layer counts; of the same name, as `architectures` says."""
+    names = {"__module__": __name__, "__doc__": stock.__doc__, "_auto_class": "AutoModelForCausalLM"}
+    return type(stock.__name__, (_PerLayerCounts, stock), names)
+
+
+def __getattr__(name):
+    """PEP 562: `auto_map` may name any stock class of this module."""
+    stock = None if name.startswith("_") else getattr(transformers, name, None)
+    if stock is None:
+        raise AttributeError(name)
+    return per_layer_class(stock)

@@ -1,0 +1,421 @@
+"""Redundancy x criterion x budget -> who stays: the pruning plan, small, readable and replayable."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moeits.criteria import Criterion, criterion_named
+from moeits.elimination import EliminationOrder, steps_to
+from moeits.errors import BudgetOutOfReach, PlanError, SettingError
+from moeits.evidence import Evidence, write_whole
+from moeits.layout import ExpertSizes
+from moeits.sizes import format_size, parse_size
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningPlan:
+    """Which experts of a checkpoint stay. `kept` is what `prune` obeys; the rest says where it came from."""
+
+    model_type: str
+    source: str
+    fingerprint: str
+    criterion: str
+    settings: Mapping[str, Any]
+    kept: Mapping[int, tuple[int, ...]]
+    """Decoder layer -> original expert ids, ascending."""
+    order: Mapping[int, tuple[tuple[int, float | None], ...]] = field(default_factory=dict)
+    """Decoder layer -> (expert, level) in the order of removal, to the floor; level None where there is none."""
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+    def facts(self) -> dict[str, Any]:
+        """The plan as the JSON value that plan.json holds."""
+        return {
+            "format": FORMAT,
+            "model_type": self.model_type,
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "criterion": self.criterion,
+            "settings": dict(self.settings),
+            "kept": {str(layer): list(experts) for layer, experts in self.kept.items()},
+            "order": {str(layer): [list(step) for step in steps] for layer, steps in self.order.items()},
+            "summary": dict(self.summary),
+        }
+
+    def to_json(self) -> str:
+        """The text of plan.json, the same for the same plan."""
+        lines = (f"  {json.dumps(key)}: {_json_rows(entry)}" for key, entry in self.facts().items())
+        return "{\n" + ",\n".join(lines) + "\n}\n"
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 of the text of plan.json."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write plan.json, all or nothing."""
+        write_whole(Path(path), self.to_json().encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PruningPlan":
+        """Read a plan, as written or as edited by hand. Raises PlanError with what is wrong in it."""
+        try:
+            value = json.loads(Path(path).read_text(encoding="utf-8"))
+            return cls._from_json(value)
+        except FileNotFoundError:
+            raise PlanError(f"There is no plan {path}. Make one with: moeits plan EVIDENCE --output {path}") from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise PlanError(f"{path} cannot be read as JSON: {error}.") from None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, PlanError):
+                raise PlanError(f"{path}: {error}") from None
+            raise PlanError(f"{path} is no plan: {type(error).__name__} {error}.") from None
+
+    @classmethod
+    def _from_json(cls, value: dict[str, Any]) -> "PruningPlan":
+        if value["format"] != FORMAT:
+            raise PlanError(f"it has format {value['format']}; this moeits reads format {FORMAT}.")
+        kept = {int(layer): tuple(map(int, experts)) for layer, experts in value["kept"].items()}
+        for layer, experts in kept.items():
+            if list(experts) != sorted(set(experts)) or not experts or experts[0] < 0:
+                raise PlanError(
+                    f"kept experts of layer {layer} must be different ids in ascending order, at least one."
+                )
+        return cls(
+            model_type=str(value["model_type"]),
+            source=str(value["source"]),
+            fingerprint=str(value["fingerprint"]),
+            criterion=str(value["criterion"]),
+            settings=dict(value["settings"]),
+            kept=kept,
+            order={int(layer): tuple((int(e), v) for e, v in steps) for layer, steps in value.get("order", {}).items()},
+            summary=dict(value.get("summary", {})),
+        )
+
+
+def plan(
+    evidence: str | Path | Evidence,
+    *,
+    output: str | Path | None = None,
+    tau: float | None = None,
+    reduction: float | None = None,
+    max_size: str | int | None = None,
+    experts_per_layer: int | None = None,
+    like: str | Path | PruningPlan | None = None,
+    criterion: str = "moeits",
+    min_experts: int | None = None,
+    seed: int = 0,
+) -> PruningPlan:
+    """Decide which experts stay, by exactly one of `tau`, `reduction`, `max_size`, `experts_per_layer` and `like`.
+
+    Paper: Algorithm 3; method.md, section 2. `reduction` is the share of routed-expert parameters to remove at least;
+    `max_size` bounds the bytes of tensors written; both solve for the largest tau that meets them. No layer keeps fewer
+    experts than `min_experts`, by default its top_k. With `output` the plan is also written there.
+
+    Raises SettingError for arguments that make no sense, BudgetOutOfReach if floors are reached first, EvidenceError
+    for broken evidence.
+    """
+    evidence = evidence if isinstance(evidence, Evidence) else Evidence.load(evidence)
+    planner = Planner(evidence, criterion=criterion, min_experts=min_experts, seed=seed)
+    made = planner.plan(tau=tau, reduction=reduction, max_size=max_size, experts_per_layer=experts_per_layer, like=like)
+    if output is not None:
+        made.save(output)
+    return made
+
+
+class Planner:
+    """The elimination orders of all layers, made once; every budget is then a cut of them.
+
+    Raises SettingError or EvidenceError as `plan` does.
+    """
+
+    def __init__(
+        self, evidence: Evidence, *, criterion: str = "moeits", min_experts: int | None = None, seed: int = 0
+    ) -> None:
+        self.evidence = evidence
+        self.criterion: Criterion = criterion_named(criterion)
+        self.seed = seed
+        self.min_experts = min_experts
+        if min_experts is not None and min_experts < 1:
+            raise SettingError(f"--min-experts {min_experts} makes no sense: a layer keeps at least one expert.")
+        rng = np.random.default_rng(seed)
+        self.orders: dict[int, EliminationOrder] = {
+            layer: self.criterion.order(evidence, layer, rng) for layer in evidence.layers
+        }
+        self.most_steps = {layer: facts.num_experts - self._floor(layer) for layer, facts in evidence.layers.items()}
+
+    def _floor(self, layer: int) -> int:
+        facts = self.evidence.layers[layer]
+        return min(self.min_experts or facts.top_k, facts.num_experts)
+
+    def plan(
+        self,
+        *,
+        tau: float | None = None,
+        reduction: float | None = None,
+        max_size: str | int | None = None,
+        experts_per_layer: int | None = None,
+        like: str | Path | PruningPlan | None = None,
+    ) -> PruningPlan:
+        """The plan of one budget; see the function `plan`."""
+        given = {
+            "tau": tau,
+            "reduction": reduction,
+            "max_size": max_size,
+            "experts_per_layer": experts_per_layer,
+            "like": like,
+        }
+        asked = [name for name, value in given.items() if value is not None]
+        if len(asked) != 1:
+            flags = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise SettingError(f"Give exactly one of {flags}" + (f", not {len(asked)}." if asked else "."))
+        if tau is not None:
+            tau = _finite(tau, "--tau")
+            return self._made(self.steps_at(tau), {"tau": tau}, wanted=self._wanted_at(tau))
+        if reduction is not None:
+            return self._by_reduction(_finite(reduction, "--reduction"))
+        if max_size is not None:
+            return self._by_size(parse_size(max_size, "--max-size"))
+        if experts_per_layer is not None:
+            return self._by_count(experts_per_layer)
+        assert like is not None
+        return self._like(like if isinstance(like, PruningPlan) else PruningPlan.load(like))
+
+    # -------------------------------------------------------------------------------------- steps per layer
+
+    def _wanted_at(self, tau: float) -> dict[int, int]:
+        return {layer: order.steps_at(tau) for layer, order in self.orders.items()}
+
+    def steps_at(self, tau: float) -> dict[int, int]:
+        """How many experts of each layer go at this tau, floors obeyed."""
+        return {layer: min(steps, self.most_steps[layer]) for layer, steps in self._wanted_at(tau).items()}
+
+    def removed_share(self, steps: Mapping[int, int]) -> float:
+        """P(down): removed routed-expert parameters as a share of all routed-expert parameters."""
+        removed = sum(n * self.evidence.layers[layer].sizes.parameters for layer, n in steps.items())
+        return removed / sum(f.num_experts * f.sizes.parameters for f in self.evidence.layers.values())
+
+    def bytes_after(self, steps: Mapping[int, int]) -> int:
+        """Bytes of tensors left, headers not counted."""
+        return self.evidence.other_bytes + sum(
+            (facts.num_experts - steps[layer]) * (facts.sizes.nbytes + facts.sizes.router_nbytes)
+            for layer, facts in self.evidence.layers.items()
+        )
+
+    # -------------------------------------------------------------------------------------- budgets
+
+    def _by_reduction(self, wanted: float) -> PruningPlan:
+        if not 0 <= wanted <= 1:
+            raise SettingError(f"--reduction {wanted:g} makes no sense: it is a share from 0 to 1.")
+        low, _ = self._tau_range
+        best = self.removed_share(self.steps_at(low))
+        if best < wanted:
+            raise BudgetOutOfReach(
+                f"--reduction {wanted:g} is out of reach: {self._floors_sentence()} at most {best:.1%} of the "
+                f"routed-expert parameters can go. Ask for {int(best * 1000) / 1000:g} or less"
+                f"{self._lower_floor_hint()}."
+            )
+        tau = self._largest_tau(lambda steps: self.removed_share(steps) >= wanted, low)
+        return self._made(self.steps_at(tau), {"reduction": wanted, "tau": tau}, wanted=self._wanted_at(tau))
+
+    def _by_size(self, most: int) -> PruningPlan:
+        low, _ = self._tau_range
+        best = self.bytes_after(self.steps_at(low))
+        if best > most:
+            raise BudgetOutOfReach(
+                f"--max-size {format_size(most)} is out of reach: {self._floors_sentence()} at least "
+                f"{format_size(best)} ({best} bytes) remain. Ask for that or more{self._lower_floor_hint()}."
+            )
+        tau = self._largest_tau(lambda steps: self.bytes_after(steps) <= most, low)
+        return self._made(self.steps_at(tau), {"max_size": most, "tau": tau}, wanted=self._wanted_at(tau))
+
+    def _by_count(self, count: int) -> PruningPlan:
+        for layer, facts in self.evidence.layers.items():
+            if not self._floor(layer) <= count <= facts.num_experts:
+                raise BudgetOutOfReach(
+                    f"--experts-per-layer {count} is out of reach: layer {layer} has {facts.num_experts} experts and "
+                    f"keeps at least {self._floor(layer)}. Ask for a number between the two{self._lower_floor_hint()}."
+                )
+        steps = {layer: facts.num_experts - count for layer, facts in self.evidence.layers.items()}
+        return self._made(steps, {"experts_per_layer": count}, wanted=steps)
+
+    def _like(self, other: PruningPlan) -> PruningPlan:
+        if set(other.kept) != set(self.evidence.layers):
+            raise PlanError(
+                f"--like: that plan has layers {_ranges(other.kept)}, the evidence has {_ranges(self.evidence.layers)}."
+            )
+        steps = {}
+        for layer, facts in self.evidence.layers.items():
+            count = len(other.kept[layer])
+            if not self._floor(layer) <= count <= facts.num_experts:
+                raise BudgetOutOfReach(
+                    f"--like: that plan keeps {count} experts in layer {layer}, which has {facts.num_experts} and "
+                    f"keeps at least {self._floor(layer)}{self._lower_floor_hint()}."
+                )
+            steps[layer] = facts.num_experts - count
+        return self._made(steps, {"like": other.sha256}, wanted=steps)
+
+    def _largest_tau(self, met: Callable[[Mapping[int, int]], bool], low: float) -> float:
+        """The largest tau whose cut meets a budget that is met at `low`, to the last bit.
+
+        Kept sets are nested in tau, so this is a bisection. A budget that removes nothing is met by every tau; then the
+        answer is one above all critical taus.
+        """
+        _, high = self._tau_range
+        if met(self.steps_at(high)):
+            return high
+        while (middle := low + (high - low) / 2) not in (low, high):
+            low, high = (middle, high) if met(self.steps_at(middle)) else (low, middle)
+        return low
+
+    @cached_property
+    def _tau_range(self) -> tuple[float, float]:
+        """A tau below and one above all critical taus, (level - mean) / iqr, of layers that have a spread."""
+        critical = [
+            (level - order.mean) / order.iqr
+            for layer, order in self.orders.items()
+            if order.iqr > 0 and order.levels is not None
+            for level in order.levels[: self.most_steps[layer]]
+        ]
+        low, high = min(critical, default=0.0), max(critical, default=0.0)
+        return low - 1 - 1e-6 * abs(low), high + 1 + 1e-6 * abs(high)
+
+    def _floors_sentence(self) -> str:
+        if self.min_experts is not None:
+            return f"with at least {self.min_experts} experts in each of {len(self.orders)} layers"
+        top_ks = sorted({facts.top_k for facts in self.evidence.layers.values()})
+        return f"with top_k={'/'.join(map(str, top_ks))} in each of {len(self.orders)} layers"
+
+    def _lower_floor_hint(self) -> str:
+        lowest = min(map(self._floor, self.evidence.layers))
+        return ", or lower the floor with --min-experts" if lowest > 1 else ""
+
+    # -------------------------------------------------------------------------------------- the plan itself
+
+    def _made(self, steps: Mapping[int, int], budget: Mapping[str, Any], *, wanted: Mapping[int, int]) -> PruningPlan:
+        kept = {layer: order.kept_after(steps[layer]) for layer, order in self.orders.items()}
+        check_groups(kept, self.evidence)
+        settings = {**budget, "min_experts": self.min_experts}
+        if self.criterion.needs_seed:
+            settings["seed"] = self.seed
+        if self.criterion.needs_redundancy:
+            settings |= {"estimator": self.evidence.estimator, **self.evidence.settings}
+        floored = [layer for layer in self.orders if wanted[layer] > self.most_steps[layer]]
+        summary = {**summarize(self.evidence, kept), "floored_layers": floored, **self._above_noise}
+        return PruningPlan(
+            model_type=self.evidence.model_type,
+            source=self.evidence.source,
+            fingerprint=self.evidence.fingerprint,
+            criterion=self.criterion.name,
+            settings=settings,
+            kept=kept,
+            order=self._orders_to_floor,
+            summary=summary,
+        )
+
+    @cached_property
+    def _orders_to_floor(self) -> dict[int, tuple[tuple[int, float | None], ...]]:
+        def steps(order: EliminationOrder, most: int) -> tuple[tuple[int, float | None], ...]:
+            levels = order.levels or (None,) * len(order.removed)
+            return tuple(zip(order.removed[:most], levels[:most], strict=True))
+
+        return {layer: steps(order, self.most_steps[layer]) for layer, order in self.orders.items()}
+
+    @cached_property
+    def _above_noise(self) -> dict[str, Any]:
+        return self.evidence.above_noise() if self.criterion.needs_redundancy else {}
+
+
+def summarize(evidence: Evidence, kept: Mapping[int, Sequence[int]]) -> dict[str, Any]:
+    """Sizes before and after: experts, parameters, bytes, and the removed shares (method.md, section 2)."""
+    layers = evidence.layers
+
+    def routed(count: Mapping[int, int], of: Callable[[ExpertSizes], int]) -> int:
+        return sum(count[layer] * of(facts.sizes) for layer, facts in layers.items())
+
+    before = {layer: facts.num_experts for layer, facts in layers.items()}
+    after = {layer: len(experts) for layer, experts in kept.items()}
+    all_before = evidence.other_parameters + routed(before, lambda size: size.parameters + size.router_parameters)
+    all_after = evidence.other_parameters + routed(after, lambda size: size.parameters + size.router_parameters)
+    routed_before = routed(before, lambda size: size.parameters)
+    return {
+        "experts_before": sum(before.values()),
+        "experts_kept": sum(after.values()),
+        "parameters_before": all_before,
+        "parameters_after": all_after,
+        "bytes_before": evidence.other_bytes + routed(before, lambda size: size.nbytes + size.router_nbytes),
+        "bytes_after": evidence.other_bytes + routed(after, lambda size: size.nbytes + size.router_nbytes),
+        "reduction": 1 - routed(after, lambda size: size.parameters) / routed_before,
+        "reduction_of_all": 1 - all_after / all_before,
+    }
+
+
+def even_out(plan: PruningPlan, num_experts: Mapping[int, int]) -> PruningPlan:
+    """The same plan with equal counts in all layers, following its order of removal.
+
+    Every layer gets the plan's mean count, rounded down, so that the result is no larger than the plan's own. Raises
+    PlanError if the plan has no order, or was edited so that its kept experts do not follow it.
+    """
+    count = sum(map(len, plan.kept.values())) // len(plan.kept)
+    kept = {}
+    for layer, experts in plan.kept.items():
+        removed = [expert for expert, _ in plan.order.get(layer, ())]
+        if steps_to(removed, experts, num_experts[layer]) is None:
+            raise PlanError(
+                f"A uniform layout needs the order of removal, but the experts kept in layer {layer} do not follow the "
+                "plan's order (was it edited by hand?). Use --layout per-layer, or plan with --experts-per-layer."
+            )
+        if num_experts[layer] - count > len(removed):
+            raise PlanError(
+                f"A uniform layout of {count} experts is below the floor of layer {layer}, where the plan's order ends "
+                f"with {num_experts[layer] - len(removed)}. Use --layout per-layer, or plan with a lower --min-experts."
+            )
+        gone = set(removed[: num_experts[layer] - count])
+        kept[layer] = tuple(expert for expert in range(num_experts[layer]) if expert not in gone)
+    return replace(plan, kept=kept, settings={**plan.settings, "layout": "uniform"})
+
+
+def check_groups(kept: Mapping[int, Sequence[int]], evidence: Evidence) -> None:
+    """Routers limited by groups need as many experts in each group. Raises PlanError where they would not have them."""
+    for layer, experts in kept.items():
+        facts = evidence.layers[layer]
+        if facts.groups == 1:
+            continue
+        size = facts.num_experts // facts.groups
+        per_group = [sum(expert // size == group for expert in experts) for group in range(facts.groups)]
+        if len(set(per_group)) > 1:
+            raise PlanError(
+                f"The router of layer {layer} chooses among {facts.groups} groups of experts, so each must keep as "
+                f"many; this plan keeps {per_group}. Edit the plan so that they are equal."
+            )
+
+
+def _finite(value: float, flag: str) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not isfinite(number):
+        raise SettingError(f"{flag} {value} makes no sense: give a number.")
+    return number
+
+
+def _ranges(layers: Iterable[int]) -> str:
+    ordered = sorted(layers)
+    return f"{ordered[0]} to {ordered[-1]} ({len(ordered)})" if ordered else "none"
+
+
+def _json_rows(value: Any) -> str:
+    """JSON with one row per entry of a mapping, so that a plan of 60 experts a layer stays readable and diffable."""
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value)
+    rows = (f"    {json.dumps(key)}: {json.dumps(entry)}" for key, entry in value.items())
+    return "{\n" + ",\n".join(rows) + "\n  }"

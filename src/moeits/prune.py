@@ -1,0 +1,189 @@
+"""Checkpoint x plan -> smaller checkpoint: removed experts physically gone (paper, Algorithm 2 and section 4.2).
+
+Every tensor has exactly one fate - copy, take, rename or drop - and all fates are known before a byte is written. No
+number is ever recomputed, so what is kept is kept to the bit, in any dtype.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from moeits.card import model_card
+from moeits.checkpoint import Checkpoint, TensorInfo
+from moeits.checkpoint_writer import ByteRange, CheckpointWriter, NewTensor, new_checkpoint
+from moeits.errors import PlanError, SettingError
+from moeits.evidence import Evidence
+from moeits.layout import MoELayer, MoELayout
+from moeits.plan import PruningPlan, check_groups, even_out, summarize
+from moeits.progress import Progress, silent
+from moeits.pruned_config import LOADER_FILE, pruned_config
+from moeits.side_files import copy_side_files
+from moeits.sizes import parse_size
+
+LAYOUTS = ("auto", "per-layer", "uniform", "padded")
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Not of one expert: byte for byte, under its own name."""
+
+
+@dataclass(frozen=True)
+class Take:
+    """The expert axis comes first: keep the rows of the kept experts."""
+
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Rename:
+    """A kept expert's own tensor: byte for byte, under its new number."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A removed expert's own tensor."""
+
+
+Fate = Copy | Take | Rename | Drop
+
+
+def prune(
+    model: str | Path | Checkpoint,
+    *,
+    plan: str | Path | PruningPlan,
+    output: str | Path,
+    layout: str = "auto",
+    max_shard_size: str | int | None = None,
+    revision: str | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> PruningPlan:
+    """Write the checkpoint that a plan leaves, and return the plan as it was carried out.
+
+    Paper: Algorithm 2; method.md, section 3. `layout` is `per-layer` (each layer its own count; opened by `moeits.load`
+    or with trust_remote_code), `uniform` (the same count everywhere, opened by everything; an uneven plan is evened out
+    along its order), or `auto`: uniform if the plan's counts are equal, else per-layer. Shards are at most
+    `max_shard_size`, by default as large as the source's. The output appears under its name only when complete.
+
+    Raises PlanError if the plan is of another checkpoint or does not fit it, CheckpointError if the checkpoint is
+    broken, OutputError if the output exists, lies in the source, or cannot be written.
+    """
+    checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model, revision=revision)
+    moe = MoELayout.of(checkpoint)
+    plan = plan if isinstance(plan, PruningPlan) else PruningPlan.load(plan)
+    check_plan(plan, checkpoint, moe)
+    layout = _chosen_layout(layout, plan)
+    facts = Evidence.without_scores(checkpoint, moe)
+    if layout == "uniform":
+        plan = even_out(plan, {i: layer.num_experts for i, layer in moe.layers.items()})
+    check_groups(plan.kept, facts)
+    plan = replace(plan, summary={**plan.summary, **summarize(facts, plan.kept)})
+    tensors = new_tensors(checkpoint, moe, plan.kept)
+    largest = max(shard.stat().st_size for shard in checkpoint.shards)
+    shard_bytes = largest if max_shard_size is None else parse_size(max_shard_size, "--max-shard-size")
+    with new_checkpoint(
+        Path(output), sources=[checkpoint.folder], nbytes=sum(t.nbytes for t in tensors), overwrite=overwrite
+    ) as writer:
+        writer.write_tensors(tensors, max_shard_bytes=shard_bytes, progress=progress)
+        _write_small_files(writer, checkpoint, moe, plan, layout)
+    return plan
+
+
+def check_plan(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout) -> None:
+    """The plan was made for these tensors, and names experts that exist. Raises PlanError where not."""
+    if plan.fingerprint != checkpoint.fingerprint:
+        raise PlanError(
+            f"The plan was made for {plan.source} (fingerprint {plan.fingerprint[:12]}), but {checkpoint.source} has "
+            f"fingerprint {checkpoint.fingerprint[:12]}. Plan again for this checkpoint, or use the other one."
+        )
+    if set(plan.kept) != set(moe.layers):
+        differing = sorted(set(plan.kept) ^ set(moe.layers))
+        raise PlanError(f"The plan and the checkpoint disagree on which layers have experts: {differing}.")
+    for i, kept in plan.kept.items():
+        if kept[-1] >= moe.layers[i].num_experts:
+            raise PlanError(f"The plan keeps expert {kept[-1]} of layer {i}, which has {moe.layers[i].num_experts}.")
+
+
+def fates(layer: MoELayer, kept: Sequence[int]) -> dict[str, Fate]:
+    """The fate of every tensor of one MoE block, by name. What is outside MoE blocks is copied."""
+    result: dict[str, Fate] = dict.fromkeys(layer.shared, Copy())
+    result |= dict.fromkeys(layer.expert_rows, Take(tuple(kept)))
+    new_number = {expert: number for number, expert in enumerate(kept)}
+    for expert, tensors in layer.experts.items():
+        for name in tensors.values():
+            if expert in new_number:
+                result[name] = Rename(_renumbered(layer, name, expert, new_number[expert]))
+            else:
+                result[name] = Drop()
+    return result
+
+
+def new_tensors(checkpoint: Checkpoint, moe: MoELayout, kept: Mapping[int, Sequence[int]]) -> list[NewTensor]:
+    """What is written, in the order of the source's shards: every tensor's fate carried out on headers alone."""
+    fate_of = {name: fate for i, layer in moe.layers.items() for name, fate in fates(layer, kept[i]).items()}
+    made = []
+    for info in checkpoint.tensors.values():
+        match fate_of.get(info.name, Copy()):
+            case Copy():
+                made.append(_moved(info, info.name))
+            case Rename(name):
+                made.append(_moved(info, name))
+            case Take(rows):
+                made.append(_rows(info, rows))
+            case Drop():
+                pass
+    names = [tensor.name for tensor in made]
+    assert len(names) == len(set(names)), "two tensors would get one name"
+    return made
+
+
+def _renumbered(layer: MoELayer, name: str, old: int, new: int) -> str:
+    before, after = name.removeprefix(layer.block).split(f".{old}.", 1)
+    return f"{layer.block}{before}.{new}.{after}"
+
+
+def _moved(info: TensorInfo, name: str) -> NewTensor:
+    whole = ByteRange(path=info.shard, offset=info.offset, length=info.nbytes)
+    return NewTensor(name=name, dtype=info.dtype, shape=info.shape, nbytes=info.nbytes, parts=(whole,))
+
+
+def _rows(info: TensorInfo, rows: Sequence[int]) -> NewTensor:
+    """Rows of a row-major tensor are contiguous bytes; neighbouring rows are moved together."""
+    row_bytes = info.nbytes // info.shape[0]
+    parts: list[ByteRange] = []
+    for row in rows:
+        start = info.offset + row * row_bytes
+        if parts and parts[-1].offset + parts[-1].length == start:
+            parts[-1] = replace(parts[-1], length=parts[-1].length + row_bytes)
+        else:
+            parts.append(ByteRange(path=info.shard, offset=start, length=row_bytes))
+    shape = (len(rows), *info.shape[1:])
+    return NewTensor(name=info.name, dtype=info.dtype, shape=shape, nbytes=row_bytes * len(rows), parts=tuple(parts))
+
+
+def _chosen_layout(layout: str, plan: PruningPlan) -> str:
+    if layout not in LAYOUTS:
+        raise SettingError(f"--layout {layout} makes no sense: it is {', '.join(LAYOUTS)}.")
+    if layout == "padded":
+        # Exact padding needs a selection bias of -1e9 for the dead experts; no registered family has such a bias.
+        raise SettingError(
+            f"--layout padded needs a router with a selection bias, and {plan.model_type} has none: a padded expert "
+            "would still be chosen. Use uniform or per-layer."
+        )
+    if layout == "auto":
+        return "uniform" if len(set(map(len, plan.kept.values()))) == 1 else "per-layer"
+    return layout
+
+
+def _write_small_files(
+    writer: CheckpointWriter, checkpoint: Checkpoint, moe: MoELayout, plan: PruningPlan, layout: str
+) -> None:
+    left_out = copy_side_files(checkpoint.folder, writer)
+    writer.write_json("config.json", pruned_config(checkpoint.config, moe, plan, layout))
+    if layout == "per-layer":
+        writer.copy(Path(__file__).with_name(LOADER_FILE), LOADER_FILE)
+    writer.write_text("plan.json", plan.to_json())
+    writer.write_text("README.md", model_card(checkpoint, moe, plan, layout, left_out))

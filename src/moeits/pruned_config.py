@@ -1,0 +1,48 @@
+"""The config.json of a pruned checkpoint: the source's raw JSON with new counts, never a round trip through a class.
+
+Equal counts rewrite the family's own count key, which every stock loader reads. Unequal counts leave it alone and add
+transformers' `per_layer_config`, which stock models refuse loudly and `modeling_moeits.py` carries out.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from moeits.errors import CheckpointError
+from moeits.layout import MoELayout
+from moeits.plan import PruningPlan
+from moeits.version import __version__
+
+LOADER_FILE = "modeling_moeits.py"
+
+
+def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, layout: str) -> dict[str, Any]:
+    """config.json for the kept experts, `layout` being "uniform" or "per-layer".
+
+    The source's own modelling code (`auto_map`) is left out: every known family is native to transformers. Where fewer
+    experts are kept than the router picks, the layer's top_k is lowered with them.
+    """
+    own = {key: value for key, value in config.items() if key not in {"auto_map", "per_layer_config", "moeits"}}
+    count_key, top_k_key = moe.architecture.num_experts_key(config), moe.architecture.top_k_key
+    assert count_key is not None
+    top_k = {i: min(layer.top_k, len(plan.kept[i])) for i, layer in moe.layers.items()}
+    if layout == "uniform":
+        own[count_key] = len(next(iter(plan.kept.values())))
+        own[top_k_key] = min(top_k.values())
+    else:
+        own["per_layer_config"] = {
+            str(i): {count_key: len(kept)} | ({top_k_key: top_k[i]} if top_k[i] != config[top_k_key] else {})
+            for i, kept in plan.kept.items()
+        }
+        own["auto_map"] = {"AutoModelForCausalLM": f"{LOADER_FILE.removesuffix('.py')}.{_class_name(config)}"}
+    own["moeits"] = {"version": __version__, "source": plan.source, "plan_sha256": plan.sha256}
+    return own
+
+
+def _class_name(config: Mapping[str, Any]) -> str:
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise CheckpointError(
+            "config.json names no class under architectures, so a checkpoint with unequal layers could not say what "
+            "opens it. Add the key, or use --layout uniform."
+        )
+    return names[0]
