@@ -1,0 +1,41 @@
+"""What every test may ask for: the shared trained models, and a toy checkpoint."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests.toys import make_toy
+
+# Tests are timed by pytest-timeout; a deadline per example only measures how busy the machine is.
+settings.register_profile("here", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+SHARED = Path(__file__).parents[2] / "shared"
+TRAINED = {
+    "mixtral": "moe-tiny-mixtral",
+    "qwen2_moe": "moe-tiny-qwen2moe",
+    "deepseek_v2": "moe-tiny-deepseekv2",
+}
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of trained models and data beside the repository; tests that need it are skipped without it."""
+    if not (SHARED / "models").is_dir():
+        pytest.skip("the trained models are not here: this test reads them from ../shared/models")
+    return SHARED
+
+
+@pytest.fixture(params=TRAINED)
+def trained(request: pytest.FixtureRequest, shared: Path) -> Path:
+    """The folder of one small trained checkpoint, of each of the paper's three architectures in turn."""
+    return shared / "models" / TRAINED[request.param]
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """A tiny Qwen2-MoE checkpoint: three layers of six experts, top-2, bfloat16, one file."""
+    return make_toy(tmp_path / "toy")
