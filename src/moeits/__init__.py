@@ -15,6 +15,7 @@ from moeits.prune import prune
 from moeits.runtime import load
 from moeits.score import score
 from moeits.simplify import simplify
+from moeits.sweep import sweep
 from moeits.version import __version__
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "prune",
     "score",
     "simplify",
+    "sweep",
 ]

@@ -13,9 +13,9 @@ import typer
 
 import moeits
 from moeits import console
-from moeits.console import plans
+from moeits.console import footprint, plans
 from moeits.errors import MoeitsError
-from moeits.flags import FLAGS
+from moeits.flags import FLAGS, flag
 
 
 def _command(stage: Callable[..., Any], show: Callable[[Any, dict[str, Any]], None]) -> Callable[..., None]:
@@ -35,7 +35,9 @@ def _command(stage: Callable[..., Any], show: Callable[[Any, dict[str, Any]], No
             show(result, arguments)
 
     parameters = [
-        signatures.Parameter(name, own[name].POSITIONAL_OR_KEYWORD, default=own[name].default, annotation=FLAGS[name])
+        signatures.Parameter(
+            name, own[name].POSITIONAL_OR_KEYWORD, default=own[name].default, annotation=flag(stage.__name__, name)
+        )
         for name in sorted(taken, key=lambda name: own[name].default is not signatures.Parameter.empty)
     ]
     parameters.append(
@@ -59,6 +61,7 @@ COMMANDS: tuple[tuple[Callable[..., Any], Callable[[Any, dict[str, Any]], None]]
     (moeits.plan, plans.show_plan),
     (moeits.prune, plans.show_plan),
     (moeits.simplify, plans.show_plan),
+    (moeits.sweep, footprint.show_sweep),
 )
 for _stage, _show in COMMANDS:
     app.command(_stage.__name__)(_command(_stage, _show))

@@ -56,5 +56,11 @@ FLAGS: dict[str, Any] = {
     ],
     "revision": Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")],
     "overwrite": Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at the output.")],
+    "sweep tau": Annotated[str, typer.Option(help="FIRST:LAST:STEP, both ends included, or a list T,T,T.")],
     "json": Annotated[bool, typer.Option("--json", help="Print the result as JSON.")],
 }
+
+
+def flag(command: str, name: str) -> Any:
+    """The description of a flag; where a command gives it another shape, the key is `command name`."""
+    return FLAGS.get(f"{command} {name}") or FLAGS[name]

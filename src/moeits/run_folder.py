@@ -1,0 +1,153 @@
+"""The folder of a sweep: what is finished in it, so that no finished point is ever repeated.
+
+    RUN/sweep.json                    what was asked, and what each tau leaves
+    RUN/evidence.safetensors          the one scoring, with all elimination orders in it
+    RUN/ledger.json                   seconds and joules of each stage: the run's own log
+    RUN/unpruned/unhealed.json        results of the model as it came
+    RUN/experts-678/plan.json         who stays where 678 experts do
+    RUN/experts-678/unhealed.json     results of the pruned model, footprint.json what it costs
+    RUN/experts-678/healing.json      how it was healed, healed.json the results after that
+
+Kept sets of one elimination order are nested, so the number of experts names the set: taus that keep as many share a
+folder, and a finer grid of taus finds the points of a coarser one finished.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moeits.errors import OutputError, SettingError
+from moeits.evidence import Evidence, write_whole
+from moeits.plan import PruningPlan
+
+
+@dataclass(frozen=True)
+class PointFolder:
+    """The folder of one set of kept experts."""
+
+    path: Path
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def unhealed(self) -> Path:
+        return self.path / "unhealed.json"
+
+    @property
+    def footprint(self) -> Path:
+        return self.path / "footprint.json"
+
+    @property
+    def healing(self) -> Path:
+        return self.path / "healing.json"
+
+    @property
+    def healed(self) -> Path:
+        return self.path / "healed.json"
+
+    @property
+    def pruned_checkpoint(self) -> Path:
+        """Where the pruned model lies while it is worked on."""
+        return self.path / "pruned"
+
+    @property
+    def healed_checkpoint(self) -> Path:
+        return self.path / "healed"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of a sweep over one checkpoint with one set of settings."""
+
+    path: Path
+
+    @property
+    def sweep(self) -> Path:
+        return self.path / "sweep.json"
+
+    @property
+    def evidence(self) -> Path:
+        return self.path / "evidence.safetensors"
+
+    @property
+    def ledger(self) -> Path:
+        return self.path / "ledger.json"
+
+    @property
+    def unpruned(self) -> PointFolder:
+        return PointFolder(self.path / "unpruned")
+
+    def point(self, plan: PruningPlan) -> PointFolder:
+        """The folder of a plan's kept experts; that of the unpruned model where the plan keeps them all."""
+        kept, before = plan.summary["experts_kept"], plan.summary["experts_before"]
+        return self.unpruned if kept == before else PointFolder(self.path / f"experts-{kept}")
+
+    def begin(self, *, fingerprint: str, settings: Mapping[str, Any], fresh: bool) -> Evidence | None:
+        """Make the folder, or go on in it; returns the evidence if it is there already.
+
+        Raises SettingError if it holds a sweep of another checkpoint or of other settings, OutputError if it cannot be
+        made.
+        """
+        if fresh:
+            self._forget()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be made: {error.strerror}. Choose another --output.") from None
+        if (self.path / "config.json").exists():
+            raise OutputError(f"{self.path} is a checkpoint. Choose another --output for the sweep.")
+        if not self.sweep.exists():
+            return None
+        self._check_same(fingerprint, settings)
+        return Evidence.load(self.evidence) if self.evidence.exists() else None
+
+    def _check_same(self, fingerprint: str, settings: Mapping[str, Any]) -> None:
+        before = read_sweep(self.sweep)
+        if before["fingerprint"] != fingerprint:
+            raise SettingError(
+                f"{self.path} holds a sweep of another checkpoint ({before['source']}). Choose another --output, or "
+                "start again with --fresh."
+            )
+        known = before["settings"]
+        # What was not asked for before is added to the finished points; what was asked differently cannot be mixed.
+        differing = [name for name in known if known[name] is not None and known[name] != settings.get(name)]
+        differing = [name for name in differing if settings.get(name) is not None or name in SCORING]
+        if differing:
+            was = "; ".join(f"{name} was {json.dumps(known[name])}" for name in differing)
+            raise SettingError(
+                f"{self.path} holds a sweep with other settings ({was}). Choose another --output, or start again with "
+                "--fresh."
+            )
+
+    def _forget(self) -> None:
+        """Remove what sweeps write, and nothing else."""
+        for file in (self.sweep, self.evidence, self.ledger):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self.path / "evidence.safetensors.partial", ignore_errors=True)
+        for folder in (self.unpruned.path, *self.path.glob("experts-*")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def save(self, facts: Mapping[str, Any]) -> None:
+        """Write sweep.json, all or nothing."""
+        write_whole(self.sweep, (json.dumps(facts, indent=1) + "\n").encode())
+
+
+SCORING = ("scoring", "min_experts")
+
+
+def read_sweep(path: Path) -> dict[str, Any]:
+    """A sweep.json as a JSON value. Raises SettingError if it is broken."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value["kind"] != "sweep" or value["format"] != 1:
+            raise ValueError(f"it has format {value['format']}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingError(
+            f"{path} is no sweep that moeits wrote ({type(error).__name__}: {error}). Start again with --fresh."
+        ) from None
+    return dict(value)
