@@ -4,6 +4,8 @@ One byte per cell keeps the table of an average pair in the second-level cache, 
 depends on. A cell that passes 255 wraps to 0 and is noted in a list, so that the counts stay exact.
 """
 
+from math import log
+
 import numba
 import numpy as np
 
@@ -12,13 +14,15 @@ TABLE_BYTES = 64 << 20
 
 
 def joint_count_log_count(a: np.ndarray, b: np.ndarray, bins_a: int, bins_b: int) -> float:
-    """sum of c ln c over all cells of the joint histogram of two weights; N ln N minus N times the joint entropy.
+    """sum of c ln c over all cells of the joint histogram of two weights: N ln N minus N times the joint entropy.
 
-    `a`, `b`: (N,) uint16 codes below `bins_a` and `bins_b`. Symmetric to the last bit: the sum runs over the counts in
-    ascending order, wherever their cells are.
+    `a`, `b`: (N,) uint16 codes below `bins_a` and `bins_b`. Symmetric to the last bit: terms are summed as integers,
+    scaled so that the largest possible sum, N ln N, just fits 62 bits; that leaves more digits than a float sum has.
     """
     band = max(1, min(bins_a, TABLE_BYTES // bins_b))
-    return _count_log_count(a, b, bins_a, bins_b, band)
+    largest = a.size * log(a.size) if a.size > 1 else 1.0
+    scale = 2.0 ** (61 - np.ceil(np.log2(largest)))
+    return _count_log_count(a, b, bins_a, bins_b, band, scale) / scale
 
 
 @numba.njit(nogil=True, cache=True)
@@ -56,54 +60,36 @@ def _count_band(a, b, bins_b, low, high, table, wrapped):  # type: ignore[no-unt
 
 
 @numba.njit(nogil=True, cache=True)
-def _count_log_count(a, b, bins_a, bins_b, band):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+def _count_log_count(a, b, bins_a, bins_b, band, scale):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    terms = np.zeros(256, np.int64)
+    for count in range(2, 256):
+        terms[count] = np.int64(np.rint(scale * count * np.log(count)))
     table = np.zeros(band * bins_b, np.uint8)
     wrapped = np.empty(a.size // 256 + 1, np.uint32)
-    large = np.empty(a.size // 256 + 1, np.int64)
-    spectrum = np.zeros(256, np.int64)
-    larges = 0
+    total = np.int64(0)
     for low in range(0, bins_a, band):
         if band >= bins_a:
             times = count_pairs(a, b, bins_b, table, wrapped)
         else:
             times = _count_band(a, b, bins_b, low, low + band, table, wrapped)
-        larges = _take_out_wrapped(table, np.sort(wrapped[:times]), large, larges)
-        _add_spectrum(table, spectrum)
-    total = 0.0
-    for count in range(2, 256):
-        total += spectrum[count] * (count * np.log(count))
-    for count in np.sort(large[:larges]):
-        total += count * np.log(count)
+        total += _take_wrapped(table, np.sort(wrapped[:times]), scale)
+        for count in table:
+            total += terms[count]
+        table[:] = 0
     return total
 
 
 @numba.njit(nogil=True, cache=True)
-def _take_out_wrapped(table, cells, large, larges):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """Move the cells that passed 255 from the table to the list of large counts; the new length of that list."""
+def _take_wrapped(table, cells, scale):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """The terms of the cells that passed 255, `cells` ascending with repeats; those cells are emptied."""
+    total = np.int64(0)
     i = 0
     while i < cells.size:
         j = i
         while j < cells.size and cells[j] == cells[i]:
             j += 1
-        large[larges] = 256 * (j - i) + table[cells[i]]
+        count = 256 * (j - i) + table[cells[i]]
         table[cells[i]] = 0
-        larges += 1
+        total += np.int64(np.rint(scale * count * np.log(count)))
         i = j
-    return larges
-
-
-@numba.njit(nogil=True, cache=True)
-def _add_spectrum(table, spectrum):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
-    """How many cells have each count; leaves a table of zeros. Four counters, as neighbours often count alike."""
-    part = np.zeros((4, 256), np.int64)
-    whole = table.size // 4 * 4
-    for i in range(0, whole, 4):
-        part[0, table[i]] += 1
-        part[1, table[i + 1]] += 1
-        part[2, table[i + 2]] += 1
-        part[3, table[i + 3]] += 1
-    for i in range(whole, table.size):
-        part[0, table[i]] += 1
-    table[:] = 0
-    for count in range(256):
-        spectrum[count] += part[0, count] + part[1, count] + part[2, count] + part[3, count]
+    return total

@@ -1,0 +1,1 @@
+"""What is fast and by how much, against programs written by someone else. Run all with `make bench`."""
