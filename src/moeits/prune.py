@@ -10,7 +10,7 @@ from pathlib import Path
 
 from moeits.card import model_card
 from moeits.checkpoint import Checkpoint, TensorInfo
-from moeits.checkpoint_writer import ByteRange, CheckpointWriter, NewTensor, new_checkpoint
+from moeits.checkpoint_writer import ByteRange, NewTensor, check_output, new_checkpoint
 from moeits.errors import PlanError, SettingError
 from moeits.evidence import Evidence
 from moeits.layout import MoELayer, MoELayout
@@ -76,20 +76,30 @@ def prune(
     plan = plan if isinstance(plan, PruningPlan) else PruningPlan.load(plan)
     check_plan(plan, checkpoint, moe)
     layout = _chosen_layout(layout, plan)
-    facts = Evidence.without_scores(checkpoint, moe)
-    if layout == "uniform":
-        plan = even_out(plan, {i: layer.num_experts for i, layer in moe.layers.items()})
-    check_groups(plan.kept, facts)
-    plan = replace(plan, summary={**plan.summary, **summarize(facts, plan.kept)})
+    shard_bytes = _shard_bytes(max_shard_size, checkpoint)
+    plan = _as_carried_out(plan, checkpoint, moe, layout)
+    config = pruned_config(checkpoint.config, moe, plan, layout)
     tensors = new_tensors(checkpoint, moe, plan.kept)
-    largest = max(shard.stat().st_size for shard in checkpoint.shards)
-    shard_bytes = largest if max_shard_size is None else parse_size(max_shard_size, "--max-shard-size")
     with new_checkpoint(
         Path(output), sources=[checkpoint.folder], nbytes=sum(t.nbytes for t in tensors), overwrite=overwrite
     ) as writer:
+        left_out = copy_side_files(checkpoint.folder, writer)
+        writer.write_json("config.json", config)
+        if layout == "per-layer":
+            writer.copy(Path(__file__).with_name(LOADER_FILE), LOADER_FILE)
+        writer.write_text("plan.json", plan.to_json())
+        writer.write_text("README.md", model_card(checkpoint, moe, plan, layout, left_out))
         writer.write_tensors(tensors, max_shard_bytes=shard_bytes, progress=progress)
-        _write_small_files(writer, checkpoint, moe, plan, layout)
     return plan
+
+
+def check_request(
+    checkpoint: Checkpoint, *, output: str | Path, layout: str, max_shard_size: str | int | None, overwrite: bool
+) -> None:
+    """What can be wrong with a call of `prune` before there is a plan. Raises SettingError or OutputError."""
+    _check_layout(layout, str(checkpoint.config["model_type"]))
+    _shard_bytes(max_shard_size, checkpoint)
+    check_output(Path(output), sources=[checkpoint.folder], overwrite=overwrite)
 
 
 def check_plan(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout) -> None:
@@ -113,11 +123,9 @@ def fates(layer: MoELayer, kept: Sequence[int]) -> dict[str, Fate]:
     result |= dict.fromkeys(layer.expert_rows, Take(tuple(kept)))
     new_number = {expert: number for number, expert in enumerate(kept)}
     for expert, tensors in layer.experts.items():
-        for name in tensors.values():
-            if expert in new_number:
-                result[name] = Rename(_renumbered(layer, name, expert, new_number[expert]))
-            else:
-                result[name] = Drop()
+        for tensor, name in tensors.items():
+            # All experts of a layer have the same tensors, so the new name is there: it is that of the old owner.
+            result[name] = Rename(layer.experts[new_number[expert]][tensor]) if expert in new_number else Drop()
     return result
 
 
@@ -140,11 +148,6 @@ def new_tensors(checkpoint: Checkpoint, moe: MoELayout, kept: Mapping[int, Seque
     return made
 
 
-def _renumbered(layer: MoELayer, name: str, old: int, new: int) -> str:
-    before, after = name.removeprefix(layer.block).split(f".{old}.", 1)
-    return f"{layer.block}{before}.{new}.{after}"
-
-
 def _moved(info: TensorInfo, name: str) -> NewTensor:
     whole = ByteRange(path=info.shard, offset=info.offset, length=info.nbytes)
     return NewTensor(name=name, dtype=info.dtype, shape=info.shape, nbytes=info.nbytes, parts=(whole,))
@@ -164,26 +167,41 @@ def _rows(info: TensorInfo, rows: Sequence[int]) -> NewTensor:
     return NewTensor(name=info.name, dtype=info.dtype, shape=shape, nbytes=row_bytes * len(rows), parts=tuple(parts))
 
 
-def _chosen_layout(layout: str, plan: PruningPlan) -> str:
+def _check_layout(layout: str, model_type: str) -> None:
     if layout not in LAYOUTS:
         raise SettingError(f"--layout {layout} makes no sense: it is {', '.join(LAYOUTS)}.")
     if layout == "padded":
         # Exact padding needs a selection bias of -1e9 for the dead experts; no registered family has such a bias.
         raise SettingError(
-            f"--layout padded needs a router with a selection bias, and {plan.model_type} has none: a padded expert "
-            "would still be chosen. Use uniform or per-layer."
+            f"--layout padded needs a router with a selection bias, and {model_type} has none: a padded expert would "
+            "still be chosen. Use uniform or per-layer."
         )
+
+
+def _chosen_layout(layout: str, plan: PruningPlan) -> str:
+    _check_layout(layout, plan.model_type)
     if layout == "auto":
-        return "uniform" if len(set(map(len, plan.kept.values()))) == 1 else "per-layer"
+        return "uniform" if _is_even(plan) else "per-layer"
     return layout
 
 
-def _write_small_files(
-    writer: CheckpointWriter, checkpoint: Checkpoint, moe: MoELayout, plan: PruningPlan, layout: str
-) -> None:
-    left_out = copy_side_files(checkpoint.folder, writer)
-    writer.write_json("config.json", pruned_config(checkpoint.config, moe, plan, layout))
-    if layout == "per-layer":
-        writer.copy(Path(__file__).with_name(LOADER_FILE), LOADER_FILE)
-    writer.write_text("plan.json", plan.to_json())
-    writer.write_text("README.md", model_card(checkpoint, moe, plan, layout, left_out))
+def _is_even(plan: PruningPlan) -> bool:
+    return len(set(map(len, plan.kept.values()))) == 1
+
+
+def _as_carried_out(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout, layout: str) -> PruningPlan:
+    """The plan evened out if the layout asks for it, with the sizes that this checkpoint really has."""
+    if layout == "uniform" and not _is_even(plan):
+        plan = even_out(plan, {i: layer.num_experts for i, layer in moe.layers.items()})
+    facts = Evidence.without_scores(checkpoint, moe)
+    check_groups(plan.kept, facts)
+    return replace(plan, summary={**plan.summary, **summarize(facts, plan.kept)})
+
+
+def _shard_bytes(max_shard_size: str | int | None, checkpoint: Checkpoint) -> int:
+    if max_shard_size is None:
+        return max(shard.stat().st_size for shard in checkpoint.shards)
+    asked = parse_size(max_shard_size, "--max-shard-size")
+    if asked < 1:
+        raise SettingError(f"--max-shard-size {max_shard_size} makes no sense: a shard holds something. Give 5GB, say.")
+    return asked

@@ -33,12 +33,13 @@ def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, 
             str(i): {count_key: len(kept)} | ({top_k_key: top_k[i]} if top_k[i] != config[top_k_key] else {})
             for i, kept in plan.kept.items()
         }
-        own["auto_map"] = {"AutoModelForCausalLM": f"{LOADER_FILE.removesuffix('.py')}.{_class_name(config)}"}
+        own["auto_map"] = {"AutoModelForCausalLM": f"{LOADER_FILE.removesuffix('.py')}.{class_name(config)}"}
     own["moeits"] = {"version": __version__, "source": plan.source, "plan_sha256": plan.sha256}
     return own
 
 
-def _class_name(config: Mapping[str, Any]) -> str:
+def class_name(config: Mapping[str, Any]) -> str:
+    """The model class that a config names first. Raises CheckpointError if it names none."""
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise CheckpointError(

@@ -5,29 +5,37 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from moeits import hub
 from moeits.checkpoint import read_json
-from moeits.errors import CheckpointError, MissingExtra
+from moeits.errors import CheckpointError, MissingExtra, SettingError
 from moeits.layout import per_layer_config
+from moeits.pruned_config import class_name
 
 
 def load(path: str | Path, **kwargs: Any) -> Any:
     """The stock transformers model of a checkpoint, whether its layers keep equal counts or not.
 
-    Keyword arguments (dtype, device_map, ...) go to `from_pretrained`. Code that a checkpoint brings along is never
-    run. Raises MissingExtra without torch and transformers, CheckpointError if transformers has no such class.
+    `path` is a folder, or a hub id (with `revision`). Other keyword arguments (dtype, device_map, ...) go to
+    `from_pretrained`. Code that a checkpoint brings along is never run, so `trust_remote_code` is no argument. Raises
+    MissingExtra without torch and transformers, CheckpointError if transformers has no such class.
     """
+    if "trust_remote_code" in kwargs:
+        raise SettingError("moeits.load runs no code of a checkpoint, so leave trust_remote_code out.")
     transformers = need("transformers", extra="load")
     need("torch", extra="load")
-    config = read_json(Path(path) / "config.json")
+    folder = Path(path) if Path(path).is_dir() else hub.download(str(path), kwargs.pop("revision", None))[0]
+    config = read_json(folder / "config.json")
     if not per_layer_config(config):
-        return transformers.AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, **kwargs)
+        return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **kwargs)
     from moeits.modeling_moeits import per_layer_class
 
-    name = (config.get("architectures") or ["?"])[0]
+    name = class_name(config)
     stock = getattr(transformers, name, None)
-    if stock is None:
-        raise CheckpointError(f"This transformers has no class {name}, which {path} was made for. Update transformers.")
-    return per_layer_class(stock).from_pretrained(path, **kwargs)
+    if not (isinstance(stock, type) and issubclass(stock, transformers.PreTrainedModel)):
+        raise CheckpointError(
+            f"This transformers has no model class {name}, which {path} was made for. Update transformers."
+        )
+    return per_layer_class(stock).from_pretrained(folder, **kwargs)
 
 
 def need(module: str, *, extra: str) -> ModuleType:

@@ -3,12 +3,14 @@
 Modelling code, other weight formats and training leftovers are not copied.
 """
 
-import json
+from fnmatch import fnmatch
 from pathlib import Path
 
 from moeits.checkpoint import read_json
 from moeits.checkpoint_writer import CheckpointWriter
+from moeits.pruned_config import LOADER_FILE
 
+# Compared in lower case: licences come as LICENSE, License.txt and license.md.
 COPIED = (
     "tokenizer*",
     "vocab*",
@@ -21,23 +23,23 @@ COPIED = (
     "additional_chat_templates/*",
     "generation_config.json",
     "*processor_config.json",
-    "LICENSE*",
-    "LICENCE*",
-    "NOTICE*",
-    "USE_POLICY*",
+    "license*",
+    "licence*",
+    "copying*",
+    "notice*",
+    "use_policy*",
 )
 
 
 def copy_side_files(folder: Path, writer: CheckpointWriter) -> list[str]:
     """Copy what belongs to the checkpoint; returns the names of code files that were left out."""
-    paths = sorted({path for pattern in COPIED for path in folder.glob(pattern) if path.is_file()})
-    for path in paths:
-        if path.suffix == ".py":
-            continue
+    for path in sorted([*folder.glob("*"), *folder.glob("additional_chat_templates/*")]):
         name = path.relative_to(folder).as_posix()
+        if path.suffix == ".py" or not path.is_file() or not any(fnmatch(name.lower(), each) for each in COPIED):
+            continue
         if name == "tokenizer_config.json" and "auto_map" in (config := read_json(path)):
             # It names tokenizer code that is left out; with it, loading would look for that code.
-            writer.write_text(name, json.dumps({k: v for k, v in config.items() if k != "auto_map"}, indent=2) + "\n")
+            writer.write_json(name, {key: value for key, value in config.items() if key != "auto_map"})
         else:
             writer.copy(path, name)
-    return sorted(path.name for path in folder.glob("*.py"))
+    return sorted(path.name for path in folder.glob("*.py") if path.name != LOADER_FILE)

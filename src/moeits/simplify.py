@@ -9,7 +9,7 @@ from moeits.evidence import Evidence
 from moeits.layout import MoELayout
 from moeits.plan import PruningPlan, plan
 from moeits.progress import Progress, silent
-from moeits.prune import prune
+from moeits.prune import check_request, prune
 from moeits.score import score
 
 
@@ -43,6 +43,7 @@ def simplify(
     Paper: Algorithm 1 without the healing. Returns the plan as it was carried out. Raises what the three stages raise.
     """
     checkpoint = Checkpoint.open(model, revision=revision)
+    check_request(checkpoint, output=output, layout=layout, max_shard_size=max_shard_size, overwrite=overwrite)
     if criterion_named(criterion).needs_redundancy:
         evidence = score(
             checkpoint,

@@ -1,0 +1,55 @@
+"""The oracle of surgery: the *unpruned* stock model whose removed experts' router logits are -inf before top-k.
+
+It shares no code with the pruner: it finds the routers of a loaded transformers model by the shape of their weight, and
+masks what they give wherever torch multiplies by that weight.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+
+# Matrices of kilobytes are slower on several threads, and far slower when the cores are busy.
+torch.set_num_threads(1)
+
+# Both models compute in float32 (24 bits) and take the same products, but sum them in another order, since matrices
+# of other sizes are multiplied. Logits here are below 50, so that a few rounding errors stay below this.
+TOLERANCE = 1e-5
+
+
+@contextmanager
+def routers_masked(model: Any, kept: Mapping[int, Sequence[int]], experts: int) -> Iterator[None]:
+    """Within the block, `model` cannot choose experts that are not in `kept` (decoder layer -> expert ids)."""
+    gone = {}
+    for layer, chosen in kept.items():
+        routers = [p for p in model.model.layers[layer].mlp.parameters() if p.ndim == 2 and p.shape[0] == experts]
+        assert len(routers) == 1, "the layer should have exactly one router"
+        gone[id(routers[0])] = torch.tensor(sorted(set(range(experts)) - set(chosen)), dtype=torch.long)
+    linear, masked = torch.nn.functional.linear, set()
+
+    def linear_with_removed_experts(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+        result = linear(x, weight, *rest)
+        if id(weight) in gone:
+            masked.add(id(weight))
+            result = result.index_fill(-1, gone[id(weight)], float("-inf"))
+        return result
+
+    with mock.patch.object(torch.nn.functional, "linear", linear_with_removed_experts):
+        yield
+    assert masked == set(gone), "some router never went through the mask: this oracle would prove nothing"
+
+
+@torch.no_grad()
+def logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """(batch, length, vocabulary), float32."""
+    return model.eval()(tokens).logits.float()
+
+
+@torch.no_grad()
+def continuation(model: Any, tokens: torch.Tensor, length: int = 6) -> torch.Tensor:
+    """What the model writes next, greedily, with its cache."""
+    return model.eval().generate(
+        tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=length, min_new_tokens=length, do_sample=False
+    )
