@@ -13,7 +13,7 @@ import numpy as np
 
 from moeits.errors import SettingError, ShapeMismatch
 from moeits.estimators.binning import bin_weight
-from moeits.estimators.independence import expected_joint_entropies
+from moeits.estimators.independence import expected_information
 from moeits.estimators.joint_counts import joint_count_log_count
 
 MOST_BINS = 65536
@@ -69,20 +69,20 @@ class NMI:
             return 0.0
         n = a.codes.size
         joint = log(n) - joint_count_log_count(a.codes, b.codes, a.counts.size, b.counts.size) / n
-        return _normalized(a.entropy, b.entropy, joint)
+        return _normalized(a.entropy + b.entropy - joint, a.entropy, b.entropy)
 
     def floor(self, encoded: Sequence[Codes]) -> np.ndarray:
         """(E, E), diagonal 0: the NMI expected if the weights were independent, given their marginals.
 
-        method.md, section 6: each joint count is Poisson with mean N p_a q_b. Agrees with permuted entries within a few
-        per cent; see docs/method.md for the measurement.
+        method.md, section 6. Agrees with the mean over permuted entries within 0.3 %, from 32 x 48 to 1408 x 2048
+        entries, Gaussian or Student-t (tests/test_independence.py).
         """
-        joint = expected_joint_entropies([codes.counts for codes in encoded])
-        floor = np.zeros_like(joint)
+        information = expected_information([codes.counts for codes in encoded])
+        floor = np.zeros_like(information)
         for i, a in enumerate(encoded):
             for j, b in enumerate(encoded):
                 if i != j and a.entropy > 0 and b.entropy > 0:
-                    floor[i, j] = _normalized(a.entropy, b.entropy, joint[i, j])
+                    floor[i, j] = _normalized(information[i, j], a.entropy, b.entropy)
         return floor
 
 
@@ -107,6 +107,6 @@ def _entropy(counts: np.ndarray) -> float:
     return float(np.log(total) - (ordered * np.log(ordered)).sum() / total)
 
 
-def _normalized(entropy_a: float, entropy_b: float, joint: float) -> float:
+def _normalized(information: float, entropy_a: float, entropy_b: float) -> float:
     # Rounding can leave the closed interval by 1e-16; the quantity itself cannot.
-    return min(max((entropy_a + entropy_b - joint) / sqrt(entropy_a * entropy_b), 0.0), 1.0)
+    return min(max(information / sqrt(entropy_a * entropy_b), 0.0), 1.0)
