@@ -12,6 +12,7 @@ from moeits.evidence import Evidence
 from moeits.inspect import Inspection, inspect
 from moeits.plan import PruningPlan, plan
 from moeits.prune import prune
+from moeits.report import report
 from moeits.runtime import load
 from moeits.score import score
 from moeits.simplify import simplify
@@ -29,6 +30,7 @@ __all__ = [
     "load",
     "plan",
     "prune",
+    "report",
     "score",
     "simplify",
     "sweep",

@@ -62,6 +62,7 @@ COMMANDS: tuple[tuple[Callable[..., Any], Callable[[Any, dict[str, Any]], None]]
     (moeits.prune, plans.show_plan),
     (moeits.simplify, plans.show_plan),
     (moeits.sweep, footprint.show_sweep),
+    (moeits.report, footprint.show_report),
 )
 for _stage, _show in COMMANDS:
     app.command(_stage.__name__)(_command(_stage, _show))

@@ -56,6 +56,8 @@ FLAGS: dict[str, Any] = {
     ],
     "revision": Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")],
     "overwrite": Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at the output.")],
+    "runs": Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that moeits sweep wrote.")],
+    "format": Annotated[str, typer.Option(help="html: one page; md: its tables, for a paper or a model card.")],
     "sweep tau": Annotated[str, typer.Option(help="FIRST:LAST:STEP, both ends included, or a list T,T,T.")],
     "json": Annotated[bool, typer.Option("--json", help="Print the result as JSON.")],
 }

@@ -21,7 +21,6 @@ from typing import Any
 
 from moeits.errors import OutputError, SettingError
 from moeits.evidence import Evidence, write_whole
-from moeits.plan import PruningPlan
 
 
 @dataclass(frozen=True)
@@ -82,9 +81,8 @@ class RunFolder:
     def unpruned(self) -> PointFolder:
         return PointFolder(self.path / "unpruned")
 
-    def point(self, plan: PruningPlan) -> PointFolder:
-        """The folder of a plan's kept experts; that of the unpruned model where the plan keeps them all."""
-        kept, before = plan.summary["experts_kept"], plan.summary["experts_before"]
+    def point(self, kept: int, before: int) -> PointFolder:
+        """The folder of a number of kept experts; that of the unpruned model where all of them are kept."""
         return self.unpruned if kept == before else PointFolder(self.path / f"experts-{kept}")
 
     def begin(self, *, fingerprint: str, settings: Mapping[str, Any], fresh: bool) -> Evidence | None:

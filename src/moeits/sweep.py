@@ -11,7 +11,7 @@ from moeits.errors import SettingError
 from moeits.evidence import Evidence
 from moeits.plan import Planner, PruningPlan
 from moeits.progress import Progress, silent
-from moeits.run_folder import RunFolder
+from moeits.run_folder import PointFolder, RunFolder
 from moeits.score import score
 from moeits.version import __version__
 
@@ -106,7 +106,7 @@ def sweep(
     plans = {tau: planner.plan(tau=tau) for tau in taus}
     found = _sweep_of(evidence, settings, plans, run)
     for plan in plans.values():
-        folder = run.point(plan)
+        folder = _folder_of(plan, run)
         folder.path.mkdir(exist_ok=True)
         if not folder.plan.exists():
             plan.save(folder.plan)
@@ -144,10 +144,14 @@ def _sweep_of(
         points=tuple(
             SweepPoint(
                 tau=tau,
-                folder=run.point(plan).path.name,
+                folder=_folder_of(plan, run).path.name,
                 kept={layer: len(experts) for layer, experts in plan.kept.items()},
                 summary=plan.summary,
             )
             for tau, plan in plans.items()
         ),
     )
+
+
+def _folder_of(plan: PruningPlan, run: RunFolder) -> PointFolder:
+    return run.point(plan.summary["experts_kept"], plan.summary["experts_before"])

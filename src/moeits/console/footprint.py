@@ -3,6 +3,7 @@
 from typing import Any
 
 from moeits.console import out, table
+from moeits.report import Report
 from moeits.sizes import format_size
 from moeits.sweep import Sweep
 
@@ -22,3 +23,8 @@ def show_sweep(found: Sweep, arguments: dict[str, Any]) -> None:
     )
     table(("tau", "experts kept", "per layer", "parameters", "bytes", "P(down)"), rows)
     out(f"written: {arguments['output']} (moeits report {arguments['output']} --output report.html)")
+
+
+def show_report(made: Report, arguments: dict[str, Any]) -> None:
+    """Where the page is, and how large."""
+    out(f"written: {arguments['output']} ({format_size(made.nbytes)}, {len(made.runs)} run{'s'[: len(made.runs) > 1]})")

@@ -1,0 +1,104 @@
+"""Matplotlib figures as inline SVG that takes its colours and its font from the page, in light and in dark.
+
+Figures are drawn in stand-in colours, which become CSS variables in the text of the SVG. Ids are made unique, so that
+many figures share one page, and nothing in the result depends on when or where it was drawn.
+"""
+
+import base64
+import html
+import io
+import re
+from typing import Any
+
+import numpy as np
+
+from moeits.runtime import need
+
+# Stand-in colour in the drawing -> CSS variable in the page.
+INK, MUTED, LINE, ACCENT, WARM, PAPER = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
+_VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", WARM: "warm", PAPER: "paper"}
+# Colours of further series, legible on both grounds.
+SERIES = (ACCENT, WARM, "#8a63c9", "#3f8f3a", "#b8891d", "#c0466b", "#4a7fc4", "#7a7a7a")
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "moeits",
+    "font.size": 11,
+    "text.color": INK,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": LINE,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.grid": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "figure.facecolor": "none",
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "lines.linewidth": 2,
+    "lines.markersize": 5,
+}
+
+
+class Drawing:
+    """One plot: a matplotlib figure while it is drawn, then the text of an SVG."""
+
+    def __init__(self, *, width: float = 6.4, height: float = 3.4) -> None:
+        matplotlib = need("matplotlib", extra="report")
+        figures = need("matplotlib.figure", extra="report")
+        self._matplotlib = matplotlib
+        with matplotlib.rc_context(_STYLE):
+            self.figure = figures.Figure(figsize=(width, height), layout="constrained")
+            self.axes: Any = self.figure.subplots()
+            self.axes.set_axisbelow(True)
+
+    def svg(self, name: str, label: str) -> str:
+        """The figure as inline SVG. `name` makes its ids unique, `label` is what a screen reader says."""
+        out = io.StringIO()
+        with self._matplotlib.rc_context(_STYLE):
+            nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+            self.figure.savefig(out, format="svg", metadata=nothing)
+        text = out.getvalue()
+        text = text[text.index("<svg") :]
+        for colour, variable in _VARIABLES.items():
+            text = text.replace(colour, f"var(--{variable})")
+        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+        text = re.sub(r'\bid="', f'id="{name}-', text)
+        text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{name}-", text)
+        text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 role="img" aria-label="{_attr(label)}">', text)
+        return re.sub(r"\n\s*", "\n", text)
+
+    def x_pixels(self) -> dict[str, float]:
+        """Where the x axis lies in the SVG's own units, so that the page can move a marker along it."""
+        self.figure.draw_without_rendering()
+        box, (low, high) = self.axes.get_window_extent(), self.axes.get_xlim()
+        # SVG has 72 units an inch, the figure's own pixels are `dpi` an inch; its y axis points down.
+        unit = 72 / self.figure.dpi
+        height = self.figure.get_figheight() * 72
+        return {
+            "left": box.x0 * unit,
+            "right": box.x1 * unit,
+            "top": height - box.y1 * unit,
+            "bottom": height - box.y0 * unit,
+            "low": low,
+            "high": high,
+        }
+
+
+def picture(values: np.ndarray, low: float, high: float) -> str:
+    """A matrix as a picture of one pixel per entry, as a data URI; NaN is transparent."""
+    matplotlib, image = need("matplotlib", extra="report"), need("matplotlib.image", extra="report")
+    colours = matplotlib.colormaps["cividis"].with_extremes(bad=(0, 0, 0, 0))
+    out = io.BytesIO()
+    image.imsave(out, values, vmin=low, vmax=high, cmap=colours, format="png", metadata={"Software": None})
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _attr(text: str) -> str:
+    return html.escape(text, quote=True).replace("\\", "\\\\")
