@@ -1,0 +1,152 @@
+"""Who may import whom (docs/architecture.md), read off the source.
+
+A new module gets its name in one line of `ROOMS`. What a room may import from stands in `DOORS`; a line may import
+every stage, a stage no other stage, `plan` excepted, whose type is what stages pass on.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "moeits"
+
+# room -> its modules. A package stands for all that is in it, and may use itself freely.
+ROOMS = {
+    "words": "architectures checkpoint criteria elimination errors estimators evidence hub layout progress sizes version",
+    "files": "card checkpoint_writer finished_layers pruned_config run_folder side_files",
+    "plan": "plan",
+    "stages": "inspect prune score",
+    "runtime": "modeling_moeits runtime",
+    "healing": "heal healing",
+    "evaluation": "evaluate evaluation",
+    "measuring": "measure measuring footprint calibrate",
+    "comparing": "compare comparison",
+    "lines": "simplify sweep",
+    "report": "report report_page",
+    "outside": "__init__ __main__ cli console demo flags",
+}
+
+# room -> the rooms that its modules may import from.
+DOORS = {
+    "words": "words",
+    "files": "words files plan",
+    "plan": "words",
+    "stages": "words files plan",
+    "runtime": "words files runtime",
+    "healing": "words files plan runtime healing",
+    "evaluation": "words files plan runtime evaluation",
+    "measuring": "words files plan runtime measuring",
+    "comparing": "words comparing evaluation",
+    "lines": "words files plan stages runtime healing evaluation measuring comparing",
+    "report": "words plan runtime report",
+    "outside": "words files plan stages runtime healing evaluation measuring comparing lines report outside",
+}
+
+# What `pip install moeits` brings; everything else is imported inside functions, where it is needed.
+CORE = {"huggingface_hub", "ml_dtypes", "numba", "numpy", "rich", "safetensors", "typer"}
+# Modules that cannot do without torch. They are imported inside functions only.
+NEED_TORCH = {"modeling_moeits", "healing.adapters", "healing.objective", "healing.training"}
+# Flags and terminals belong to the outside; the library neither parses nor prints.
+TERMINAL = {"rich", "typer"}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): ast.parse(path.read_text()) for path in sorted(SOURCE.rglob("*.py"))}
+ROOM_OF = {name: room for room, names in ROOMS.items() for name in names.split()}
+
+
+def room_of(module: str) -> str:
+    return ROOM_OF[module.split(".")[0]]
+
+
+def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
+    """Dotted names that import statements name; for `from package import name` with the name, it may be a module."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(tree: ast.AST) -> set[str]:
+    """Modules of this package that are imported anywhere in a module, inside functions too."""
+    found = set()
+    for name in imported(ast.walk(tree)):
+        if name == "moeits" or name.startswith("moeits."):
+            inside = name.removeprefix("moeits").removeprefix(".") or "__init__"
+            found.add(inside if inside in MODULES else inside.rpartition(".")[0] or "__init__")
+    return found
+
+
+def at_module_level(tree: ast.Module) -> Iterator[ast.AST]:
+    """Statements that run on import: not those in functions."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            waiting.extend(ast.iter_child_nodes(node))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_has_a_room(module: str) -> None:
+    assert module.split(".")[0] in ROOM_OF, f"give {module} a room in ROOMS, and docs/architecture.md a line"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_only_from_rooms_whose_door_is_open(module: str) -> None:
+    package = module.split(".")[0]
+    for other in own_imports(MODULES[module]):
+        if other.split(".")[0] != package:
+            assert room_of(other) in DOORS[room_of(module)].split(), f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if room_of(name) == "stages"])
+def test_a_stage_imports_no_other_stage(module: str) -> None:
+    others = set(ROOMS["stages"].split()) - {module}
+    assert not others & own_imports(MODULES[module])
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_extras_are_imported_only_where_they_are_needed(module: str) -> None:
+    outer = {name.split(".")[0] for name in imported(at_module_level(MODULES[module]))}
+    foreign = outer - set(sys.stdlib_module_names) - CORE - {"moeits"}
+    assert not foreign or module in NEED_TORCH, f"{module} imports {foreign} at its top"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name not in NEED_TORCH])
+def test_what_needs_torch_is_imported_inside_functions_only(module: str) -> None:
+    outer = {name.removeprefix("moeits.") for name in imported(at_module_level(MODULES[module]))}
+    assert not {name for name in outer if any(name == heavy or name.startswith(heavy + ".") for heavy in NEED_TORCH)}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if room_of(name) != "outside"])
+def test_the_library_knows_no_terminal_and_never_prints(module: str) -> None:
+    assert not {name.split(".")[0] for name in imported(ast.walk(MODULES[module]))} & TERMINAL
+    calls = [node.func for node in ast.walk(MODULES[module]) if isinstance(node, ast.Call)]
+    assert not [call for call in calls if isinstance(call, ast.Name) and call.id in {"print", "exit", "input"}]
+
+
+def test_the_rules_can_be_broken() -> None:
+    tree = ast.parse("from moeits.prune import prune\ndef f():\n    import torch\n    from moeits import cli")
+    assert own_imports(tree) == {"prune", "cli"}
+    assert "cli" not in DOORS["words"].split()
+    assert {"torch"}.isdisjoint(imported(at_module_level(tree)))
+    assert "torch" in set(imported(at_module_level(ast.parse("if True:\n    import torch"))))
+
+
+@pytest.mark.parametrize("statement", ["import moeits", "import moeits.cli"])
+def test_importing_moeits_imports_nothing_heavy(statement: str) -> None:
+    """Also as a whole: no detour over a dependency may bring torch in."""
+    heavy = "('torch', 'transformers', 'peft', 'lm_eval', 'datasets', 'matplotlib', 'codecarbon')"
+    code = f"import sys\n{statement}\nprint([name for name in {heavy} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
