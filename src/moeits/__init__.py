@@ -7,7 +7,10 @@ no torch.
 """
 
 from moeits.checkpoint import Checkpoint
+from moeits.compare import Comparison, compare
 from moeits.errors import MoeitsError
+from moeits.evaluate import evaluate
+from moeits.evaluation.results import Results
 from moeits.evidence import Evidence
 from moeits.inspect import Inspection, inspect
 from moeits.plan import PruningPlan, plan
@@ -21,11 +24,15 @@ from moeits.version import __version__
 
 __all__ = [
     "Checkpoint",
+    "Comparison",
     "Evidence",
     "Inspection",
     "MoeitsError",
     "PruningPlan",
+    "Results",
     "__version__",
+    "compare",
+    "evaluate",
     "inspect",
     "load",
     "plan",

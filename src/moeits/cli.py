@@ -13,7 +13,7 @@ import typer
 
 import moeits
 from moeits import console
-from moeits.console import footprint, plans
+from moeits.console import footprint, plans, results
 from moeits.errors import MoeitsError
 from moeits.flags import FLAGS, flag
 
@@ -61,6 +61,8 @@ COMMANDS: tuple[tuple[Callable[..., Any], Callable[[Any, dict[str, Any]], None]]
     (moeits.plan, plans.show_plan),
     (moeits.prune, plans.show_plan),
     (moeits.simplify, plans.show_plan),
+    (moeits.evaluate, results.show_results),
+    (moeits.compare, results.show_comparison),
     (moeits.sweep, footprint.show_sweep),
     (moeits.report, footprint.show_report),
 )

@@ -59,6 +59,39 @@ FLAGS: dict[str, Any] = {
     "runs": Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that moeits sweep wrote.")],
     "format": Annotated[str, typer.Option(help="html: one page; md: its tables, for a paper or a model card.")],
     "sweep tau": Annotated[str, typer.Option(help="FIRST:LAST:STEP, both ends included, or a list T,T,T.")],
+    "tasks": Annotated[
+        str | None,
+        typer.Option(
+            help="Names of tasks, by commas; paper stands for the paper's five.",
+            show_default="paper, or none with --perplexity",
+        ),
+    ],
+    "num_fewshot": Annotated[int, typer.Option(help="Examples in each prompt.")],
+    "evaluate batch_size": Annotated[int, typer.Option(help="Prompts in one batch.")],
+    "limit": Annotated[int | None, typer.Option(help="Only the first N items of each task.", show_default="all")],
+    "data_dir": Annotated[
+        Path | None, typer.Option(help="Folder with the tasks' data, instead of the hub (docs/evaluation.md).")
+    ],
+    "perplexity": Annotated[
+        Path | None, typer.Option(help="A text: documents in the field text of a .jsonl, or any file as one.")
+    ],
+    "window": Annotated[
+        int | None,
+        typer.Option(help="Tokens of a perplexity window.", show_default="the model's context, at most 2048"),
+    ],
+    "backend": Annotated[str, typer.Option(help="hf, or vllm for checkpoints with equal counts in all layers.")],
+    "dtype": Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")],
+    "device": Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda:0, ... or split: one model over all.", show_default="the first accelerator"),
+    ],
+    "a": Annotated[Path, typer.Argument(metavar="A.json", help="Results to compare with.")],
+    "b": Annotated[Path, typer.Argument(metavar="B.json", help="Results that are compared.")],
+    "compare tasks": Annotated[
+        str | None, typer.Option(help="Only these tasks, by commas.", show_default="all, which both must have")
+    ],
+    "compare seed": Annotated[int, typer.Option(help="Seed of the bootstrap.")],
+    "resamples": Annotated[int, typer.Option(help="Resamples of the bootstrap.")],
     "json": Annotated[bool, typer.Option("--json", help="Print the result as JSON.")],
 }
 

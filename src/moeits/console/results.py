@@ -1,0 +1,74 @@
+"""Results and comparisons, as a person sees them."""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from moeits.compare import Comparison, Difference
+from moeits.console import out, table, written
+from moeits.evaluation.results import Results
+
+
+def show_results(results: Results, arguments: dict[str, Any]) -> None:
+    """Task, shots, items and both accuracies with their standard errors; then what was cut, and the perplexity."""
+    if os.environ.get("RANK", "0") != "0":
+        return  # under `accelerate launch` every process comes here, and one of them speaks
+    if results.tasks:
+        columns = ("task", "shots", "items", "acc", "acc_norm", "chance")
+        table(columns, (_task_row(name, row) for name, row in results.tasks.items()))
+    for name, row in results.tasks.items():
+        if row["prompts"] and row["prompts"]["requests_cut"]:
+            out(_cut_warning(name, row))
+    if results.perplexity is not None:
+        found = results.perplexity
+        out(
+            f"{found['nats_per_token']:.4f} nats per token, {found['bits_per_byte']:.4f} bits per byte on "
+            f"{found['file']} ({found['tokens']:,} tokens in windows of {found['window_tokens']})"
+        )
+    written(arguments)
+
+
+def show_comparison(comparison: Comparison, arguments: dict[str, Any]) -> None:
+    """Metric by metric: a, b, the difference with its interval, and who had right what the other had not."""
+    out(f"a: {comparison.a['source']}    b: {comparison.b['source']}")
+    table(("task", "metric", "items", "a", "b", "b - a", "95 % interval", "only a", "only b", "p"), _rows(comparison))
+    if arguments.get("output"):
+        written(arguments)
+
+
+def _task_row(name: str, row: Mapping[str, Any]) -> tuple[str, ...]:
+    chance = "-" if row["chance"] is None else f"{row['chance']:.3f}"
+    accuracies = (_with_error(row, metric) for metric in ("acc", "acc_norm"))
+    return (name, str(row["num_fewshot"]), str(row["n_samples"]["effective"]), *accuracies, chance)
+
+
+def _with_error(row: Mapping[str, Any], metric: str) -> str:
+    if row.get(metric) is None:
+        return "-"
+    error = row.get(f"{metric}_stderr")
+    return f"{row[metric]:.4f}" + (f" ± {error:.4f}" if error is not None else "")
+
+
+def _cut_warning(name: str, row: Mapping[str, Any]) -> str:
+    prompts = row["prompts"]
+    return (
+        f"note: {prompts['requests_cut']} of {prompts['requests']} prompts of {name} ({prompts['items_cut']} of "
+        f"{row['n_samples']['effective']} items) were cut from the left: the longest has {prompts['longest_tokens']} "
+        f"tokens, the model takes {prompts['room_tokens']}. Not all of the {row['num_fewshot']} examples were seen."
+    )
+
+
+def _rows(comparison: Comparison) -> Iterator[tuple[str, ...]]:
+    for task, metrics in comparison.tasks.items():
+        for metric, found in metrics.items():
+            yield (task, metric, *_numbers(found))
+    for unit, found in comparison.perplexity.items():
+        yield ("perplexity", unit, *_numbers(found))
+
+
+def _numbers(found: Difference) -> tuple[str, ...]:
+    counts = ("-", "-", "-")
+    if found.only_a is not None:
+        counts = (str(found.only_a), str(found.only_b), f"{found.mcnemar_p:.2g}")
+    interval = f"{found.low:+.4f} to {found.high:+.4f}"
+    return (str(found.items), f"{found.a:.4f}", f"{found.b:.4f}", f"{found.difference:+.4f}", interval, *counts)

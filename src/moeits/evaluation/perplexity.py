@@ -1,0 +1,158 @@
+"""How surprised a model is by a text: nats per token and bits per byte, with a sliding window.
+
+Each document is read on its own, after one beginning-of-text token, so that its first token is predicted too. A window
+holds as many tokens as the model is asked to see at once; it advances by half its length, and only what is new in it is
+scored, so that every token is scored once and, but for the first half window, with at least half a window before it.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+from typing import Any
+
+from moeits.errors import EvaluationError
+from moeits.evaluation.local_data import sha256_of
+from moeits.progress import Progress
+from moeits.runtime import need
+
+# Logits of one batch, in numbers: with a vocabulary of 150,000 a batch of windows would otherwise fill any memory.
+_MOST_LOGITS = 2**26
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """The documents of one file."""
+
+    name: str
+    sha256: str
+    documents: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """One forward pass over tokens [begin, end) of a document; targets from `scored` on count."""
+
+    document: int
+    begin: int
+    scored: int
+    end: int
+
+
+def read_text(path: str | Path) -> Text:
+    """A .jsonl file with one document in the field `text` of each line, or any other file as one document.
+
+    Raises EvaluationError if it cannot be read as that, or is empty.
+    """
+    path = Path(path)
+    try:
+        content = path.read_text(encoding="utf-8")
+        documents = (
+            [json.loads(line)["text"] for line in content.splitlines() if line.strip()]
+            if path.suffix == ".jsonl"
+            else [content]
+        )
+    except FileNotFoundError:
+        raise EvaluationError(f"There is no text {path}.") from None
+    except KeyError:
+        raise EvaluationError(f"{path} has a line without a field 'text', where the document should be.") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise EvaluationError(f"{path} cannot be read as text: {error}.") from None
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise EvaluationError(f"{path} holds no text.")
+    return Text(name=path.name, sha256=sha256_of(path), documents=tuple(documents))
+
+
+def windows(document: int, tokens: int, *, window: int) -> Iterator[Window]:
+    """Cover the targets of a document of `tokens` tokens (the one before the first counted): all but that one, once."""
+    begin, scored = 0, 1
+    while scored < tokens:
+        end = min(begin + window + 1, tokens)
+        yield Window(document=document, begin=begin, scored=scored, end=end)
+        begin, scored = begin + max(1, window // 2), end
+
+
+def perplexity_of(
+    model: Any,
+    tokenizer: Any,
+    text: Text,
+    *,
+    window: int,
+    processes: Any = None,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The row of a text in the results, and as samples its units: nats and tokens of each document.
+
+    A text of one document has its windows as units. `processes` is an accelerate.Accelerator if several share the work.
+    Natural logarithms, float32 logits. Raises EvaluationError if the tokenizer has no token to begin a text with.
+    """
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if first is None:
+        raise EvaluationError("The tokenizer has neither a bos nor an eos token, so no text can begin.")
+    ids = [[first, *tokenizer.encode(document, add_special_tokens=False)] for document in text.documents]
+    plan = [each for i, document in enumerate(ids) for each in windows(i, len(document), window=window)]
+    nats = _nats(model, ids, plan, window, processes, progress)
+    units = _units(plan, nats)
+    total, tokens = sum(units["nats"]), int(sum(units["tokens"]))
+    nbytes = sum(len(document.encode()) for document in text.documents)
+    row = {
+        "file": text.name,
+        "sha256": text.sha256,
+        "documents": len(text.documents),
+        "tokens": tokens,
+        "bytes": nbytes,
+        "nats_per_token": total / tokens,
+        "bits_per_byte": total / log(2) / nbytes,
+        "window_tokens": window,
+        "stride_tokens": max(1, window // 2),
+        "unit": "document" if len(text.documents) > 1 else "window",
+    }
+    return {"row": row, "samples": units}
+
+
+def _nats(
+    model: Any, ids: Sequence[list[int]], plan: list[Window], window: int, processes: Any, progress: Progress
+) -> list[float]:
+    """Nats of each window. Windows of like length go together; each process takes every n-th batch."""
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    rows = max(1, _MOST_LOGITS // (window * vocabulary))
+    order = sorted(range(len(plan)), key=lambda i: (plan[i].begin - plan[i].end, i))
+    batches = [order[i : i + rows] for i in range(0, len(order), rows)]
+    rank, count = (processes.process_index, processes.num_processes) if processes is not None else (0, 1)
+    mine: dict[int, float] = {}
+    for done, batch in enumerate(batches[rank::count], start=1):
+        mine |= dict(zip(batch, _nats_of_batch(model, ids, [plan[i] for i in batch]), strict=True))
+        progress("perplexity", min(done * count, len(batches)), len(batches))
+    if processes is not None:
+        mine = dict(need("accelerate", extra="eval").utils.gather_object(list(mine.items())))
+    return [mine[i] for i in range(len(plan))]
+
+
+def _nats_of_batch(model: Any, ids: Sequence[list[int]], batch: list[Window]) -> list[float]:
+    torch = need("torch", extra="load")
+    longest = max(each.end - each.begin for each in batch)
+    # Padding stands to the right, where a causal model does not see it.
+    tokens = torch.tensor([ids[w.document][w.begin : w.end] + [0] * (longest - (w.end - w.begin)) for w in batch])
+    tokens = tokens.to(model.device)
+    with torch.inference_mode():
+        logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
+        nats = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+        ).view(len(batch), -1)
+    return [
+        float(row[w.scored - w.begin - 1 : w.end - w.begin - 1].double().sum())
+        for row, w in zip(nats, batch, strict=True)
+    ]
+
+
+def _units(plan: Sequence[Window], nats: Sequence[float]) -> dict[str, list[float]]:
+    """Windows summed up by document; left as they are if there is only one document."""
+    one = plan[-1].document == 0
+    sums: dict[int, list[float]] = {}
+    for i, (window, value) in enumerate(zip(plan, nats, strict=True)):
+        unit = sums.setdefault(i if one else window.document, [0.0, 0])
+        unit[0] += value
+        unit[1] += window.end - window.scored
+    return {"nats": [round(each[0], 6) for each in sums.values()], "tokens": [each[1] for each in sums.values()]}
