@@ -59,10 +59,22 @@ def _quantile(values: np.ndarray, cumulated: np.ndarray, n: int, q: float) -> np
     return np.float64(high - step * (1 - t)) if t >= 0.5 else np.float64(low + step * t)
 
 
+def _is_constant(low: np.float32, high: np.float32) -> bool:
+    """Whether all entries of a weight with this range are equal: one bin, whatever the rule.
+
+    Raises NonFiniteWeight, or UnscorableWeight if float32 cannot express how wide the range is.
+    """
+    if not np.isfinite(low) or not np.isfinite(high):
+        raise NonFiniteWeight("the weight holds NaN or infinity")
+    if float(high) - float(low) > float(np.finfo(np.float32).max):
+        raise UnscorableWeight(
+            f"its entries from {low:g} to {high:g} span more than float32 can express; the checkpoint is damaged"
+        )
+    return bool(low == high)
+
+
 def _edges(low: np.float32, high: np.float32, number: int) -> np.ndarray:
-    """Equal-width float32 edges, as np.histogram makes them; a constant gets one unit of width around it."""
-    if low == high:
-        low, high = low - np.float32(0.5), high + np.float32(0.5)
+    """Equal-width float32 edges between the two, as np.histogram makes them."""
     edges = np.linspace(low, high, number + 1, dtype=np.float32)
     if np.any(edges[:-1] >= edges[1:]):
         raise SettingError(
@@ -76,13 +88,17 @@ def _bin_of(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.minimum(np.searchsorted(edges, values, side="right") - 1, edges.size - 2)
 
 
+def _one_bin(n: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros(n, np.uint16), np.array([n])
+
+
 def _bin_sixteen_bits(flat: np.ndarray, bins: str | int) -> tuple[np.ndarray, np.ndarray]:
     patterns = np.ascontiguousarray(flat).view(np.uint16)
     counts = _count_patterns(patterns)
     present = np.flatnonzero(counts)
     values = present.astype(np.uint16).view(flat.dtype).astype(np.float32)
-    if not np.isfinite(values).all():
-        raise NonFiniteWeight("the weight holds NaN or infinity")
+    if _is_constant(values.min(), values.max()):
+        return _one_bin(flat.size)
     order = np.argsort(values, kind="stable")
     present, values, counts = present[order], values[order], counts[present[order]]
     number = auto_bin_count(values, counts) if bins == "auto" else int(bins)
@@ -95,8 +111,8 @@ def _bin_sixteen_bits(flat: np.ndarray, bins: str | int) -> tuple[np.ndarray, np
 
 def _bin_float32(flat: np.ndarray, bins: str | int) -> tuple[np.ndarray, np.ndarray]:
     low, high = flat.min(), flat.max()
-    if not np.isfinite(low) or not np.isfinite(high):
-        raise NonFiniteWeight("the weight holds NaN or infinity")
+    if _is_constant(low, high):
+        return _one_bin(flat.size)
     try:
         number = np.histogram_bin_edges(flat, bins="auto").size - 1 if bins == "auto" else int(bins)
     except ValueError as error:
