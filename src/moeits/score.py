@@ -166,10 +166,11 @@ class _Scorer:
     def _block_size(self, layer: int, projection: str) -> int:
         """How many experts may be encoded at a time."""
         moe = self.layout.layers[layer]
-        entries = self.layout.entries(self.checkpoint, layer, projection)
+        entries, nbytes = self.layout.weight_size(self.checkpoint, layer, projection)
         encoded = 2 * entries
-        # While a thread encodes it holds the stored weight, and for float32 the bins before they are renumbered.
-        working = self.threads * (10 * entries + TABLE_BYTES)
+        # While a thread encodes it holds the stored weight, and as many bytes again where that is float32: its bins
+        # before they are renumbered.
+        working = self.threads * (nbytes * (2 if nbytes > encoded else 1) + TABLE_BYTES)
         fit = (self.memory_bytes - working) // encoded
         if fit >= moe.num_experts:
             return moe.num_experts
