@@ -6,7 +6,7 @@ is done.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,8 +68,8 @@ class MoELayout:
         for name, info in checkpoint.tensors.items():
             if found := _LAYER_OF.search(name):
                 by_layer.setdefault(int(found[1]), {})[name] = info
-        expected = _moe_layers(architecture, checkpoint.config)
-        layers = {i: _read_layer(architecture, checkpoint.config, i, by_layer.get(i, {})) for i in expected}
+        expected = _moe_layers(architecture, checkpoint.config, by_layer)
+        layers = {i: _read_layer(architecture, checkpoint.config, i, by_layer[i]) for i in expected}
         if not layers:
             raise CheckpointError(f"{checkpoint.source} has no MoE layer: there is nothing to simplify.")
         return cls(architecture=architecture, layers=layers)
@@ -86,13 +86,15 @@ class MoELayout:
                 return checkpoint.read(moe.fused[name], (expert, slice(start, start + rows)))
         raise AssertionError(f"{self.architecture.model_type} names no fused tensor for {projection}")
 
-    def entries(self, checkpoint: Checkpoint, layer: int, projection: str) -> int:
-        """Number of entries of one projection of one expert."""
+    def weight_size(self, checkpoint: Checkpoint, layer: int, projection: str) -> tuple[int, int]:
+        """Entries and bytes of one projection of one expert."""
         moe = self.layers[layer]
         if moe.experts:
-            return checkpoint.tensors[moe.experts[0][self.architecture.projections[projection]]].parameters
+            info = checkpoint.tensors[moe.experts[0][self.architecture.projections[projection]]]
+            return info.parameters, info.nbytes
         name, stacked = next(item for item in self.architecture.fused.items() if projection in item[1])
-        return checkpoint.tensors[moe.fused[name]].parameters // (moe.num_experts * len(stacked))
+        info, share = checkpoint.tensors[moe.fused[name]], moe.num_experts * len(stacked)
+        return info.parameters // share, info.nbytes // share
 
     def weight_name(self, layer: int, expert: int, projection: str) -> str:
         """What to call a weight in a message: its tensor's name, and the expert where the tensor holds them all."""
@@ -108,16 +110,47 @@ class MoELayout:
 
 def per_layer_config(config: Mapping[str, Any]) -> Mapping[int, Mapping[str, Any]]:
     """The settings in which single layers differ from the config: layer -> {key: value}. Empty for stock models."""
-    own = (config.get("moeits") or {}).get("per_layer_config")
-    return {int(layer): values for layer, values in (config.get("per_layer_config") or own or {}).items()}
-
-
-def _moe_layers(architecture: Architecture, config: Mapping[str, Any]) -> tuple[int, ...]:
     try:
-        return tuple(i for i in range(config["num_hidden_layers"]) if architecture.is_moe_layer(config, i))
-    except (KeyError, TypeError) as error:
+        own = (config.get("moeits") or {}).get("per_layer_config")
+        written = config.get("per_layer_config") or own or {}
+        return {int(layer): dict(values) for layer, values in written.items()}
+    except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"config.json of this {architecture.model_type} model is unreadable: {type(error).__name__} {error}."
+            f"per_layer_config in config.json should map layers to their settings ({error})."
+        ) from None
+
+
+def _moe_layers(
+    architecture: Architecture, config: Mapping[str, Any], by_layer: Mapping[int, Mapping[str, TensorInfo]]
+) -> list[int]:
+    """Which layers have experts by config.json. The tensors must agree: no layer missing, none with a router beside."""
+    count = config.get("num_hidden_layers")
+    if type(count) is not int or count < 1:
+        raise CheckpointError(f"config.json should give num_hidden_layers as a number from 1 on; it has {count!r}.")
+    missing = next((i for i in range(count) if i not in by_layer), None)
+    if missing is not None:
+        raise CheckpointError(
+            f"config.json promises {count} layers, but there are no tensors of layer {missing}. The checkpoint is "
+            "incomplete, or its config.json is of another one."
+        )
+    expected = [i for i in range(count) if _asked(architecture.is_moe_layer, config, i)]
+    for i in sorted(set(range(count)) - set(expected)):
+        if _block(architecture, i, by_layer[i]):
+            raise CheckpointError(
+                f"Layer {i} has a router, but no experts by config.json. The checkpoint and its config.json are not of "
+                "one model."
+            )
+    return expected
+
+
+def _asked(rule: Callable[..., Any], config: Mapping[str, Any], *of: int) -> Any:
+    """What a rule of the architecture says of a config. Raises CheckpointError where the config is no input for it."""
+    try:
+        return rule(config, *of)
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"config.json does not say which layers of this {config['model_type']} model have experts, and in which "
+            f"groups ({error}). Download this file again."
         ) from None
 
 
@@ -125,16 +158,18 @@ def _read_layer(
     architecture: Architecture, config: Mapping[str, Any], index: int, tensors: Mapping[str, TensorInfo]
 ) -> MoELayer:
     block = _block(architecture, index, tensors)
+    if block is None:
+        raise CheckpointError(
+            f"Layer {index} should be a MoE layer by config.json, but there is no "
+            f"{architecture.blocks[0].format(layer=index)}.{architecture.router[0]}. The checkpoint is incomplete, or "
+            "its config.json is of another one."
+        )
     inside = {name.removeprefix(block): info for name, info in tensors.items() if name.startswith(block)}
     experts = _per_expert(architecture, block, inside)
-    fused = {name: block + name for name in architecture.fused if name in inside}
+    fused = {name: block + name for name in inside if _is_fused(architecture, name)}
     router = tuple(block + name for name in architecture.router if name in inside)
     shared = tuple(block + name for name in inside if name.startswith(architecture.shared))
-    known = {name for tensors_of in experts.values() for name in tensors_of.values()} | {
-        *fused.values(),
-        *router,
-        *shared,
-    }
+    known = {*fused.values(), *router, *shared}.union(*(of.values() for of in experts.values()))
     for name in inside:
         if block + name not in known:
             raise CheckpointError(
@@ -144,11 +179,12 @@ def _read_layer(
     count, top_k = _counts(architecture, config, index)
     _check_complete(architecture, block, index, count, experts, fused)
     _check_rows(index, count, {name: tensors[name] for name in (*router, *fused.values())})
+    _check_weights(architecture, experts, fused, tensors)
     return MoELayer(
         index=index,
         num_experts=count,
         top_k=top_k,
-        groups=architecture.groups(config),
+        groups=_groups(architecture, config, count),
         block=block,
         experts=experts,
         fused=fused,
@@ -158,15 +194,15 @@ def _read_layer(
     )
 
 
-def _block(architecture: Architecture, index: int, tensors: Mapping[str, TensorInfo]) -> str:
-    """The MoE block of a layer: the name under which its router is found."""
-    blocks = [block.format(layer=index) + "." for block in architecture.blocks]
-    for block in blocks:
-        if block + architecture.router[0] in tensors:
-            return block
-    raise CheckpointError(
-        f"Layer {index} should be a MoE layer by config.json, but there is no {blocks[0]}{architecture.router[0]}."
-    )
+def _block(architecture: Architecture, index: int, tensors: Mapping[str, TensorInfo]) -> str | None:
+    """The MoE block of a layer: the name under which its router is found, if it is."""
+    blocks = (block.format(layer=index) + "." for block in architecture.blocks)
+    return next((block for block in blocks if block + architecture.router[0] in tensors), None)
+
+
+def _is_fused(architecture: Architecture, name: str) -> bool:
+    """A fused tensor of the architecture, or what goes with one row by row: `_bias`, `_scale_inv`, `_blocks`, ..."""
+    return any(name == own or name.startswith((own + "_", own + ".")) for own in architecture.fused)
 
 
 def _per_expert(architecture: Architecture, block: str, inside: Mapping[str, TensorInfo]) -> dict[int, dict[str, str]]:
@@ -188,13 +224,20 @@ def _counts(architecture: Architecture, config: Mapping[str, Any], index: int) -
             "checkpoint does not say how many experts it has."
         )
     values = {**config, **per_layer_config(config).get(index, {})}
-    try:
-        return int(values[key]), int(values[architecture.top_k_key])
-    except (KeyError, TypeError, ValueError):
+    count, top_k = values.get(key), values.get(architecture.top_k_key)
+    if type(count) is not int or type(top_k) is not int or not 1 <= top_k <= count:
         raise CheckpointError(
-            f"config.json should give {key} and {architecture.top_k_key} as numbers; it has "
-            f"{values.get(key)!r} and {values.get(architecture.top_k_key)!r}."
-        ) from None
+            f"config.json should give {key} and {architecture.top_k_key} as numbers, the second from 1 to the first; "
+            f"for layer {index} it has {count!r} and {top_k!r}."
+        )
+    return count, top_k
+
+
+def _groups(architecture: Architecture, config: Mapping[str, Any], count: int) -> int:
+    groups = _asked(architecture.groups, config)
+    if groups < 1 or count % groups:
+        raise CheckpointError(f"config.json puts {count} experts into {groups} groups, which cannot be of equal size.")
+    return groups
 
 
 def _check_complete(
@@ -206,7 +249,7 @@ def _check_complete(
     fused: Mapping[str, str],
 ) -> None:
     """All experts 0..count-1 with all their projections, in exactly one of the two layouts."""
-    if bool(experts) == bool(fused) or (fused and len(fused) != len(architecture.fused)):
+    if bool(experts) == bool(fused) or (fused and not fused.keys() >= architecture.fused.keys()):
         wanted = " and ".join(architecture.fused)
         raise CheckpointError(
             f"Layer {index} should have its experts either one by one or fused as {wanted}: under {block} there are "
@@ -214,11 +257,11 @@ def _check_complete(
         )
     if not experts:
         return
-    missing = sorted(set(range(count)) - set(experts))
-    if missing or len(experts) != count:
+    missing = next((expert for expert in range(count) if expert not in experts), None)
+    if missing is not None or len(experts) != count:
         raise CheckpointError(
             f"Layer {index} should have {count} experts by config.json, but its tensors hold {len(experts)}"
-            + (f", and expert {missing[0]} is not among them" if missing else "")
+            + (f", and expert {missing} is not among them" if missing is not None else "")
             + ". The checkpoint is incomplete, or its config.json is of another one."
         )
     for expert, tensors in experts.items():
@@ -234,6 +277,30 @@ def _check_rows(index: int, count: int, tensors: Mapping[str, TensorInfo]) -> No
                 f"{name} has shape {list(info.shape)}, but layer {index} has {count} experts by config.json. "
                 "The checkpoint and its config.json are not of one model."
             )
+
+
+def _check_weights(
+    architecture: Architecture,
+    experts: Mapping[int, Mapping[str, str]],
+    fused: Mapping[str, str],
+    tensors: Mapping[str, TensorInfo],
+) -> None:
+    """A matrix per expert and projection; in a fused tensor one of equal height for each projection stacked in it."""
+    for of in experts.values():
+        for tensor in architecture.projections.values():
+            _check_matrix(tensors[of[tensor]], axes=2, stacked=1)
+    for name, stacked in architecture.fused.items():
+        if name in fused:
+            _check_matrix(tensors[fused[name]], axes=3, stacked=len(stacked))
+
+
+def _check_matrix(info: TensorInfo, *, axes: int, stacked: int) -> None:
+    if len(info.shape) != axes or not info.parameters or info.shape[-2] % stacked:
+        raise CheckpointError(
+            f"{info.name} has shape {list(info.shape)}, where a weight with {axes} axes"
+            + (f", the second made of {stacked} equal parts," if stacked > 1 else "")
+            + " should be. Download the checkpoint again."
+        )
 
 
 def _sizes(
