@@ -89,10 +89,7 @@ class NMI:
 def _checked_bins(bins: str | int) -> str | int:
     if bins == "auto":
         return bins
-    try:
-        number = int(bins)
-    except ValueError:
-        number = 0
+    number = int(bins) if str(bins).isdecimal() else 0
     if not 1 <= number <= MOST_BINS:
         raise SettingError(f"--bins {bins} makes no sense: give auto, or a number of bins from 1 to {MOST_BINS}.")
     return number
