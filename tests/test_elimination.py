@@ -10,13 +10,15 @@ from moeits.elimination import EliminationOrder, steps_to
 from moeits.errors import PlanError
 
 
-def paper_algorithm_3(redundancy: list[list[float]], tau: float) -> list[int]:
-    """The pseudocode of method.md, section 2, line by line, on lists: the experts that are kept."""
+def paper_algorithm_3(redundancy: list[list[float]], tau: float, floor: int = 1) -> list[int]:
+    """The pseudocode of method.md, section 2, line by line, on lists: the experts that are kept, `floor` at least."""
     everything = [value for row in redundancy for value in row]
     rho = mean(everything) + tau * (quantile(everything, 0.75) - quantile(everything, 0.25))
     matrix = [list(row) for row in redundancy]
     names = list(range(len(matrix)))
     while any(matrix[i][j] > rho for i in range(len(names)) for j in range(len(names)) if i < j):
+        if len(names) <= floor:
+            break
         largest, i_max, j_max = None, None, None
         for i in range(len(names)):
             for j in range(i + 1, len(names)):

@@ -4,6 +4,7 @@
     reshard(folder, other, shards=2)        the same tensors in other files
     fuse(folder, other)                     the same experts as 3-D tensors, as transformers 5 holds them in memory
     read_tensors(folder)                    all tensors by name, through stock safetensors
+    toy_evidence({0: redundancy})           evidence of a model that is nowhere on disk
 
 Expert e of a layer is a mix of what all experts of the layer share and of its own noise, with a share that differs from
 expert to expert, so that redundancies have a spread and an order.
@@ -19,6 +20,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from moeits.architectures import ARCHITECTURES, Architecture, architecture_of
+from moeits.evidence import Evidence, LayerFacts
+from moeits.layout import ExpertSizes
 
 HIDDEN, WIDTH, DENSE_WIDTH, HEADS, HEAD_DIM, VOCAB = 32, 12, 40, 4, 8, 64
 
@@ -203,6 +206,49 @@ def expert_name(config: Mapping[str, Any], layer: int, expert: int, projection: 
     architecture = architecture_of(config)
     inside = architecture.blocks[0].format(layer=layer) + "."
     return inside + architecture.expert.format(expert=expert, tensor=architecture.projections[projection])
+
+
+def toy_evidence(
+    redundancy: Mapping[int, np.ndarray],
+    *,
+    top_k: int = 1,
+    groups: int = 1,
+    expert_parameters: int = 100,
+    router_row: int = 10,
+    other_parameters: int = 1000,
+    bytes_per_parameter: int = 2,
+    floor: Mapping[int, np.ndarray] | None = None,
+    **changes: Any,
+) -> Evidence:
+    """Evidence of a qwen2_moe model with these matrices and sizes, the same for every layer."""
+    sizes = ExpertSizes(
+        parameters=expert_parameters,
+        nbytes=expert_parameters * bytes_per_parameter,
+        router_parameters=router_row,
+        router_nbytes=router_row * bytes_per_parameter,
+    )
+    facts = {
+        "model_type": "qwen2_moe",
+        "source": "toy",
+        "fingerprint": "0" * 64,
+        "estimator": "nmi",
+        "settings": {"bins": "auto", "diagonal": "zero"},
+        "layers": {
+            layer: LayerFacts(num_experts=len(matrix), top_k=top_k, groups=groups, sizes=sizes)
+            for layer, matrix in redundancy.items()
+        },
+        "other_parameters": other_parameters,
+        "other_bytes": other_parameters * bytes_per_parameter,
+        "redundancy": redundancy,
+        "floor": {} if floor is None else floor,
+    }
+    return Evidence(**{**facts, **changes})
+
+
+def random_redundancy(rng: np.random.Generator, experts: int) -> np.ndarray:
+    """A symmetric matrix with a zero diagonal and entries from 0 to 1, so short that any sum of them is exact."""
+    upper = np.triu(rng.integers(1, 2**30, (experts, experts)) / 2**30, 1)
+    return upper + upper.T
 
 
 # ---------------------------------------------------------------------------------------------- parts of a model

@@ -72,7 +72,7 @@ class PruningPlan:
             return cls._from_json(value)
         except FileNotFoundError:
             raise PlanError(f"There is no plan {path}. Make one with: moeits plan EVIDENCE --output {path}") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise PlanError(f"{path} cannot be read as JSON: {error}.") from None
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, PlanError):
@@ -83,9 +83,10 @@ class PruningPlan:
     def _from_json(cls, value: dict[str, Any]) -> "PruningPlan":
         if value["format"] != FORMAT:
             raise PlanError(f"it has format {value['format']}; this moeits reads format {FORMAT}.")
-        kept = {int(layer): tuple(map(int, experts)) for layer, experts in value["kept"].items()}
+        kept = {int(layer): tuple(experts) for layer, experts in value["kept"].items()}
         for layer, experts in kept.items():
-            if list(experts) != sorted(set(experts)) or not experts or experts[0] < 0:
+            ids = all(type(expert) is int and expert >= 0 for expert in experts)
+            if not experts or not ids or list(experts) != sorted(set(experts)):
                 raise PlanError(
                     f"kept experts of layer {layer} must be different ids in ascending order, at least one."
                 )
@@ -372,6 +373,11 @@ def even_out(plan: PruningPlan, num_experts: Mapping[int, int]) -> PruningPlan:
             raise PlanError(
                 f"A uniform layout needs the order of removal, but the experts kept in layer {layer} do not follow the "
                 "plan's order (was it edited by hand?). Use --layout per-layer, or plan with --experts-per-layer."
+            )
+        if count > num_experts[layer]:
+            raise PlanError(
+                f"A uniform layout of {count} experts is more than the {num_experts[layer]} that layer {layer} has. "
+                "Use --layout per-layer, or plan with --experts-per-layer."
             )
         if num_experts[layer] - count > len(removed):
             raise PlanError(

@@ -1,0 +1,532 @@
+"""Plans: every budget is a cut of the same orders, and says in numbers what it leaves (method.md, section 2)."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moeits.errors import BudgetOutOfReach, EvidenceError, PlanError, SettingError
+from moeits.evidence import Evidence
+from moeits.plan import Planner, PruningPlan, check_groups, even_out, plan, summarize
+from tests.test_elimination import paper_algorithm_3
+from tests.toys import random_redundancy, toy_evidence
+
+
+def random_evidence(seed: int = 0, *, layers: int = 3, experts: int = 8, top_k: int = 2, **sizes: Any) -> Evidence:
+    rng = np.random.default_rng(seed)
+    return toy_evidence({i: random_redundancy(rng, experts) for i in range(layers)}, top_k=top_k, **sizes)
+
+
+def by_the_paper(evidence: Evidence, tau: float, least: int) -> dict[int, tuple[int, ...]]:
+    return {i: tuple(paper_algorithm_3(r.tolist(), tau, least)) for i, r in evidence.redundancy.items()}
+
+
+def counts(made: PruningPlan) -> dict[int, int]:
+    return {layer: len(kept) for layer, kept in made.kept.items()}
+
+
+# ---------------------------------------------------------------------------------------------- tau
+
+
+@pytest.mark.parametrize("tau", [-2, 0, 0.5, 1.25, 3])
+def test_a_plan_keeps_what_the_paper_keeps_down_to_top_k(tau: float) -> None:
+    evidence = random_evidence()
+    assert plan(evidence, tau=tau).kept == by_the_paper(evidence, tau, least=2)
+
+
+def test_no_layer_keeps_fewer_experts_than_top_k_and_floored_layers_are_named() -> None:
+    evidence = random_evidence(top_k=3)
+    low, high = plan(evidence, tau=-100), plan(evidence, tau=100)
+    assert set(counts(low).values()) == {3}
+    assert low.summary["floored_layers"] == [0, 1, 2]
+    assert set(counts(high).values()) == {8}
+    assert high.summary["floored_layers"] == []
+
+
+def test_a_layer_that_ends_on_its_floor_by_itself_is_not_floored() -> None:
+    evidence = random_evidence(layers=1)
+    order = Planner(evidence).orders[0]
+    assert order.levels is not None
+    # A tau between the critical taus of the last step above the floor and of the first below it.
+    tau = ((order.levels[5] + order.levels[6]) / 2 - order.mean) / order.iqr
+    made = plan(evidence, tau=tau)
+    assert counts(made) == {0: 2}
+    assert made.summary["floored_layers"] == []
+
+
+def test_min_experts_sets_another_floor_above_or_below_top_k() -> None:
+    evidence = random_evidence(top_k=2)
+    assert set(counts(plan(evidence, tau=-100, min_experts=5)).values()) == {5}
+    assert set(counts(plan(evidence, tau=-100, min_experts=1)).values()) == {1}
+    assert set(counts(plan(evidence, tau=-100, min_experts=99)).values()) == {8}
+
+
+def test_a_floor_changes_nothing_above_it() -> None:
+    evidence = random_evidence()
+    for tau in (0, 0.5, 1):
+        free, floored = (plan(evidence, tau=tau, min_experts=least) for least in (1, 5))
+        for layer in free.kept:
+            assert len(floored.kept[layer]) == max(5, len(free.kept[layer]))
+            assert set(free.kept[layer]) <= set(floored.kept[layer])
+
+
+def test_the_diagonal_can_be_left_out_of_the_threshold() -> None:
+    evidence = random_evidence()
+    excluded = toy_evidence(evidence.redundancy, top_k=2, settings={"diagonal": "excluded"})
+    for layer, order in Planner(excluded).orders.items():
+        entries = evidence.redundancy[layer][~np.eye(8, dtype=bool)]
+        assert order.mean == pytest.approx(entries.mean())
+        assert order.iqr == pytest.approx(np.subtract(*np.percentile(entries, [75, 25])))
+    assert plan(excluded, tau=0).kept != plan(evidence, tau=0).kept
+
+
+@pytest.mark.parametrize("tau", ["much", float("nan"), float("inf"), [1]])
+def test_a_tau_that_is_no_number_is_a_sentence(tau: Any) -> None:
+    with pytest.raises(SettingError, match=r"--tau .* makes no sense: give a number"):
+        plan(random_evidence(), tau=tau)
+
+
+# ---------------------------------------------------------------------------------------------- solving for tau
+
+
+def check_largest_tau(evidence: Evidence, made: PruningPlan, met: Any, least: int = 2) -> None:
+    """The plan is the paper's at its tau and meets the budget; at the next larger tau the budget is not met."""
+    tau = made.settings["tau"]
+    assert made.kept == by_the_paper(evidence, tau, least)
+    assert met(made.kept)
+    assert not met(by_the_paper(evidence, float(np.nextafter(tau, np.inf)), least))
+
+
+@pytest.mark.parametrize("reduction", [0.04, 0.1, 0.25, 1 / 3, 0.5, 0.6, 0.75])
+def test_reduction_takes_the_largest_tau_that_removes_that_share(reduction: float) -> None:
+    for seed in range(5):
+        evidence = random_evidence(seed)
+
+        def met(kept: Any) -> bool:
+            return sum(8 - len(k) for k in kept.values()) >= reduction * 24 - 1e-9
+
+        made = plan(evidence, reduction=reduction)
+        check_largest_tau(evidence, made, met)
+        assert made.summary["reduction"] >= reduction - 1e-12
+
+
+@pytest.mark.parametrize("max_size", [2900, 3331, 4000, 5000, 6000, 7200])
+def test_max_size_takes_the_largest_tau_that_leaves_so_many_bytes(max_size: int) -> None:
+    for seed in range(5):
+        # 24 experts of 220 bytes and a router row of 20 each, 2000 bytes of other tensors.
+        evidence = random_evidence(seed, expert_parameters=110)
+
+        def met(kept: Any) -> bool:
+            return 2000 + sum(240 * len(k) for k in kept.values()) <= max_size
+
+        if max_size < 2000 + 6 * 240:
+            with pytest.raises(BudgetOutOfReach):
+                plan(evidence, max_size=max_size)
+            continue
+        made = plan(evidence, max_size=max_size)
+        check_largest_tau(evidence, made, met)
+        assert made.summary["bytes_after"] <= max_size
+
+
+def test_a_budget_of_many_experts_may_need_a_negative_tau() -> None:
+    made = plan(random_evidence(), reduction=0.75)
+    assert made.settings["tau"] < 0
+
+
+def test_reduction_zero_and_a_size_that_is_already_met_remove_nothing() -> None:
+    evidence = random_evidence()
+    for made in (plan(evidence, reduction=0), plan(evidence, max_size="1GiB")):
+        assert set(counts(made).values()) == {8}
+        assert made.summary["reduction"] == 0
+
+
+@pytest.mark.parametrize("budget", [{"reduction": 0.3}, {"reduction": 0}, {"max_size": 4000}])
+def test_a_plan_made_by_a_budget_is_made_again_by_its_own_tau(budget: dict[str, Any]) -> None:
+    evidence = random_evidence()
+    made = plan(evidence, **budget)
+    again = plan(evidence, tau=made.settings["tau"])
+    assert again.kept == made.kept
+    assert again.summary == made.summary
+
+
+few_levels = st.lists(st.integers(0, 3), min_size=30, max_size=30)
+
+
+@settings(max_examples=60)
+@given(few_levels, st.integers(0, 15))
+def test_ties_within_and_across_layers_go_together(levels: list[int], removed: int) -> None:
+    upper = np.triu_indices(6, 1)
+    matrices = {}
+    for layer in range(2):
+        matrix = np.zeros((6, 6))
+        matrix[upper] = np.array(levels[15 * layer : 15 * layer + 15]) / 4
+        matrices[layer] = matrix + matrix.T
+    evidence = toy_evidence(matrices)
+    planner = Planner(evidence)
+    reduction = min(removed, 10) / 12
+    reachable = planner.removed_share(planner.steps_at(-1e9))
+    if reachable < reduction:
+        with pytest.raises(BudgetOutOfReach):
+            planner.plan(reduction=reduction)
+        return
+    made = planner.plan(reduction=reduction)
+    tau = made.settings["tau"]
+    assert made.kept == by_the_paper(evidence, tau, least=1)
+    assert made.summary["reduction"] >= reduction - 1e-12
+    beyond = by_the_paper(evidence, float(np.nextafter(tau, np.inf)), least=1)
+    share = 1 - sum(map(len, beyond.values())) / 12
+    # Layers without a spread are cut at every tau, so a budget may be met however large tau is.
+    assert share < reduction or beyond == by_the_paper(evidence, 1e9, least=1)
+
+
+def test_a_layer_without_a_spread_is_cut_at_every_tau_or_at_none() -> None:
+    flat, none = np.full((8, 8), 0.5), np.zeros((8, 8))
+    np.fill_diagonal(flat, 0)
+    evidence = toy_evidence({0: flat, 1: none, 2: random_redundancy(np.random.default_rng(0), 8)}, top_k=2)
+    for tau in (-1000, 1.25, 1000):
+        made = plan(evidence, tau=tau)
+        assert (len(made.kept[0]), len(made.kept[1])) == (2, 8)
+    assert counts(plan(evidence, reduction=0.4)) == {0: 2, 1: 8, 2: 4}
+    with pytest.raises(BudgetOutOfReach, match=r"at most 50\.0%"):
+        plan(evidence, reduction=0.6)
+
+
+def test_a_nearly_flat_layer_does_not_upset_the_search() -> None:
+    nearly_flat = np.full((8, 8), 0.5) + np.triu(np.full((8, 8), 1e-300), 1)
+    nearly_flat[0, 1] += 1e-16
+    nearly_flat = np.triu(nearly_flat, 1) + np.triu(nearly_flat, 1).T
+    evidence = toy_evidence({0: nearly_flat, 1: random_redundancy(np.random.default_rng(0), 8)}, top_k=2)
+    made = plan(evidence, reduction=0.5)
+    assert plan(evidence, tau=made.settings["tau"]).kept == made.kept
+    assert made.summary["reduction"] >= 0.5
+
+
+# ---------------------------------------------------------------------------------------------- counts
+
+
+def test_experts_per_layer_cuts_every_order_at_the_same_count_and_has_no_tau() -> None:
+    evidence = random_evidence()
+    made = plan(evidence, experts_per_layer=5)
+    assert set(counts(made).values()) == {5}
+    assert "tau" not in made.settings
+    assert made.summary["floored_layers"] == []
+    for layer, redundancy in evidence.redundancy.items():
+        assert made.kept[layer] == tuple(paper_algorithm_3(redundancy.tolist(), -1e9, floor=5))
+
+
+def test_like_takes_another_plans_counts_layer_by_layer(tmp_path: Path) -> None:
+    evidence = random_evidence()
+    other = plan(evidence, tau=0.2, output=tmp_path / "plan.json")
+    assert len(set(counts(other).values())) > 1
+    made = plan(evidence, like=tmp_path / "plan.json", criterion="random", seed=1)
+    assert counts(made) == counts(other)
+    assert made.kept != other.kept
+    assert made.settings["like"] == other.sha256
+    assert plan(evidence, like=other).kept == other.kept
+
+
+def test_a_random_plan_is_the_same_for_a_seed_and_another_for_another() -> None:
+    evidence = random_evidence(experts=16)
+    kept = [plan(evidence, experts_per_layer=8, criterion="random", seed=seed) for seed in (0, 0, 1)]
+    assert kept[0] == kept[1]
+    assert kept[0].kept != kept[2].kept
+    assert kept[0].settings["seed"] == 0
+    assert all(level is None for steps in kept[0].order.values() for _, level in steps)
+
+
+def test_a_random_plan_needs_no_scores() -> None:
+    evidence = random_evidence()
+    unscored = toy_evidence(evidence.redundancy, top_k=2)
+    object.__setattr__(unscored, "redundancy", {})
+    assert plan(unscored, experts_per_layer=4, criterion="random") == plan(
+        evidence, experts_per_layer=4, criterion="random"
+    )
+    with pytest.raises(EvidenceError, match="no redundancy of layer 0"):
+        plan(unscored, experts_per_layer=4)
+
+
+def test_every_expert_is_as_likely_to_be_kept_at_random() -> None:
+    evidence = random_evidence(layers=1, experts=8)
+    kept = [plan(evidence, experts_per_layer=4, criterion="random", seed=seed).kept[0] for seed in range(400)]
+    share = np.bincount(np.concatenate(kept), minlength=8) / 400
+    # Five standard deviations of a share of 1/2 in 400 draws.
+    assert np.all(np.abs(share - 0.5) < 5 * 0.025)
+
+
+@pytest.mark.parametrize("budget", [{"tau": 1.0}, {"reduction": 0.5}, {"max_size": 4000}])
+def test_a_random_plan_takes_no_tau(budget: dict[str, Any]) -> None:
+    with pytest.raises(PlanError, match="takes no tau: give --experts-per-layer or --like"):
+        plan(random_evidence(), criterion="random", **budget)
+
+
+# ---------------------------------------------------------------------------------------------- what is out of reach
+
+
+def test_a_budget_out_of_reach_says_what_is_the_best_that_can_be_had() -> None:
+    evidence = random_evidence(top_k=2)
+    with pytest.raises(BudgetOutOfReach, match=r"with top_k=2 in each of 3 layers at most 75\.0% .* --min-experts"):
+        plan(evidence, reduction=0.8)
+    with pytest.raises(BudgetOutOfReach, match=r"with at least 4 experts in each of 3 layers at most 50\.0%"):
+        plan(evidence, reduction=0.8, min_experts=4)
+    assert plan(evidence, reduction=0.8, min_experts=1).summary["reduction"] >= 0.8
+    assert plan(evidence, reduction=0.75).summary["reduction"] == 0.75
+    with pytest.raises(BudgetOutOfReach, match=r"at least 3\.2 KiB \(3320 bytes\) remain"):
+        plan(evidence, max_size=3000)
+    assert plan(evidence, max_size=3320).summary["bytes_after"] == 3320
+    for count in (1, 9):
+        with pytest.raises(BudgetOutOfReach, match="layer 0 has 8 experts and keeps at least 2"):
+            plan(evidence, experts_per_layer=count)
+
+
+def test_a_plan_like_one_below_the_floor_or_of_other_layers_is_refused() -> None:
+    other = plan(random_evidence(), experts_per_layer=3)
+    with pytest.raises(BudgetOutOfReach, match="keeps 3 experts in layer 0, which has 8 and keeps at least 5"):
+        plan(random_evidence(), like=other, min_experts=5)
+    with pytest.raises(PlanError, match=r"has layers 0 to 2 \(3\), the evidence has 0 to 1 \(2\)"):
+        plan(random_evidence(layers=2), like=other)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({}, "Give exactly one of --tau, --reduction, --max-size, --experts-per-layer, --like."),
+        ({"tau": 1, "reduction": 0.5}, "not 2"),
+        ({"reduction": 1.5}, "a share from 0 to 1"),
+        ({"reduction": -0.1}, "a share from 0 to 1"),
+        ({"max_size": "large"}, "--max-size large is no size"),
+        ({"tau": 1, "min_experts": 0}, "keeps at least one"),
+        ({"tau": 1, "criterion": "randon"}, "Did you mean 'random'"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_sentences(arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SettingError) as raised:
+        plan(random_evidence(), **arguments)
+    assert sentence in str(raised.value)
+
+
+# ---------------------------------------------------------------------------------------------- groups
+
+
+def test_groups_of_a_router_must_keep_as_many_experts_each() -> None:
+    # Experts 0-3 and 4-7 are the groups; each has one pair that is far more redundant than anything else.
+    redundancy = random_redundancy(np.random.default_rng(0), 8) / 10
+    redundancy[0, 1] = redundancy[1, 0] = redundancy[4, 5] = redundancy[5, 4] = 0.9
+    evidence = toy_evidence({3: redundancy}, top_k=2, groups=2)
+    assert len(plan(evidence, experts_per_layer=6).kept[3]) == 6
+    with pytest.raises(PlanError, match=r"layer 3 chooses among 2 groups .* this plan keeps \[[34], [34]\]"):
+        plan(evidence, experts_per_layer=7)
+
+
+def test_a_router_of_one_group_keeps_what_it_likes() -> None:
+    check_groups({0: (0, 1, 2)}, random_evidence(layers=1))
+
+
+# ---------------------------------------------------------------------------------------------- numbers of the paper
+
+
+def published(
+    layers: int, experts: int, kept: int, *, expert: int, hidden: int, parameters: int
+) -> tuple[Evidence, dict[int, tuple[int, ...]]]:
+    """Evidence of a published model's sizes, and a plan that keeps so many of its experts."""
+    other = parameters - layers * experts * (expert + hidden)
+    evidence = toy_evidence(
+        {i: np.zeros((experts, experts)) for i in range(layers)},
+        expert_parameters=expert,
+        router_row=hidden,
+        other_parameters=other,
+    )
+    per_layer = [kept // layers + (i < kept % layers) for i in range(layers)]
+    return evidence, {i: tuple(range(count)) for i, count in enumerate(per_layer)}
+
+
+def test_qwen_at_the_papers_row_has_the_papers_numbers() -> None:
+    evidence, kept = published(24, 60, 678, expert=8_650_752, hidden=2048, parameters=14_315_784_192)
+    summary = summarize(evidence, kept)
+    assert (summary["experts_before"], summary["experts_kept"]) == (1440, 678)
+    assert summary["parameters_before"] == 14_315_784_192
+    assert summary["parameters_after"] == 7_722_350_592
+    assert summary["bytes_after"] == 2 * 7_722_350_592
+    assert round(100 * summary["reduction"], 2) == 52.92
+    assert round(100 * summary["reduction_of_all"], 2) == 46.06
+
+
+def test_mixtral_at_the_papers_row_has_the_papers_numbers() -> None:
+    evidence, kept = published(32, 8, 146, expert=176_160_768, hidden=4096, parameters=46_702_792_704)
+    summary = summarize(evidence, kept)
+    assert (summary["experts_before"], summary["experts_kept"]) == (256, 146)
+    assert summary["parameters_after"] == 27_324_657_664
+    assert round(100 * summary["reduction"], 2) == 42.97
+
+
+def test_a_thousand_values_of_tau_are_planned_in_under_a_second() -> None:
+    rng = np.random.default_rng(0)
+    evidence = toy_evidence({i: random_redundancy(rng, 60) for i in range(24)}, top_k=4)
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        planner = Planner(evidence)
+        for tau in np.linspace(-1, 5, 1000):
+            planner.plan(tau=float(tau))
+        return time.perf_counter() - start
+
+    # One of several is enough: the machine may be busy with something else. Alone on a core it takes 0.4 s.
+    assert any(seconds() < 1 for _ in range(6))
+
+
+# ---------------------------------------------------------------------------------------------- plan.json
+
+
+def test_a_plan_is_read_back_as_it_was_written(tmp_path: Path) -> None:
+    for number, arguments in enumerate(({"tau": 0.5}, {"experts_per_layer": 4, "criterion": "random"})):
+        made = plan(random_evidence(), output=tmp_path / f"{number}.json", **arguments)
+        read = PruningPlan.load(tmp_path / f"{number}.json")
+        assert read == made
+        assert read.to_json() == made.to_json()
+        assert read.sha256 == made.sha256
+
+
+def test_the_same_evidence_and_budget_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a.json", "b.json"):
+        plan(random_evidence(), reduction=0.5, output=tmp_path / name)
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_plan_json_has_the_fields_that_other_peoples_scripts_rely_on(tmp_path: Path) -> None:
+    made = plan(random_evidence(), tau=0.5, output=tmp_path / "plan.json")
+    facts = json.loads((tmp_path / "plan.json").read_text())
+    assert list(facts) == [
+        "format",
+        "model_type",
+        "source",
+        "fingerprint",
+        "criterion",
+        "settings",
+        "kept",
+        "order",
+        "summary",
+    ]
+    assert (facts["format"], facts["criterion"], facts["settings"]["tau"]) == (1, "moeits", 0.5)
+    assert facts["settings"]["bins"] == "auto"
+    assert facts["kept"]["0"] == list(made.kept[0])
+    assert [len(facts["order"][layer]) for layer in "012"] == [6, 6, 6]
+    assert {"experts_before", "experts_kept", "parameters_before", "parameters_after", "bytes_after"} <= set(
+        facts["summary"]
+    )
+    assert {"reduction", "reduction_of_all", "floored_layers"} <= set(facts["summary"])
+    # One row per layer: it can be read, edited and compared line by line.
+    assert f'    "0": {json.dumps(list(made.kept[0]))},' in (tmp_path / "plan.json").read_text().splitlines()
+
+
+def test_any_other_budget_follows_from_the_order_in_a_plan() -> None:
+    evidence = random_evidence()
+    made = plan(evidence, tau=1)
+    for count in (2, 5, 8):
+        other = plan(evidence, experts_per_layer=count)
+        for layer, steps in made.order.items():
+            gone = {expert for expert, _ in steps[: 8 - count]}
+            assert other.kept[layer] == tuple(expert for expert in range(8) if expert not in gone)
+
+
+def edited(tmp_path: Path, **changes: Any) -> Path:
+    made = plan(random_evidence(), tau=0.5)
+    path = tmp_path / "edited.json"
+    path.write_text(json.dumps({**made.facts(), **changes}))
+    return path
+
+
+def test_a_plan_may_be_edited_by_hand(tmp_path: Path) -> None:
+    kept = {"0": [1, 2], "1": [0, 7], "2": [3, 4, 5]}
+    read = PruningPlan.load(edited(tmp_path, kept=kept))
+    assert read.kept == {0: (1, 2), 1: (0, 7), 2: (3, 4, 5)}
+    without = json.loads(edited(tmp_path, kept=kept).read_text())
+    del without["order"], without["summary"]
+    (tmp_path / "bare.json").write_text(json.dumps(without))
+    assert PruningPlan.load(tmp_path / "bare.json").kept == read.kept
+
+
+@pytest.mark.parametrize("experts", [[], [2, 1], [1, 1], [-1, 2], [0, 1.5], ["0", "1"], [True, 2]])
+def test_a_kept_list_that_is_none_is_refused_with_its_layer(tmp_path: Path, experts: list[Any]) -> None:
+    with pytest.raises(PlanError, match="kept experts of layer 1 must be different ids in ascending order"):
+        PruningPlan.load(edited(tmp_path, kept={"0": [1, 2], "1": experts}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"format": 2}, "it has format 2; this moeits reads format 1"),
+        ({"kept": [1, 2]}, "is no plan"),
+        ({"kept": {"first": [1]}}, "is no plan"),
+        ({"kept": {"0": 5}}, "is no plan"),
+        ({"order": {"0": [3]}}, "is no plan"),
+        ({"settings": 5}, "is no plan"),
+    ],
+)
+def test_a_broken_plan_is_a_sentence_that_names_the_file(tmp_path: Path, changes: Any, sentence: str) -> None:
+    with pytest.raises(PlanError, match=r"edited\.json") as raised:
+        PruningPlan.load(edited(tmp_path, **changes))
+    assert sentence in str(raised.value)
+
+
+def test_what_is_no_json_is_no_plan(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    with pytest.raises(PlanError, match=r"There is no plan .* Make one with: moeits plan EVIDENCE --output"):
+        PruningPlan.load(path)
+    for content in (b"{", b"\xff\xfe", b"", b"[]", b"3", b"null"):
+        path.write_bytes(content)
+        with pytest.raises(PlanError, match=r"plan\.json"):
+            PruningPlan.load(path)
+
+
+# ---------------------------------------------------------------------------------------------- evening out
+
+
+EIGHT = {0: 8, 1: 8, 2: 8}
+
+
+def test_a_plan_evened_out_follows_its_own_order_to_its_mean_count() -> None:
+    evidence = random_evidence()
+    made = plan(evidence, tau=0.4)
+    evened = even_out(made, EIGHT)
+    count = sum(counts(made).values()) // 3
+    assert evened.kept == plan(evidence, experts_per_layer=count).kept
+    assert evened.settings["layout"] == "uniform"
+    assert sum(counts(evened).values()) <= sum(counts(made).values())
+
+
+def test_an_even_plan_stays_as_it_is() -> None:
+    made = plan(random_evidence(), experts_per_layer=5)
+    assert even_out(made, EIGHT).kept == made.kept
+
+
+def test_a_plan_edited_off_its_order_is_not_evened_out(tmp_path: Path) -> None:
+    kept = {"0": [1, 2], "1": [0, 7], "2": [3, 4, 5]}
+    with pytest.raises(PlanError, match=r"layer \d do not follow the plan's order .* --layout per-layer"):
+        even_out(PruningPlan.load(edited(tmp_path, kept=kept)), EIGHT)
+    with pytest.raises(PlanError, match="do not follow the plan's order"):
+        even_out(PruningPlan.load(edited(tmp_path, order={})), EIGHT)
+
+
+def test_evening_out_goes_below_no_floor_and_above_no_layers_size() -> None:
+    rng = np.random.default_rng(0)
+    evidence = toy_evidence({0: random_redundancy(rng, 8), 1: random_redundancy(rng, 4)}, top_k=2)
+    made = plan(evidence, tau=100)
+    with pytest.raises(PlanError, match="of 6 experts is more than the 4 that layer 1 has"):
+        even_out(made, {0: 8, 1: 4})
+    floored = plan(evidence, like=plan(evidence, tau=100), min_experts=4)
+    floored_low = PruningPlan(**{**vars(floored), "kept": {0: (0, 1), 1: floored.kept[1]}})
+    with pytest.raises(PlanError):
+        even_out(floored_low, {0: 8, 1: 4})
+
+
+def test_relabelled_layers_get_relabelled_plans() -> None:
+    evidence = random_evidence(layers=1, experts=12)
+    names = np.random.default_rng(1).permutation(12)
+    relabelled = toy_evidence({0: evidence.redundancy[0][np.ix_(names, names)]}, top_k=2)
+    for reduction in (0.25, 0.5, 0.75):
+        kept, other = (plan(e, reduction=reduction).kept[0] for e in (evidence, relabelled))
+        assert {int(names[expert]) for expert in other} == set(kept)
