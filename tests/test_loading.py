@@ -1,5 +1,7 @@
-"""Pruned checkpoints in the stock classes: for toys of every registered architecture, the pruned model computes what the
-original computes when its router cannot choose the removed experts (method.md, section 3)."""
+"""Pruned checkpoints in the stock classes, for toys of every registered architecture.
+
+A pruned model computes what the original computes when its router cannot choose the removed experts.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -6,6 +6,7 @@ read when somebody asks for them, so that a model larger than memory can be work
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +41,9 @@ DTYPES: Mapping[str, np.dtype] = MappingProxyType(
         "BOOL": np.dtype(np.bool_),
     }
 )
+
+# A header is names and numbers: stock safetensors refuses more than this too.
+_MOST_HEADER_BYTES = 100_000_000
 
 # The fingerprint reads a tensor whole up to this many bytes, and beyond that this many spans of this many bytes.
 _WHOLE_BYTES, _SPANS, _SPAN_BYTES = 4096, 8, 512
@@ -76,6 +80,8 @@ class Checkpoint:
         self.source = source
         self.config: Mapping[str, Any] = _read_config(folder)
         self.tensors: Mapping[str, TensorInfo] = _read_tensors(folder)
+        if not self.tensors:
+            raise CheckpointError(f"{folder} holds no tensors. Download the checkpoint again.")
 
     @classmethod
     def open(cls, model: str | Path, *, revision: str | None = None) -> "Checkpoint":
@@ -85,6 +91,8 @@ class Checkpoint:
         Raises CheckpointError if there is no such model, or if it is not what its index says.
         """
         folder = Path(model)
+        if folder.is_file():
+            raise CheckpointError(f"{folder} is a file. Give the folder of the checkpoint, the one with config.json.")
         if folder.is_dir():
             return cls(folder, source=folder.resolve().name)
         folder, source = hub.download(str(model), revision)
@@ -98,7 +106,9 @@ class Checkpoint:
         """
         info = self.tensors[name]
         if info.dtype not in DTYPES:
-            raise UnscorableWeight(f"dtype {info.dtype} can be moved but not computed with")
+            raise UnscorableWeight(
+                f"dtype {info.dtype} can be moved but not computed with; make the plan with a bf16 version"
+            )
         dtype = DTYPES[info.dtype]
         first, shape = _contiguous(info.shape, where)
         raw = np.fromfile(
@@ -147,7 +157,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing. Is this the folder of a Hugging Face checkpoint?") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON ({error}). Download this file again.") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} should hold a JSON object, not a {type(value).__name__}.")
@@ -192,6 +202,7 @@ def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
     if (folder / INDEX_NAME).exists():
         return _read_indexed(folder)
     if (folder / SINGLE_NAME).exists():
+        _check_files(folder, [SINGLE_NAME], named_by="the single-file form")
         return _read_shard(folder / SINGLE_NAME)
     raise CheckpointError(_why_no_safetensors(folder))
 
@@ -201,7 +212,7 @@ def _read_indexed(folder: Path) -> dict[str, TensorInfo]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{folder / INDEX_NAME} has no weight_map. Download this file again.")
     files = sorted(set(map(str, weight_map.values())))
-    _check_files(folder, files)
+    _check_files(folder, files, named_by=INDEX_NAME)
     tensors: dict[str, TensorInfo] = {}
     for file in files:
         for name, info in _read_shard(folder / file).items():
@@ -219,7 +230,7 @@ def _read_indexed(folder: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _check_files(folder: Path, files: list[str]) -> None:
+def _check_files(folder: Path, files: list[str], *, named_by: str) -> None:
     """The index names files of this folder, all of them are there, and no other shard is."""
     for file in files:
         if Path(file).name != file or file in {"", ".", ".."}:
@@ -234,7 +245,7 @@ def _check_files(folder: Path, files: list[str]) -> None:
     extra = sorted(path.name for path in folder.glob("model*.safetensors") if path.name not in files)
     if extra:
         raise CheckpointError(
-            f"{folder} holds {_some(extra)}, which {INDEX_NAME} does not name. Remove what is left over from another "
+            f"{folder} holds {_some(extra)}, which {named_by} does not name. Remove what is left over from another "
             "version, or download the checkpoint again."
         )
 
@@ -248,30 +259,44 @@ def _why_no_safetensors(folder: Path) -> str:
         )
     if (folder / "adapter_model.safetensors").exists():
         return f"{folder} is a LoRA adapter, not a model. Merge it into its base model first."
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    if shards:
+        return (
+            f"{folder} has shards ({_some(shards)}) but no {INDEX_NAME}. Download the checkpoint again, with its index."
+        )
     return f"{folder} has neither {INDEX_NAME} nor {SINGLE_NAME}. Is this the folder of a Hugging Face checkpoint?"
 
 
 def _read_shard(path: Path) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file, by its header. The whole file must be accounted for."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        header_bytes = int.from_bytes(file.read(8), "little")
-        if size < 8 or header_bytes > size - 8:
-            raise CheckpointError(f"{path.name} is truncated ({size} bytes). Download this file again.")
-        try:
-            header = json.loads(file.read(header_bytes))
-            header.pop("__metadata__", None)
-            tensors = {name: _tensor_info(path, 8 + header_bytes, name, entry) for name, entry in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path.name} is no safetensors file ({error}). Download this file again.") from None
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            header_bytes = int.from_bytes(file.read(8), "little")
+            header = file.read(header_bytes) if header_bytes <= min(size - 8, _MOST_HEADER_BYTES) else b""
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+    if header_bytes > size - 8:
+        raise CheckpointError(f"{path.name} is truncated ({size} bytes). Download this file again.")
+    tensors = _parse_header(path, header, data_start=8 + header_bytes)
     _check_extent(path, tensors, 8 + header_bytes, size)
     return tensors
 
 
+def _parse_header(path: Path, text: bytes, *, data_start: int) -> dict[str, TensorInfo]:
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        return {name: _tensor_info(path, data_start, name, entry) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} is no safetensors file ({error}). Download this file again.") from None
+
+
 def _tensor_info(path: Path, data_start: int, name: str, entry: Mapping[str, Any]) -> TensorInfo:
-    begin, end = map(int, entry["data_offsets"])
-    shape = tuple(map(int, entry["shape"]))
-    dtype = str(entry["dtype"])
+    begin, end = entry["data_offsets"]
+    shape, dtype = tuple(entry["shape"]), str(entry["dtype"])
+    if not all(type(number) is int and number >= 0 for number in (begin, end, end - begin, *shape)):
+        raise ValueError(f"{name} has shape {entry['shape']} and data_offsets {entry['data_offsets']}")
     if dtype in DTYPES and end - begin != prod(shape) * DTYPES[dtype].itemsize:
         raise ValueError(f"{name} of shape {shape} cannot have {end - begin} bytes")
     return TensorInfo(name=name, dtype=dtype, shape=shape, shard=path, offset=data_start + begin, nbytes=end - begin)
@@ -282,7 +307,8 @@ def _check_extent(path: Path, tensors: Mapping[str, TensorInfo], data_start: int
     for info in sorted(tensors.values(), key=lambda info: (info.offset, info.nbytes)):
         if info.offset != end:
             raise CheckpointError(
-                f"{path.name} is damaged: {info.name} does not begin where the tensor before it ends."
+                f"{path.name} is damaged: {info.name} does not begin where the tensor before it ends. Download this "
+                "file again."
             )
         end += info.nbytes
     if size != end:

@@ -61,12 +61,13 @@ def prune(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> PruningPlan:
-    """Write the checkpoint that a plan leaves, and return the plan as it was carried out.
+    """Write the checkpoint that a plan leaves: removed experts gone, everything else as it was, bit for bit.
 
-    Paper: Algorithm 2; method.md, section 3. `layout` is `per-layer` (each layer its own count; opened by `moeits.load`
-    or with trust_remote_code), `uniform` (the same count everywhere, opened by everything; an uneven plan is evened out
-    along its order), or `auto`: uniform if the plan's counts are equal, else per-layer. Shards are at most
-    `max_shard_size`, by default as large as the source's. The output appears under its name only when complete.
+    Paper: Algorithm 2; method.md, section 3. Returns the plan as it was carried out. `layout` is `per-layer` (each
+    layer its own count; opened by `moeits.load` or with trust_remote_code), `uniform` (the same count everywhere,
+    opened by everything; an uneven plan is evened out along its order), or `auto`: uniform if the plan's counts are
+    equal, else per-layer. Shards are at most `max_shard_size`, by default as large as the source's. The output appears
+    under its name only when complete.
 
     Raises PlanError if the plan is of another checkpoint or does not fit it, CheckpointError if the checkpoint is
     broken, OutputError if the output exists, lies in the source, or cannot be written.

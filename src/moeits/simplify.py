@@ -1,7 +1,11 @@
 """Score, plan and prune in one go: the paper's Algorithm 1."""
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from moeits.checkpoint import Checkpoint
 from moeits.criteria import criterion_named
@@ -38,13 +42,28 @@ def simplify(
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> PruningPlan:
-    """Make a checkpoint smaller: `score`, `plan` and `prune` with their own arguments, nothing kept in between.
+    """Make a checkpoint smaller: `score`, `plan` and `prune` in one go, with the arguments of all three.
 
-    Paper: Algorithm 1 without the healing. Returns the plan as it was carried out. Raises what the three stages raise.
+    Paper: Algorithm 1 without the healing. Nothing is kept in between; what is wrong with an argument, or out of reach
+    of a budget, is said before anything is scored. Returns the plan as it was carried out. Raises what the three stages
+    raise.
     """
     checkpoint = Checkpoint.open(model, revision=revision)
     check_request(checkpoint, output=output, layout=layout, max_shard_size=max_shard_size, overwrite=overwrite)
+    evidence = Evidence.without_scores(checkpoint, MoELayout.of(checkpoint))
+    planned = partial(
+        plan,
+        tau=tau,
+        reduction=reduction,
+        max_size=max_size,
+        experts_per_layer=experts_per_layer,
+        like=like,
+        criterion=criterion,
+        min_experts=min_experts,
+        seed=seed,
+    )
     if criterion_named(criterion).needs_redundancy:
+        planned(_rehearsal(evidence))
         evidence = score(
             checkpoint,
             preset=preset,
@@ -56,25 +75,27 @@ def simplify(
             memory=memory,
             progress=progress,
         )
-    else:
-        evidence = Evidence.without_scores(checkpoint, MoELayout.of(checkpoint))
-    made = plan(
-        evidence,
-        tau=tau,
-        reduction=reduction,
-        max_size=max_size,
-        experts_per_layer=experts_per_layer,
-        like=like,
-        criterion=criterion,
-        min_experts=min_experts,
-        seed=seed,
-    )
     return prune(
         checkpoint,
-        plan=made,
+        plan=planned(evidence),
         output=output,
         layout=layout,
         max_shard_size=max_shard_size,
         overwrite=overwrite,
         progress=progress,
+    )
+
+
+def _rehearsal(facts: Evidence) -> Evidence:
+    """Evidence with made-up scores: what cannot be planned with it cannot be planned at all.
+
+    Scoring takes its time, so a budget that makes no sense, or that floors forbid, is found out before. Groups are left
+    out: whether they keep equal numbers is known only from real scores.
+    """
+    apart = {i: np.abs(np.subtract.outer(*2 * [np.arange(layer.num_experts)])) for i, layer in facts.layers.items()}
+    return replace(
+        facts,
+        layers={i: replace(layer, groups=1) for i, layer in facts.layers.items()},
+        redundancy={i: matrix.astype(float) for i, matrix in apart.items()},
+        floor={i: np.zeros(matrix.shape) for i, matrix in apart.items()},
     )
