@@ -12,7 +12,9 @@ from moeits.errors import MoeitsError
 from moeits.evaluate import evaluate
 from moeits.evaluation.results import Results
 from moeits.evidence import Evidence
+from moeits.heal import Healing, heal
 from moeits.inspect import Inspection, inspect
+from moeits.measure import Footprint, measure
 from moeits.plan import PruningPlan, plan
 from moeits.prune import prune
 from moeits.report import report
@@ -26,6 +28,8 @@ __all__ = [
     "Checkpoint",
     "Comparison",
     "Evidence",
+    "Footprint",
+    "Healing",
     "Inspection",
     "MoeitsError",
     "PruningPlan",
@@ -33,8 +37,10 @@ __all__ = [
     "__version__",
     "compare",
     "evaluate",
+    "heal",
     "inspect",
     "load",
+    "measure",
     "plan",
     "prune",
     "report",

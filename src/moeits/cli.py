@@ -5,6 +5,7 @@ MoeitsError becomes one sentence on standard error and exit code 2.
 """
 
 import inspect as signatures
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ import typer
 
 import moeits
 from moeits import console
-from moeits.console import footprint, plans, results
+from moeits.console import footprint, healing, plans, results
 from moeits.errors import MoeitsError
 from moeits.flags import FLAGS, flag
 
@@ -53,7 +54,10 @@ def _command(stage: Callable[..., Any], show: Callable[[Any, dict[str, Any]], No
     return run
 
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=moeits.__doc__)
+# What the package says of itself, without the paragraph for those who import it.
+_HELP = (moeits.__doc__ or "").rsplit("\n\n", 1)[0]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=_HELP)
 
 COMMANDS: tuple[tuple[Callable[..., Any], Callable[[Any, dict[str, Any]], None]], ...] = (
     (moeits.inspect, plans.show_inspection),
@@ -61,8 +65,10 @@ COMMANDS: tuple[tuple[Callable[..., Any], Callable[[Any, dict[str, Any]], None]]
     (moeits.plan, plans.show_plan),
     (moeits.prune, plans.show_plan),
     (moeits.simplify, plans.show_plan),
+    (moeits.heal, healing.show_healing),
     (moeits.evaluate, results.show_results),
     (moeits.compare, results.show_comparison),
+    (moeits.measure, footprint.show_footprint),
     (moeits.sweep, footprint.show_sweep),
     (moeits.report, footprint.show_report),
 )
@@ -77,14 +83,26 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
+def _command_path(error: typer.TyperException) -> str:
+    """The command that was given wrong arguments, as far as it is known."""
+    context = getattr(error, "ctx", None)
+    return context.command_path if context else "moeits"
+
+
 def main() -> None:
     """Run one command. Exit code 0, or 2 with one sentence on standard error."""
     try:
         sys.exit(app(standalone_mode=False) or 0)
-    except (MoeitsError, typer.TyperException) as error:
-        message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-        console.error(message)
+    except MoeitsError as error:
+        console.error(str(error))
         sys.exit(2)
+    except typer.TyperException as error:
+        if message := error.format_message():  # empty where no command was given, and help was shown instead
+            console.error(f"{message.rstrip('.')}. See: {_command_path(error)} --help")
+        sys.exit(2)
+    except BrokenPipeError:  # whoever read the output has read enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except (KeyboardInterrupt, typer.Abort):
         console.error("Interrupted.")
         sys.exit(130)

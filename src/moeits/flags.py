@@ -19,6 +19,11 @@ def parse_weights(text: str) -> dict[str, float]:
         raise SettingError(f"--projection-weights {text} makes no sense: write gate=0.2,up=0.4,down=0.4.") from None
 
 
+def _recipe(kind: type, text: str) -> Any:
+    """A field of the healing recipe."""
+    return Annotated[kind | None, typer.Option(help=text, show_default="as the recipe has it")]
+
+
 FLAGS: dict[str, Any] = {
     "model": Annotated[str, typer.Argument(metavar="MODEL", help="A local folder, or a hub id (org/name).")],
     "path": Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint folder, a hub id, or a plan (.json).")],
@@ -58,6 +63,23 @@ FLAGS: dict[str, Any] = {
     "overwrite": Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at the output.")],
     "runs": Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that moeits sweep wrote.")],
     "format": Annotated[str, typer.Option(help="html: one page; md: its tables, for a paper or a model card.")],
+    "prompt_tokens": Annotated[int, typer.Option(help="Length of the prompt that is read, random tokens.")],
+    "new_tokens": Annotated[int, typer.Option(help="How many tokens are generated after it.")],
+    "repeats": Annotated[int, typer.Option(help="How often each speed is measured.")],
+    "run": Annotated[bool, typer.Option("--run/--no-run", help="Load the model and run it; else its files alone.")],
+    "energy": Annotated[bool, typer.Option("--energy/--no-energy", help="Measure energy, by codecarbon.")],
+    "country": Annotated[
+        str | None, typer.Option(help="Whose electricity it is (ISO code, such as ESP): gives the CO2 as well.")
+    ],
+    "sweep evaluate": Annotated[
+        str | None, typer.Option(metavar="TASKS", help="Evaluate every point on these tasks, as --tasks of evaluate.")
+    ],
+    "sweep heal": Annotated[
+        Path | None, typer.Option(metavar="DATA", help="Heal every point on these data, and evaluate it again.")
+    ],
+    "sweep recipe": Annotated[str, typer.Option(help="How it is healed, as --recipe of heal.")],
+    "sweep batch_size": Annotated[int, typer.Option(help="Prompts at a time in an evaluation.")],
+    "sweep measure": Annotated[bool, typer.Option("--measure", help="Take the footprint of every point.")],
     "sweep tau": Annotated[str, typer.Option(help="FIRST:LAST:STEP, both ends included, or a list T,T,T.")],
     "tasks": Annotated[
         str | None,
@@ -92,6 +114,55 @@ FLAGS: dict[str, Any] = {
     ],
     "compare seed": Annotated[int, typer.Option(help="Seed of the bootstrap.")],
     "resamples": Annotated[int, typer.Option(help="Resamples of the bootstrap.")],
+    "data": Annotated[
+        str, typer.Option(help="Conversations, instructions or texts: .jsonl, .json, .parquet, or a hub data set.")
+    ],
+    "recipe": Annotated[str, typer.Option(help="paper, authors-code, router-only, or small (for CPUs).")],
+    "targets": _recipe(str, "What gets LoRA: router, experts, attention, shared_experts, by commas."),
+    "rank": _recipe(int, "Rank r of LoRA."),
+    "alpha": _recipe(float, "Adapters are scaled by alpha / rank."),
+    "dropout": _recipe(float, "Dropout on the adapters' inputs."),
+    "batch_size": _recipe(int, "Sequences per device and micro-batch."),
+    "accumulation": _recipe(int, "Micro-batches per step."),
+    "steps": _recipe(int, "Updates of the optimiser."),
+    "learning_rate": _recipe(float, "Its highest value."),
+    "schedule": _recipe(str, "Learning rate: cosine, linear or constant_with_warmup."),
+    "warmup": _recipe(float, "Share of the steps in which the learning rate rises."),
+    "weight_decay": _recipe(float, "Weight decay of AdamW."),
+    "neftune": _recipe(float, "Noise on the embeddings (NEFTune alpha)."),
+    "sequence_length": _recipe(int, "Tokens of a sequence, at most the model's context."),
+    "loss_on": _recipe(str, "Tokens that are trained: whole or answer."),
+    "packing": Annotated[
+        bool | None,
+        typer.Option(
+            "--packing/--no-packing", help="Fill sequences with several texts.", show_default="as the recipe has it"
+        ),
+    ],
+    "template": _recipe(str, "auto (chat if the model has one), chat or instruction."),
+    "objective": _recipe(str, "language-modelling, or distillation from --teacher."),
+    "temperature": _recipe(float, "Temperature of the distillation."),
+    "balance": _recipe(float, "Weight of the routers' load-balancing term, per layer."),
+    "teacher": Annotated[str | None, typer.Option(help="The unpruned model, for --objective distillation.")],
+    "valid": Annotated[Path | None, typer.Option(help="Held-out rows of their own.", show_default="--holdout")],
+    "holdout": Annotated[float, typer.Option(help="Share of the rows that is held out.")],
+    "samples": Annotated[int | None, typer.Option(help="Use this many rows, at random.", show_default="all needed")],
+    "heal seed": Annotated[int, typer.Option(help="Seed of data order, dropout and the adapters' start.")],
+    "heal dtype": Annotated[
+        str, typer.Option(help="Of the frozen model: auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16.")
+    ],
+    "heal fresh": Annotated[bool, typer.Option("--fresh", help="Forget an interrupted healing.")],
+    "gradient_checkpointing": Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time: compute activations twice.")
+    ],
+    "evaluate_every": Annotated[
+        int | None, typer.Option(help="Steps between two held-out losses.", show_default="a fifth of the steps")
+    ],
+    "save_every": Annotated[
+        int | None, typer.Option(help="Steps between two saved states.", show_default="as --evaluate-every")
+    ],
+    "report_to": Annotated[str | None, typer.Option(help="wandb, mlflow, trackio, ..., by commas.")],
+    "resume": Annotated[bool, typer.Option("--resume", help="Go on with an interrupted healing.")],
+    "keep_adapter": Annotated[bool, typer.Option("--keep-adapter", help="Also save the adapter, for peft.")],
     "json": Annotated[bool, typer.Option("--json", help="Print the result as JSON.")],
 }
 

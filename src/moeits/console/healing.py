@@ -1,0 +1,38 @@
+"""A healing, as a person sees it."""
+
+import os
+from typing import Any
+
+from moeits.console import out, table, written
+from moeits.heal import Healing
+from moeits.sizes import format_size
+
+
+def show_healing(healing: Healing, arguments: dict[str, Any]) -> None:
+    """What was trained on what, and the held-out loss before, after and merged."""
+    if os.environ.get("RANK", "0") != "0":
+        return  # one of the helpers of accelerate launch; the main process speaks
+    data = healing.data
+    for note in healing.notes:
+        out(f"note: {note}")
+    out(
+        f"{data['rows']:,} rows: {data['used']:,} used, {data['held_out']:,} held out, {data['dropped']:,} dropped, "
+        f"{data['cut']:,} cut; {data['sequences']:,} sequences, {data['trained_tokens']:,} trained tokens"
+    )
+    out(
+        f"{', '.join(healing.recipe.targets)}: {healing.trainable_parameters:,} parameters trained for "
+        f"{healing.recipe.steps} steps, {healing.seconds:.0f} s, {format_size(healing.peak_memory_bytes)} at most"
+    )
+    table(
+        ("held-out loss", "nats per token"),
+        (
+            ("pruned", _loss(healing.loss_before)),
+            (f"adapter, step {healing.best_step}", _loss(healing.loss_after)),
+            ("merged", _loss(healing.loss_merged)),
+        ),
+    )
+    written(arguments)
+
+
+def _loss(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4f}"

@@ -1,0 +1,210 @@
+"""Tokenised texts as sequences to train on: shuffled, held out, packed or cut, counted; and as padded batches."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from moeits.errors import HealingError
+from moeits.healing.conversations import Conversation, Row, as_conversation
+from moeits.healing.template import Template, Tokens
+
+# A token that is read but not trained on, as torch's cross entropy and transformers have it.
+UNTRAINED = -100
+# Sequences of the held-out loss. It is looked at several times, and always on the same tokens, so that differences show
+# with few of them.
+_MOST_HELD_OUT = 96
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCounts:
+    """What became of the rows of a data set."""
+
+    rows: int
+    """Rows looked at: all of the file, or as many as were asked for."""
+    used: int
+    held_out: int
+    dropped: int
+    """Rows without an answer, or with none left after cutting."""
+    cut: int
+    """Rows that were longer than a sequence and lost their end; packing cuts none."""
+    sequences: int
+    tokens: int
+    trained_tokens: int
+    """Tokens of one pass whose loss is minimised."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Sequences of token ids with their labels, as `Trainer` wants a data set: (ids, labels), (n,) int32 each."""
+
+    pairs: tuple[tuple[np.ndarray, np.ndarray], ...]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.pairs[index]
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(ids) for ids, _ in self.pairs)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Labels that are predicted: the first token of a sequence has nothing before it."""
+        return sum(int((labels[1:] != UNTRAINED).sum()) for _, labels in self.pairs)
+
+    def digest(self) -> str:
+        """SHA-256 of ids and labels, in order: the fingerprint of what was trained on."""
+        digest = hashlib.sha256()
+        for ids, labels in self.pairs:
+            digest.update(ids.tobytes() + labels.tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """Sequences to train on, sequences held out, and how the rows came to be them."""
+
+    training: Sequences
+    held_out: Sequences
+    counts: DataCounts
+
+    def facts(self) -> dict[str, Any]:
+        """As healing.json keeps it."""
+        return {
+            **asdict(self.counts),
+            "fingerprint": self.training.digest(),
+            "held_out_fingerprint": self.held_out.digest(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequencer:
+    """How rows become sequences."""
+
+    template: Template
+    length: int
+    packing: bool
+    answers_only: bool
+    most: int
+    """As many sequences as the steps of a training can use; texts beyond them are not even tokenised."""
+    seed: int
+
+    def split(
+        self, rows: Iterable[Row], *, samples: int | None, holdout: float, valid: Iterable[Row] | None
+    ) -> TrainingData:
+        """Sequences of at most `samples` rows, a share `holdout` of them (or the rows of `valid`) held out.
+
+        Raises HealingError if nothing is left to train on.
+        """
+        conversations, seen, without_answer = self._sample(rows, samples)
+        if not seen:
+            raise HealingError("--data has no rows.")
+        if not conversations:
+            raise HealingError(f"None of the {seen} rows of --data has an answer, or a text, to learn from.")
+        apart = 0 if valid is not None else min(_held_out(len(conversations), holdout), _MOST_HELD_OUT)
+        training, cut, emptied = self._sequences(conversations[apart:], self.most)
+        held_out = self._sequences(
+            conversations[:apart] if valid is None else self._sample(valid, None)[0], _MOST_HELD_OUT
+        )[0]
+        if not training:
+            raise HealingError(
+                f"No row of --data has a token to train on within the first {self.length}. Raise --sequence-length."
+            )
+        sequences = Sequences(tuple(training))
+        counts = DataCounts(
+            rows=seen,
+            used=len(conversations) - apart - emptied,
+            held_out=apart,
+            dropped=without_answer + emptied,
+            cut=cut,
+            sequences=len(training),
+            tokens=sequences.tokens,
+            trained_tokens=sequences.trained_tokens,
+        )
+        return TrainingData(training=sequences, held_out=Sequences(tuple(held_out)), counts=counts)
+
+    def _sample(self, rows: Iterable[Row], samples: int | None) -> tuple[list[Conversation], int, int]:
+        """At most `samples` conversations in random order, every row equally likely; rows seen; rows without answer."""
+        rng = np.random.default_rng(self.seed)
+        kept: list[Conversation] = []
+        seen = without_answer = 0
+        for row in rows:
+            seen += 1
+            conversation = as_conversation(row)
+            if conversation is None:
+                without_answer += 1
+            elif samples is None or len(kept) < samples:
+                kept.append(conversation)
+            elif (at := int(rng.integers(seen - without_answer))) < samples:
+                kept[at] = conversation
+        return [kept[at] for at in rng.permutation(len(kept))], seen, without_answer
+
+    def _sequences(
+        self, conversations: Sequence[Conversation], most: int | None
+    ) -> tuple[list[tuple[np.ndarray, np.ndarray]], int, int]:
+        """(sequences, rows cut, rows with nothing left to train)."""
+        texts = map(self.template.tokens, conversations)
+        labelled = ((tokens.ids, self._labels(tokens)) for tokens in texts)
+        if self.packing:
+            return list(islice(_packed(labelled, self.length), most)), 0, 0
+        made: list[tuple[np.ndarray, np.ndarray]] = []
+        cut = emptied = 0
+        for ids, labels in labelled:
+            if len(made) == most:
+                break
+            cut += len(ids) > self.length
+            if (labels[1 : self.length] == UNTRAINED).all():
+                emptied += 1
+            else:
+                made.append((ids[: self.length], labels[: self.length]))
+        return made, cut, emptied
+
+    def _labels(self, tokens: Tokens) -> np.ndarray:
+        if not self.answers_only:
+            return tokens.ids
+        return np.where(tokens.answer, tokens.ids, UNTRAINED).astype(np.int32)
+
+
+def _held_out(count: int, share: float) -> int:
+    """Rows to hold out: at least one where there are two, never all."""
+    return min(max(1, round(count * share)), count - 1) if share > 0 else 0
+
+
+def _packed(labelled: Iterable[tuple[np.ndarray, np.ndarray]], length: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All texts in a row, cut every `length` tokens. Texts of one sequence see each other."""
+    ids, labels = np.zeros(0, np.int32), np.zeros(0, np.int32)
+    for more_ids, more_labels in labelled:
+        ids, labels = np.concatenate([ids, more_ids]), np.concatenate([labels, more_labels])
+        while len(ids) >= length:
+            if (labels[1:length] != UNTRAINED).any():
+                yield ids[:length], labels[:length]
+            ids, labels = ids[length:], labels[length:]
+    if (labels[1:] != UNTRAINED).any():
+        yield ids, labels
+
+
+def collate(pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, pad: int) -> dict[str, Any]:
+    """One batch, padded on the right: input_ids, attention_mask and labels, (sequences, longest) int64 each.
+
+    What is padding is known by position, not by token id, so a padding token that is also the end of sequence stays
+    trained where it ends an answer.
+    """
+    import torch
+
+    longest = max(len(ids) for ids, _ in pairs)
+    batch = {
+        "input_ids": torch.full((len(pairs), longest), pad),
+        "attention_mask": torch.zeros((len(pairs), longest), dtype=torch.int64),
+        "labels": torch.full((len(pairs), longest), UNTRAINED),
+    }
+    for row, (ids, labels) in enumerate(pairs):
+        batch["input_ids"][row, : len(ids)] = torch.from_numpy(ids)
+        batch["attention_mask"][row, : len(ids)] = 1
+        batch["labels"][row, : len(ids)] = torch.from_numpy(labels)
+    return batch

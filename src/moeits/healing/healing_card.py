@@ -1,0 +1,50 @@
+"""What the card of a healed checkpoint says: the pruned one's card, and how it was healed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+_UNTRAINED = "that are left are those of the source, bit for bit; nothing was trained."
+_TRAINED = "that are left were healed by a short LoRA training, see below."
+_BEFORE = "## Not measured here"
+
+
+def healed_card(pruned: Path, healing: Mapping[str, Any]) -> str:
+    """README.md of the healed checkpoint, from the pruned one's folder and the facts of healing.json."""
+    path = pruned / "README.md"
+    card = path.read_text(encoding="utf-8") if path.is_file() else f"# {healing['source']}, healed\n"
+    card = card.replace(_UNTRAINED, _TRAINED)
+    section = _section(healing)
+    before, at, after = card.partition(_BEFORE)
+    return f"{before}{section}\n{at}{after}" if at else f"{card.rstrip()}\n\n{section}"
+
+
+def _section(healing: Mapping[str, Any]) -> str:
+    recipe, data = healing["recipe"], healing["data"]
+    fields = ", ".join(f"{name} {_in_words(value)}" for name, value in recipe.items())
+    return f"""## Healing
+
+LoRA on {_in_words(recipe["targets"])}, merged back; every other tensor is the pruned checkpoint's, byte for byte.
+Recipe `{healing["recipe_name"]}`: {fields}; seed {healing["seed"]}.
+
+Trained on {data["sequences"]:,} sequences ({data["trained_tokens"]:,} trained tokens) of {data["used"]:,} rows;
+{data["dropped"]:,} rows were dropped and {data["cut"]:,} cut.
+Data fingerprint `{data["fingerprint"][:16]}`; `healing.json` has the curves.
+
+| held-out loss, nats per token | |
+| --- | ---: |
+| pruned | {_loss(healing["loss_before"])} |
+| with the adapter | {_loss(healing["loss_after"])} |
+| merged, as it is here | {_loss(healing["loss_merged"])} |
+
+A lower loss after training is not yet a healed model: part of the gain is more training on this data, which the
+unpruned model would gain as well. Heal it the same way and compare.
+"""
+
+
+def _in_words(value: Any) -> str:
+    return " and ".join(value).replace("_", " ") if isinstance(value, list) else str(value)
+
+
+def _loss(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4f}"

@@ -1,0 +1,89 @@
+"""One healing with everything decided, before any weight is loaded; and what training makes of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from moeits.checkpoint import Checkpoint
+from moeits.healing.batches import TrainingData
+from moeits.healing.merging import FactorsByName
+from moeits.healing.recipe import HealingRecipe
+from moeits.healing.run import HealingRun
+from moeits.healing.targets import Target
+from moeits.layout import MoELayout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """What a run does beside learning."""
+
+    evaluate_every: int
+    """Steps between two looks at the held-out loss."""
+    save_every: int
+    """Steps between two checkpoints of the run; a multiple of `evaluate_every`."""
+    report_to: tuple[str, ...]
+    """wandb, mlflow, trackio, ...: whatever transformers' Trainer can report to."""
+    gradient_checkpointing: bool
+    resume: bool
+    fresh: bool
+
+    @classmethod
+    def of(
+        cls, recipe: HealingRecipe, *, evaluate_every: int | None, save_every: int | None, **others: Any
+    ) -> "Schedule":
+        """Five looks and five checkpoints, unless told otherwise."""
+        every = evaluate_every or max(1, recipe.steps // 5)
+        return cls(evaluate_every=every, save_every=-(-(save_every or every) // every) * every, **others)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealingJob:
+    """What is trained on what."""
+
+    checkpoint: Checkpoint
+    moe: MoELayout
+    recipe: HealingRecipe
+    targets: tuple[Target, ...]
+    data: TrainingData
+    pad: int
+    run: HealingRun
+    schedule: Schedule
+    seed: int
+    dtype: str
+    teacher: str | None
+
+    @property
+    def trainable_parameters(self) -> int:
+        """Numbers in all adapters."""
+        return sum(
+            stack * self.recipe.rank * (rows + columns)
+            for target in self.targets
+            for stack, rows, columns in target.weights.values()
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same for a run to be resumed; the number of steps apart."""
+        recipe = {name: value for name, value in self.recipe.facts().items() if name != "steps"}
+        return {
+            "fingerprint": self.checkpoint.fingerprint,
+            "recipe": recipe,
+            "data": self.data.training.digest(),
+            "seed": self.seed,
+            "dtype": self.dtype,
+            "teacher": self.teacher,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a training leaves."""
+
+    factors: FactorsByName
+    loss_before: float | None
+    loss_after: float | None
+    best_step: int | None
+    curves: Mapping[str, Any]
+    seconds: float
+    peak_memory_bytes: int
+    is_main_process: bool
+    """False in the helpers of a distributed run, which write nothing."""

@@ -1,0 +1,85 @@
+"""Base + adapter -> the tensors of the pruned checkpoint, in its own layout, names and dtypes.
+
+    W' = W + (alpha / rank) B A        computed in float32, rounded once to the dtype the tensor is stored in
+
+Only adapted tensors are computed, one at a time while they are written; all others are moved as bytes.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+
+import numpy as np
+
+from moeits.checkpoint import Checkpoint, TensorInfo
+from moeits.checkpoint_writer import ByteRange, NewTensor
+from moeits.errors import HealingError
+from moeits.healing.targets import Target
+from moeits.layout import MoELayout
+
+# a and b of every adapted weight, by the name of their parameter in the model.
+FactorsByName = Mapping[str, np.ndarray]
+
+
+def merged_tensors(
+    checkpoint: Checkpoint, moe: MoELayout, targets: Iterable[Target], factors: FactorsByName, scale: float
+) -> list[NewTensor]:
+    """All tensors of the healed checkpoint, in the order of the pruned one's."""
+    deltas: dict[str, Callable[[], np.ndarray]] = {}
+    for target in targets:
+        deltas |= _deltas(moe, target, factors, scale)
+    unknown = deltas.keys() - checkpoint.tensors.keys()
+    assert not unknown, unknown
+    return [_tensor(checkpoint, info, deltas.get(info.name)) for info in checkpoint.tensors.values()]
+
+
+def _deltas(
+    moe: MoELayout, target: Target, factors: FactorsByName, scale: float
+) -> dict[str, Callable[[], np.ndarray]]:
+    """Tensor name -> what is added to it, in the tensor's own shape."""
+    if target.tensor is not None:
+        return {target.tensor: partial(_delta, target, "weight", 0, factors, scale)}
+    assert target.layer is not None
+    layer, architecture = moe.layers[target.layer], moe.architecture
+    if layer.experts:
+        return {
+            layer.experts[expert][tensor]: partial(_delta, target, projection, expert, factors, scale)
+            for expert in layer.experts
+            for projection, tensor in architecture.projections.items()
+        }
+    return {
+        layer.fused[name]: partial(_fused_delta, target, stacked, layer.num_experts, factors, scale)
+        for name, stacked in architecture.fused.items()
+    }
+
+
+def _delta(target: Target, weight: str, number: int, factors: FactorsByName, scale: float) -> np.ndarray:
+    a, b = (factors[f"{target.module}.factors.{weight}.{side}"][number] for side in "ab")
+    return scale * (b @ a)
+
+
+def _fused_delta(
+    target: Target, stacked: tuple[str, ...], experts: int, factors: FactorsByName, scale: float
+) -> np.ndarray:
+    return np.stack(
+        [
+            np.concatenate([_delta(target, projection, expert, factors, scale) for projection in stacked])
+            for expert in range(experts)
+        ]
+    )
+
+
+def _tensor(checkpoint: Checkpoint, info: TensorInfo, delta: Callable[[], np.ndarray] | None) -> NewTensor:
+    part: ByteRange | Callable[[], bytes] = ByteRange(path=info.shard, offset=info.offset, length=info.nbytes)
+    if delta is not None:
+        part = partial(_merged, checkpoint, info, delta)
+    return NewTensor(name=info.name, dtype=info.dtype, shape=info.shape, nbytes=info.nbytes, parts=(part,))
+
+
+def _merged(checkpoint: Checkpoint, info: TensorInfo, delta: Callable[[], np.ndarray]) -> bytes:
+    stored = checkpoint.read(info.name)
+    merged = (stored.astype(np.float32) + delta()).astype(stored.dtype)
+    if not np.isfinite(merged.astype(np.float32)).all():
+        raise HealingError(
+            f"{info.name} would not be finite with its adapter in {info.dtype}. Heal with a lower --learning-rate."
+        )
+    return merged.tobytes()

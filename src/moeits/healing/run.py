@@ -1,0 +1,119 @@
+"""The folder of a healing that is under way, beside the output: what it is the healing of, and Trainer's checkpoints.
+
+It is there from the first step until the healed checkpoint is complete, so that a killed run can go on.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moeits.errors import HealingError, OutputError
+from moeits.evidence import write_whole
+from moeits.sizes import format_size
+
+_ADAM_STATES = 2
+# The best checkpoint, the last one, and the one being written.
+_CHECKPOINTS = 3
+
+
+@dataclass(frozen=True)
+class HealingRun:
+    """A folder `OUTPUT.healing`."""
+
+    folder: Path
+
+    @classmethod
+    def beside(cls, output: Path) -> "HealingRun":
+        return cls(output.with_name(output.name + ".healing"))
+
+    def begin(self, facts: Mapping[str, Any], *, steps: int, resume: bool, fresh: bool) -> None:
+        """Make the folder, or with `resume` check that it is of the same run. Raises HealingError where it is not.
+
+        Fewer steps than before may be asked for where they are done already: that ends a run early.
+        """
+        if fresh:
+            self.remove()
+        if not self.folder.exists():
+            if resume:
+                raise HealingError(f"There is nothing to resume: {self.folder} is not there. Start without --resume.")
+            self.folder.mkdir(parents=True)
+            self._write({**facts, "steps": steps})
+            return
+        if not resume:
+            raise HealingError(
+                f"{self.folder} holds an interrupted healing. Go on with --resume, or forget it with --fresh."
+            )
+        before = self.read()
+        for name, value in facts.items():
+            if before.get(name) != value:
+                raise HealingError(
+                    f"{self.folder} holds the healing of {_what(name)}. Resume it with its own settings, or forget it "
+                    f"with --fresh.{_difference(before.get(name), value)}"
+                )
+        if steps != before.get("steps") and not any(step == steps for step, _ in self.checkpoints()):
+            done = ", ".join(str(step) for step, _ in self.checkpoints()) or "none"
+            raise HealingError(
+                f"{self.folder} holds a healing of {before.get('steps')} steps. Resume it with --steps "
+                f"{before.get('steps')}, or with the steps of a state that was saved ({done}) to stop there."
+            )
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """(step, folder) of each complete checkpoint, by step."""
+        return sorted(
+            (int(folder.name.rpartition("-")[2]), folder)
+            for folder in self.folder.glob("checkpoint-*")
+            # Trainer writes its state last, so a folder without a whole one was cut off by a kill.
+            if _is_json(folder / "trainer_state.json")
+        )
+
+    def note(self, **facts: Any) -> None:
+        """Keep something for a later resume."""
+        self._write({**self.read(), **facts})
+
+    def read(self) -> dict[str, Any]:
+        """What is kept. Raises HealingError if the folder holds no run."""
+        try:
+            return json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise HealingError(f"{self.folder} holds no healing that can be resumed. Forget it with --fresh.") from None
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def check_space(self, trainable: int) -> None:
+        """The checkpoints of the run fit on its disk. Raises OutputError."""
+        needed = trainable * 4 * (1 + _ADAM_STATES) * _CHECKPOINTS
+        free = shutil.disk_usage(self.folder.parent).free
+        if needed > free:
+            raise OutputError(
+                f"{self.folder.parent} has {format_size(free)} free, but the checkpoints of this training need "
+                f"{format_size(needed)}. Make room, choose another --output, or lower --rank."
+            )
+
+    def _write(self, facts: Mapping[str, Any]) -> None:
+        write_whole(self.folder / "run.json", (json.dumps(facts, indent=2) + "\n").encode())
+
+
+def _what(name: str) -> str:
+    return {"fingerprint": "another checkpoint", "data": "other data", "recipe": "another recipe"}.get(
+        name, f"another {name}"
+    )
+
+
+def _difference(before: Any, now: Any) -> str:
+    """Which fields of a recipe differ, in words."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return ""
+    fields = [f"{name} was {before.get(name)}" for name in now if before.get(name) != now[name]]
+    return f" There, {', '.join(fields)}."
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True

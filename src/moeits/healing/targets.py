@@ -1,0 +1,121 @@
+"""Which weights a recipe asks for: found by name in the checkpoint's headers, before any model is built.
+
+A target is one adapted module of the stock model. What its adapter must look like follows from the checkpoint alone,
+so that it can be compared with what training really holds (`adapters.check_trainable`).
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from moeits.architectures import Architecture
+from moeits.checkpoint import Checkpoint
+from moeits.errors import HealingError
+from moeits.layout import MoELayer, MoELayout
+
+# Modules of a decoder layer that belong to attention, in every registered family.
+_ATTENTION = "self_attn."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One module that gets LoRA, and the tensors of the checkpoint that its adapter is merged into."""
+
+    group: str
+    """router, experts, attention or shared_experts"""
+    module: str
+    """Name of the module in the stock model."""
+    weights: Mapping[str, tuple[int, int, int]]
+    """Name of the weight -> (how many are stacked, rows, columns). `weight` for a module with one of its own, else the
+    projections of the routed experts: gate, up, down."""
+    tensor: str | None
+    """Name of the checkpoint's tensor, where it is one; None for routed experts."""
+    layer: int | None
+    """Number of the decoder layer of a router or of routed experts, else None."""
+
+
+def targets_of(checkpoint: Checkpoint, moe: MoELayout, groups: tuple[str, ...]) -> tuple[Target, ...]:
+    """The targets that `groups` name. Raises HealingError if a group matches nothing in this checkpoint."""
+    found = {
+        "router": [_router(moe.architecture, checkpoint, layer) for layer in moe.layers.values()],
+        "experts": [_experts(moe, checkpoint, layer) for layer in moe.layers.values()],
+        "shared_experts": [
+            target for layer in moe.layers.values() for target in _shared(moe.architecture, checkpoint, layer)
+        ],
+        "attention": list(_attention(checkpoint)),
+    }
+    for group in groups:
+        if not found[group]:
+            there = ", ".join(name for name, targets in found.items() if targets)
+            raise HealingError(
+                f"--targets {group} matches nothing: this {moe.architecture.model_type} checkpoint has no such "
+                f"weights. It has {there}."
+            )
+    return tuple(target for group in dict.fromkeys(groups) for target in found[group])
+
+
+def block_in_memory(architecture: Architecture, layer: int) -> str:
+    """Name of the MoE block in the stock model, with its trailing dot."""
+    return architecture.blocks[-1].format(layer=layer) + "."
+
+
+def router_in_memory(architecture: Architecture, layer: int) -> str:
+    """Name of the router in the stock model."""
+    return block_in_memory(architecture, layer) + architecture.router[0].removesuffix(".weight")
+
+
+def _router(architecture: Architecture, checkpoint: Checkpoint, layer: MoELayer) -> Target:
+    tensor = layer.block + architecture.router[0]
+    rows, columns = checkpoint.tensors[tensor].shape
+    return Target(
+        group="router",
+        module=router_in_memory(architecture, layer.index),
+        weights={"weight": (1, rows, columns)},
+        tensor=tensor,
+        layer=layer.index,
+    )
+
+
+def _experts(moe: MoELayout, checkpoint: Checkpoint, layer: MoELayer) -> Target:
+    fused = next(iter(moe.architecture.fused))
+    return Target(
+        group="experts",
+        module=block_in_memory(moe.architecture, layer.index) + fused.rpartition(".")[0],
+        weights={
+            projection: (layer.num_experts, *_expert_shape(moe.architecture, checkpoint, layer, projection))
+            for projection in moe.architecture.projections
+        },
+        tensor=None,
+        layer=layer.index,
+    )
+
+
+def _expert_shape(
+    architecture: Architecture, checkpoint: Checkpoint, layer: MoELayer, projection: str
+) -> tuple[int, int]:
+    """(rows, columns) of one projection of one expert."""
+    if layer.experts:
+        rows, columns = checkpoint.tensors[layer.experts[0][architecture.projections[projection]]].shape
+        return rows, columns
+    name, stacked = next((n, stacked) for n, stacked in architecture.fused.items() if projection in stacked)
+    _, rows, columns = checkpoint.tensors[layer.fused[name]].shape
+    return rows // len(stacked), columns
+
+
+def _shared(architecture: Architecture, checkpoint: Checkpoint, layer: MoELayer) -> Iterator[Target]:
+    """The projections of shared experts; their gate decides how much of them is used and is none of them."""
+    for tensor in layer.shared:
+        inside = tensor.removeprefix(layer.block).removesuffix(".weight")
+        if inside.startswith(architecture.shared) and tensor.endswith(".weight"):
+            module = block_in_memory(architecture, layer.index) + inside
+            yield _linear("shared_experts", module, checkpoint, tensor)
+
+
+def _attention(checkpoint: Checkpoint) -> Iterator[Target]:
+    for tensor, info in checkpoint.tensors.items():
+        if f".{_ATTENTION}" in tensor and tensor.endswith(".weight") and len(info.shape) == 2:
+            yield _linear("attention", tensor.removesuffix(".weight"), checkpoint, tensor)
+
+
+def _linear(group: str, module: str, checkpoint: Checkpoint, tensor: str) -> Target:
+    rows, columns = checkpoint.tensors[tensor].shape
+    return Target(group=group, module=module, weights={"weight": (1, rows, columns)}, tensor=tensor, layer=None)

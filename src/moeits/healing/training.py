@@ -1,0 +1,287 @@
+"""transformers' Trainer, set up so that a run can be killed, goes on where it was, and keeps its best state.
+
+This module imports torch and transformers; nothing imports it before a model is healed.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from moeits.checkpoint import Checkpoint
+from moeits.errors import HealingError
+from moeits.healing.adapters import adapt, check_same_weights, check_trainable, factors_of
+from moeits.healing.batches import Sequences, collate
+from moeits.healing.job import HealingJob, Schedule, Trained
+from moeits.healing.objective import Batch, Objective, RouterBalance, balance_of, held_out_loss, objective_of
+from moeits.healing.recipe import HealingRecipe
+from moeits.healing.run import HealingRun
+from moeits.progress import Progress
+from moeits.runtime import load
+
+ADAPTER_FILE = "adapter.safetensors"
+_HELD_OUT_BATCH = 8
+
+
+class HealingTrainer(transformers.Trainer):
+    """The stock Trainer with our loss; its checkpoints hold the adapter alone, the model is on disk already."""
+
+    def __init__(
+        self, *, objective: Objective, balance: RouterBalance | None, balance_weight: float, **arguments: Any
+    ) -> None:
+        super().__init__(**arguments)
+        self._objective = objective
+        self._balance = balance
+        self._balance_weight = balance_weight
+        # Our loss is divided by all trained tokens of a step, so Trainer must not divide by the micro-batches again.
+        self.model_accepts_loss_kwargs = True
+
+    def compute_loss(
+        self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The objective per trained token of the whole step, plus the balance term per micro-batch."""
+        if self._balance is not None:
+            self._balance.start()
+        logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
+        tokens = num_items_in_batch if num_items_in_batch is not None else (inputs["labels"][:, 1:] >= 0).sum()
+        # Processes average their gradients, and `tokens` counts those of all of them.
+        loss = self._objective(inputs, logits) / tokens * self.args.world_size
+        if self._balance is not None:
+            share = self._balance_weight / self.args.gradient_accumulation_steps
+            loss = loss + share * self._balance(inputs).to(loss.device)
+        if not torch.isfinite(loss):
+            raise HealingError(self._why_not_finite())
+        return (loss, None) if return_outputs else loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Loss per held-out token, in nats."""
+        if not len(self.eval_dataset):
+            return {}
+        total, tokens = held_out_loss(self.model, self._held_out_batches())
+        metrics = {"eval_loss": total / tokens}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _held_out_batches(self) -> Iterator[Batch]:
+        return held_out_batches(self.eval_dataset, self.data_collator, self.args.device)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        state = state_dict if state_dict is not None else self.model.state_dict()
+        save_file({n: t.detach().cpu().contiguous() for n, t in state.items() if n in trained}, folder / ADAPTER_FILE)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        load_adapter(self.model if model is None else model, Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        load_adapter(self.model, Path(self.state.best_model_checkpoint))
+
+    def _why_not_finite(self) -> str:
+        saved = [step for step, _ in HealingRun(Path(self.args.output_dir)).checkpoints()]
+        kept = (
+            f"The last good state, step {saved[-1]}, is kept: --resume --steps {saved[-1]} makes a checkpoint of it"
+            if saved
+            else "No state was saved before it"
+        )
+        return (
+            f"The loss became NaN or infinite at step {self.state.global_step + 1}. {kept}; or start again with "
+            "--fresh and a lower --learning-rate."
+        )
+
+
+class Reporter(transformers.TrainerCallback):
+    """Tells `progress` of every step."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        self._progress("healing", state.global_step, state.max_steps)
+        if state.global_step >= state.max_steps:
+            # The last state is a candidate for the best one, whatever the rhythm of looks and checkpoints.
+            control.should_evaluate = control.should_save = True
+
+
+def train(job: HealingJob, progress: Progress) -> Trained:
+    """Train the adapters of a job, from the start or from where its run was killed.
+
+    In a distributed run (accelerate launch) every process calls this; only the main one touches the run's folder.
+    Raises HealingError if what trains is not what was asked for, or if the loss is no number any more.
+    """
+    state = accelerate.PartialState()
+    if state.is_main_process:
+        job.run.check_space(job.trainable_parameters)
+        job.run.begin(job.identity(), steps=job.recipe.steps, resume=job.schedule.resume, fresh=job.schedule.fresh)
+    state.wait_for_everyone()
+    trainer = _trainer(job, _adapted_model(job), progress)
+    loss_before = _loss_before(job, trainer, state.is_main_process)
+    started = time.perf_counter()
+    saved = job.run.checkpoints()
+    reached = [folder for step, folder in saved if step == job.recipe.steps]
+    if reached:
+        _restore(trainer, reached[0])
+    else:
+        trainer.train(resume_from_checkpoint=str(saved[-1][1]) if saved else None)
+    return Trained(
+        factors=factors_of(trainer.model, job.targets),
+        loss_before=loss_before,
+        loss_after=trainer.state.best_metric,
+        best_step=trainer.state.best_global_step,
+        curves=_curves(trainer.state.log_history),
+        seconds=round(time.perf_counter() - started, 1),
+        peak_memory_bytes=_peak_memory(),
+        is_main_process=state.is_main_process,
+    )
+
+
+def load_model(checkpoint: Checkpoint, dtype: str) -> Any:
+    """The stock model of a checkpoint; `dtype` auto is bfloat16 on a GPU and float32 on a CPU."""
+    if dtype == "auto":
+        dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    model = load(checkpoint.folder, dtype=getattr(torch, dtype))
+    # Stock models add their own balance term to the loss where this is set; it means nothing for unequal layers.
+    model.config.output_router_logits = False
+    return model
+
+
+def _adapted_model(job: HealingJob) -> Any:
+    transformers.set_seed(job.seed)
+    model = load_model(job.checkpoint, job.dtype)
+    check_same_weights(model, job.targets, job.checkpoint, job.moe)
+    adapt(model, job.targets, job.moe, job.recipe)
+    check_trainable(model, job.targets, job.recipe)
+    return model
+
+
+def _trainer(job: HealingJob, model: Any, progress: Progress) -> HealingTrainer:
+    has_held_out = len(job.data.held_out) > 0
+    arguments = _arguments(job.recipe, job.schedule, job.run.folder, job.seed, has_held_out)
+    teacher = None if job.teacher is None else load_model(Checkpoint.open(job.teacher), job.dtype).to(arguments.device)
+    trainer = HealingTrainer(
+        objective=objective_of(job.recipe, teacher),
+        balance=balance_of(model, job.moe, job.recipe),
+        balance_weight=job.recipe.balance,
+        model=model,
+        args=arguments,
+        train_dataset=job.data.training,
+        eval_dataset=job.data.held_out,
+        data_collator=partial(collate, pad=job.pad),
+        callbacks=[Reporter(progress)],
+    )
+    # The library never prints; whoever wants a log asks for it with report_to.
+    trainer.remove_callback(transformers.PrinterCallback)
+    return trainer
+
+
+def _loss_before(job: HealingJob, trainer: HealingTrainer, is_main_process: bool) -> float | None:
+    """Held-out loss of the pruned model: an adapter that was not trained yet changes nothing."""
+    known = job.run.read().get("loss_before")
+    if known is None and len(job.data.held_out):
+        known = trainer.evaluate()["eval_loss"]
+        if is_main_process:
+            job.run.note(loss_before=known)
+    transformers.set_seed(job.seed)
+    return known
+
+
+def _restore(trainer: HealingTrainer, checkpoint: Path) -> None:
+    """Take over the result of a run that had done all its steps: its best state, else its last."""
+    trainer.state = transformers.TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    best = trainer.state.best_model_checkpoint
+    load_adapter(trainer.model, Path(best) if best and Path(best).is_dir() else checkpoint)
+
+
+def _arguments(
+    recipe: HealingRecipe, schedule: Schedule, run: Path, seed: int, has_held_out: bool
+) -> transformers.TrainingArguments:
+    return transformers.TrainingArguments(
+        output_dir=str(run),
+        per_device_train_batch_size=recipe.batch_size,
+        gradient_accumulation_steps=recipe.accumulation,
+        max_steps=recipe.steps,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=recipe.schedule,
+        warmup_steps=round(recipe.warmup * recipe.steps),
+        weight_decay=recipe.weight_decay,
+        neftune_noise_alpha=recipe.neftune or None,
+        optim="adamw_torch",
+        seed=seed,
+        data_seed=seed,
+        logging_steps=max(1, recipe.steps // 50),
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if has_held_out else "no",
+        eval_steps=schedule.evaluate_every,
+        save_strategy="steps",
+        save_steps=schedule.save_every,
+        # The best state and the last one.
+        save_total_limit=2,
+        load_best_model_at_end=has_held_out,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        activation_checkpointing=schedule.gradient_checkpointing or None,
+        activation_checkpointing_kwargs={"use_reentrant": False} if schedule.gradient_checkpointing else None,
+        report_to=list(schedule.report_to) or "none",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        # Every adapter takes part in every step: experts are stacked, and one without tokens gets a zero gradient.
+        ddp_find_unused_parameters=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def measure_held_out(checkpoint: Checkpoint, held_out: Sequences, pad: int, dtype: str) -> float:
+    """Loss per held-out token of a checkpoint on disk, in nats."""
+    device = accelerate.PartialState().device
+    model = load_model(checkpoint, dtype).to(device)
+    total, tokens = held_out_loss(model, held_out_batches(held_out, partial(collate, pad=pad), device))
+    return total / tokens
+
+
+def held_out_batches(sequences: Sequences, collator: Any, device: Any) -> Iterator[Batch]:
+    """The held-out sequences as batches, longest first, so that the first one tells whether they fit."""
+    pairs = sorted(sequences.pairs, key=lambda pair: len(pair[0]), reverse=True)
+    for start in range(0, len(pairs), _HELD_OUT_BATCH):
+        batch = collator(pairs[start : start + _HELD_OUT_BATCH])
+        yield {name: value.to(device) for name, value in batch.items()}
+
+
+def load_adapter(model: Any, checkpoint: Path) -> None:
+    """Put a saved adapter into an adapted model. Raises HealingError if it is another model's."""
+    saved = load_file(checkpoint / ADAPTER_FILE)
+    own = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if {n: t.shape for n, t in saved.items()} != {n: p.shape for n, p in own.items()}:
+        raise HealingError(
+            f"The adapter in {checkpoint.name} is of another checkpoint or recipe. Start again with --fresh."
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(saved[name])
+
+
+def _curves(history: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, float]]]:
+    """Trainer's log as two curves: loss and learning rate while training, and the held-out loss."""
+    training = [
+        {"step": row["step"], "loss": row["loss"], "learning_rate": row["learning_rate"]}
+        for row in history
+        if "loss" in row
+    ]
+    held_out = {row["step"]: row["eval_loss"] for row in history if "eval_loss" in row}
+    return {"training": training, "held_out": [{"step": step, "loss": loss} for step, loss in held_out.items()]}
+
+
+def _peak_memory() -> int:
+    """Bytes: of the device on a GPU, else of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
