@@ -6,8 +6,6 @@ from dataclasses import replace
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.stats import hypergeom, poisson
 
 from moeits.estimators.independence import _LARGE_MEAN, _poisson_excess, expected_information
@@ -61,15 +59,14 @@ def test_dependent_weights_stand_above_their_floor() -> None:
     assert nmi.compare(a, permuted(b, rng)) == pytest.approx(nmi.floor([a, b])[0, 1], rel=0.05)
 
 
-@settings(max_examples=30)
-@given(st.lists(st.integers(10, 100), min_size=2, max_size=5), st.lists(st.floats(0.1, 1), min_size=2, max_size=5))
-def test_the_floor_is_the_exact_expectation_over_all_permutations(a: list[int], shares: list[float]) -> None:
-    n = sum(a)
-    b = np.array([10 * n * share // sum(shares) // 10 for share in shares[1:]], np.int64)
-    a_counts, b_counts = np.array(a), np.append(b, n - b.sum())
-    floor = expected_information([a_counts, b_counts])[0, 1]
-    # Right in the first two moments only: worst case 10 % (20 entries in 2 x 2 cells), typically 0.2 %.
-    assert floor == pytest.approx(exact_information(a_counts, b_counts), rel=0.12)
+@pytest.mark.parametrize("seed", range(30))
+def test_the_floor_is_the_exact_expectation_over_all_permutations(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a = rng.integers(20, 200, rng.integers(2, 9))
+    bins = int(rng.integers(2, a.size + 1))
+    b = rng.multinomial(a.sum() - 20 * bins, rng.dirichlet(np.ones(bins))) + 20
+    # Right in the first two moments only: 3 % off in the worst of many such tables, typically 0.2 %.
+    assert expected_information([a, b])[0, 1] == pytest.approx(exact_information(a, b), rel=0.04)
 
 
 def test_the_floor_of_gaussian_toys_is_the_exact_expectation_to_three_per_mille() -> None:

@@ -1,0 +1,409 @@
+"""Scoring a checkpoint: R_ij = sum_m w_m NMI(W_m of i, W_m of j), whatever the files, threads and memory."""
+
+import hashlib
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moeits.errors import CheckpointError, NonFiniteWeight, OutputError, SettingError, UnscorableWeight
+from moeits.estimators.nmi import NMI
+from moeits.evidence import Evidence
+from moeits.layout import MoELayout
+from moeits.plan import plan
+from moeits.score import score
+from tests.test_nmi import naive_nmi
+from tests.toys import (
+    DTYPES,
+    MODEL_TYPES,
+    expert_name,
+    fuse,
+    make_toy,
+    moe_layers,
+    num_experts,
+    read_config,
+    read_tensors,
+    reshard,
+    write_checkpoint,
+)
+
+PAPER = {"gate": 1 / 3, "up": 1 / 3, "down": 1 / 3}
+
+
+def naive_redundancy(folder: Path, layer: int, weights: dict[str, float]) -> np.ndarray:
+    """Equation 10 over the naive NMI, from the tensors as stock safetensors reads them."""
+    config, tensors = read_config(folder), read_tensors(folder)
+    count = num_experts(config)
+    found = np.zeros((count, count))
+    for i in range(count):
+        for j in range(count):
+            for projection, weight in weights.items():
+                if i != j:
+                    a, b = (tensors[expert_name(config, layer, expert, projection)] for expert in (i, j))
+                    found[i, j] += weight * naive_nmi(a, b)
+    return found
+
+
+def same_matrices(a: Evidence, b: Evidence) -> bool:
+    return all(
+        getattr(a, kind).keys() == getattr(b, kind).keys()
+        and all(np.array_equal(getattr(a, kind)[layer], getattr(b, kind)[layer]) for layer in getattr(a, kind))
+        for kind in ("redundancy", "floor")
+    )
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, str]]:
+    """Every (layer, expert, projection) that is read from the checkpoint, in order."""
+    seen: list[tuple[int, int, str]] = []
+    read = MoELayout.read
+
+    def recording(self: MoELayout, checkpoint: Any, layer: int, expert: int, projection: str) -> np.ndarray:
+        seen.append((layer, expert, projection))
+        return read(self, checkpoint, layer, expert, projection)
+
+    monkeypatch.setattr(MoELayout, "read", recording)
+    return seen
+
+
+# ---------------------------------------------------------------------------------------------- the numbers
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_redundancy_is_the_mean_of_the_naive_scores_of_the_projections(
+    tmp_path: Path, model_type: str, dtype: str
+) -> None:
+    toy = make_toy(tmp_path / "toy", model_type, experts=4, layers=2, dtype=dtype)
+    evidence = score(toy)
+    assert list(evidence.redundancy) == moe_layers(read_config(toy))
+    for layer, redundancy in evidence.redundancy.items():
+        assert redundancy == pytest.approx(naive_redundancy(toy, layer, PAPER), abs=1e-11)
+        assert np.array_equal(redundancy, redundancy.T)
+        assert not redundancy.diagonal().any()
+
+
+def test_a_pair_of_a_trained_model_scores_what_the_naive_histograms_say(trained: Path) -> None:
+    config, tensors = read_config(trained), read_tensors(trained)
+    evidence = score(trained)
+    layer = moe_layers(config)[-1]
+    for i, j in ((0, 1), (2, 7)):
+        naive = [
+            naive_nmi(*(tensors[expert_name(config, layer, expert, projection)] for expert in (i, j)))
+            for projection in PAPER
+        ]
+        assert evidence.redundancy[layer][i, j] == pytest.approx(np.mean(naive), abs=1e-11)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_per_expert_fused_and_resharded_copies_score_and_plan_alike(
+    tmp_path: Path, model_type: str, dtype: str
+) -> None:
+    toy = make_toy(tmp_path / "toy", model_type, experts=4, layers=2, dtype=dtype)
+    evidence = score(toy)
+    made = plan(evidence, reduction=0.3)
+    copies = [reshard(toy, tmp_path / "resharded", shards=3), fuse(toy, tmp_path / "fused")]
+    copies.append(fuse(toy, tmp_path / "fused-resharded", shards=2))
+    for copy in copies:
+        other = score(copy)
+        assert same_matrices(other, evidence)
+        planned = plan(other, reduction=0.3)
+        assert (planned.kept, planned.order, planned.summary) == (made.kept, made.order, made.summary)
+    assert score(copies[0]).fingerprint == evidence.fingerprint
+
+
+def test_a_copied_expert_is_wholly_redundant_and_a_permuted_one_is_not_seen(tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "toy", layers=1)
+    config, tensors = read_config(toy), read_tensors(toy)
+    for projection in PAPER:
+        original = tensors[expert_name(config, 0, 0, projection)]
+        tensors[expert_name(config, 0, 1, projection)] = original
+        # The same function: rows of gate and up and columns of down, all moved by one.
+        axis = 1 if projection == "down" else 0
+        tensors[expert_name(config, 0, 2, projection)] = np.roll(original, 1, axis=axis)
+    evidence = score(write_checkpoint(tmp_path / "copied", config, tensors))
+    redundancy, floor = evidence.redundancy[0], evidence.floor[0]
+    assert redundancy[0, 1] == pytest.approx(1, abs=1e-12)
+    # One score of 384 entries scatters by some 10 % about its floor.
+    assert redundancy[0, 2] == pytest.approx(floor[0, 2], rel=0.3)
+
+
+# ---------------------------------------------------------------------------------------------- threads and memory
+
+
+def small_memory(monkeypatch: pytest.MonkeyPatch, experts: int, nbytes: int) -> int:
+    """A memory bound that holds two blocks of so many encoded experts of a toy on one thread."""
+    monkeypatch.setattr(importlib.import_module("moeits.score"), "TABLE_BYTES", 1000)
+    entries = 384
+    return 1000 + nbytes * entries * (2 if nbytes == 4 else 1) + 2 * experts * 2 * entries
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("block", [1, 2, 3])
+def test_little_memory_changes_nothing_but_how_often_experts_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: list[Any], dtype: str, block: int
+) -> None:
+    toy = make_toy(tmp_path / "toy", experts=7, layers=2, dtype=dtype)
+    whole = score(toy, threads=1)
+    once = len(reads)
+    assert once == 2 * 7 * 3
+    memory = small_memory(monkeypatch, block, np.dtype(DTYPES[dtype]).itemsize)
+    tiled = score(toy, threads=1, memory=memory)
+    assert len(reads) - once > once
+    assert same_matrices(whole, tiled)
+
+
+def test_the_number_of_threads_changes_nothing(tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "toy", "mixtral", experts=8)
+    for threads in (1, 2, 3):
+        score(toy, threads=threads, output=tmp_path / f"{threads}.safetensors")
+    files = [(tmp_path / f"{threads}.safetensors").read_bytes() for threads in (1, 2, 3)]
+    assert files[0] == files[1] == files[2]
+
+
+def test_too_little_memory_is_a_sentence_that_says_how_much_is_enough(toy: Path) -> None:
+    with pytest.raises(SettingError, match=r"--memory 1.0 MiB is too little .* give 64.0 MiB or more"):
+        score(toy, threads=1, memory="1MiB")
+
+
+# ---------------------------------------------------------------------------------------------- evidence
+
+
+def test_evidence_says_how_it_was_made_defaults_included(toy: Path) -> None:
+    evidence = score(toy)
+    assert (evidence.estimator, evidence.source, evidence.model_type) == ("nmi", "toy", "qwen2_moe")
+    assert evidence.settings == {"preset": "paper", "bins": "auto", "projection_weights": PAPER, "diagonal": "zero"}
+    facts = evidence.layers[0]
+    assert (facts.num_experts, facts.top_k, facts.groups) == (6, 2, 1)
+    assert (facts.sizes.parameters, facts.sizes.nbytes) == (3 * 384, 2 * 3 * 384)
+    assert (facts.sizes.router_parameters, facts.sizes.router_nbytes) == (32, 64)
+    total = sum(tensor.size for tensor in read_tensors(toy).values())
+    assert evidence.other_parameters == total - 3 * 6 * (3 * 384 + 32)
+
+
+def test_scoring_twice_gives_the_same_bytes_and_leaves_the_source_alone(toy: Path, tmp_path: Path) -> None:
+    def digests() -> dict[str, str]:
+        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in toy.iterdir()}
+
+    before = digests()
+    for name in ("a", "b"):
+        score(toy, output=tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert digests() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "toy"]
+
+
+def test_progress_rises_to_the_number_of_pairs(toy: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    score(toy, progress=lambda _, done, total: seen.append((done, total)))
+    assert {total for _, total in seen} == {3 * 3 * 15}
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+    assert seen[-1][0] == 3 * 3 * 15
+
+
+# ---------------------------------------------------------------------------------------------- resuming
+
+
+class Killed(Exception):
+    """Stands for a process that ends in the middle."""
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A toy whose scoring into `evidence` was killed in its second layer."""
+    toy = make_toy(tmp_path / "toy")
+    read = MoELayout.read
+
+    def dying(self: MoELayout, checkpoint: Any, layer: int, expert: int, projection: str) -> np.ndarray:
+        if layer == 1 and projection == "up":
+            raise Killed
+        return read(self, checkpoint, layer, expert, projection)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MoELayout, "read", dying)
+        with pytest.raises(Killed):
+            score(toy, output=tmp_path / "evidence")
+    return toy
+
+
+def test_an_interrupted_scoring_goes_on_where_it_was(interrupted: Path, tmp_path: Path, reads: list[Any]) -> None:
+    assert not (tmp_path / "evidence").exists()
+    assert (tmp_path / "evidence.partial").is_dir()
+    resumed = score(interrupted, output=tmp_path / "evidence")
+    assert {layer for layer, _, _ in reads} == {1, 2}
+    assert not (tmp_path / "evidence.partial").exists()
+    assert same_matrices(resumed, score(interrupted))
+    score(interrupted, output=tmp_path / "whole")
+    assert (tmp_path / "whole").read_bytes() == (tmp_path / "evidence").read_bytes()
+
+
+def test_fresh_forgets_what_was_finished(interrupted: Path, tmp_path: Path, reads: list[Any]) -> None:
+    score(interrupted, output=tmp_path / "evidence", fresh=True)
+    assert {layer for layer, _, _ in reads} == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    "other", [{"bins": 16}, {"preset": "authors-code"}, {"diagonal": "excluded"}, {"projection_weights": "gate"}]
+)
+def test_layers_finished_with_other_settings_are_not_taken(
+    interrupted: Path, tmp_path: Path, reads: list[Any], other: dict[str, Any]
+) -> None:
+    if "projection_weights" in other:
+        other = {"projection_weights": {"gate": 1, "up": 0, "down": 0}}
+    score(interrupted, output=tmp_path / "evidence", **other)
+    assert {layer for layer, _, _ in reads} == {0, 1, 2}
+
+
+def test_layers_finished_of_another_checkpoint_are_not_taken(
+    interrupted: Path, tmp_path: Path, reads: list[Any]
+) -> None:
+    assert interrupted.is_dir()
+    score(make_toy(tmp_path / "other", seed=1), output=tmp_path / "evidence")
+    assert {layer for layer, _, _ in reads} == {0, 1, 2}
+
+
+# ---------------------------------------------------------------------------------------------- weights of projections
+
+
+AUTHORS = {"gate": 0.2, "up": 0.4, "down": 0.4}
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_authors_code_weighs_projections_as_their_program_does(tmp_path: Path, model_type: str) -> None:
+    toy = make_toy(tmp_path / "toy", model_type, layers=2)
+    expected = AUTHORS if model_type in {"qwen2_moe", "deepseek_v2"} else PAPER
+    evidence = score(toy, preset="authors-code")
+    assert evidence.settings["projection_weights"] == expected
+    assert evidence.redundancy[1] == pytest.approx(naive_redundancy(toy, 1, expected), abs=1e-11)
+
+
+def test_projections_can_be_weighed_by_hand_and_those_of_weight_zero_are_not_read(
+    toy: Path, reads: list[tuple[int, int, str]]
+) -> None:
+    weights = {"down": 0.75, "gate": 0.25, "up": 0}
+    evidence = score(toy, projection_weights=weights)
+    assert evidence.redundancy[0] == pytest.approx(naive_redundancy(toy, 0, weights), abs=1e-11)
+    assert evidence.settings["projection_weights"] == weights
+    assert {projection for _, _, projection in reads} == {"gate", "down"}
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        {},
+        {"gate": 1},
+        {"gate": 0.5, "up": 0.5, "down": 0.5},
+        {"gate": 1.5, "up": -0.5, "down": 0},
+        {"gate": 0.5, "up": 0.5, "down": 0, "middle": 0},
+        {"gate": float("nan"), "up": 0.5, "down": 0.5},
+    ],
+)
+def test_weights_that_are_none_are_a_sentence(toy: Path, weights: dict[str, float]) -> None:
+    with pytest.raises(SettingError, match=r"--projection-weights must give gate, up, down weights .* sum to 1; got"):
+        score(toy, projection_weights=weights)
+
+
+def test_the_number_of_bins_can_be_fixed(toy: Path) -> None:
+    config, tensors = read_config(toy), read_tensors(toy)
+    names = [[expert_name(config, 2, expert, projection) for expert in (0, 5)] for projection in PAPER]
+    evidence = score(toy, bins="16")
+    expected = np.mean([naive_nmi(tensors[a], tensors[b], bins=16) for a, b in names])
+    assert evidence.redundancy[2][0, 5] == pytest.approx(expected, abs=1e-11)
+    assert evidence.settings["bins"] == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"preset": "papers"}, "--preset papers makes no sense: it is paper or authors-code"),
+        ({"diagonal": "one"}, "--diagonal one makes no sense: it is zero or excluded"),
+        ({"threads": 0}, "--threads 0 makes no sense"),
+        ({"memory": "much"}, "--memory much is no size"),
+        ({"bins": 0}, "--bins 0 makes no sense"),
+        ({"estimator": "nmj"}, "no estimator 'nmj'. Did you mean 'nmi'?"),
+    ],
+)
+def test_settings_that_make_no_sense_are_sentences(toy: Path, arguments: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SettingError) as raised:
+        score(toy, **arguments)
+    assert sentence in str(raised.value)
+
+
+# ---------------------------------------------------------------------------------------------- bad weights
+
+
+def spoiled(folder: Path, name: str, value: float, **toy: Any) -> Path:
+    source = make_toy(folder.with_name("source"), **toy)
+    tensors = read_tensors(source)
+    tensors[name] = tensors[name].copy()
+    tensors[name][3, 4] = value
+    return write_checkpoint(folder, read_config(source), tensors)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_name_the_tensor_and_leave_no_evidence(tmp_path: Path, value: float, dtype: str) -> None:
+    name = "model.layers.1.mlp.experts.4.up_proj.weight"
+    bad = spoiled(tmp_path / "bad", name, value, dtype=dtype)
+    with pytest.raises(NonFiniteWeight) as raised:
+        score(bad, output=tmp_path / "evidence")
+    assert str(raised.value) == f"{name}: the weight holds NaN or infinity."
+    assert not (tmp_path / "evidence").exists()
+    with pytest.raises(NonFiniteWeight, match=r"mlp\.experts\.gate_up_proj\[4\] \(up\): the weight holds NaN"):
+        score(fuse(bad, tmp_path / "fused"))
+
+
+def test_nan_outside_the_experts_is_not_looked_for(tmp_path: Path) -> None:
+    bad = spoiled(tmp_path / "bad", "model.layers.0.self_attn.q_proj.weight", np.nan)
+    assert list(score(bad).redundancy) == [0, 1, 2]
+
+
+def test_weights_that_can_only_be_moved_name_the_tensor(tmp_path: Path) -> None:
+    source = make_toy(tmp_path / "source")
+    tensors = read_tensors(source)
+    packed = {n: t.astype(np.int8) if ".experts." in n else t for n, t in tensors.items()}
+    with pytest.raises(
+        UnscorableWeight, match=r"layers\.0\.mlp\.experts\.0\.gate_proj\.weight: .*int8 cannot be scored"
+    ):
+        score(write_checkpoint(tmp_path / "packed", read_config(source), packed))
+
+
+def test_dead_experts_of_constant_weights_share_nothing(tmp_path: Path) -> None:
+    source = make_toy(tmp_path / "source", layers=1)
+    config, tensors = read_config(source), read_tensors(source)
+    for projection in PAPER:
+        for expert in (1, 3):
+            tensors[expert_name(config, 0, expert, projection)] *= 0
+    evidence = score(write_checkpoint(tmp_path / "dead", config, tensors))
+    assert not evidence.redundancy[0][[1, 3]].any()
+    assert evidence.above_noise()["redundancy"]["0"]["noise_floor"] > 0
+
+
+def test_experts_of_one_number_and_a_layer_of_one_expert_can_be_scored(tmp_path: Path) -> None:
+    evidence = score(make_toy(tmp_path / "toy", experts=1, top_k=1))
+    assert evidence.redundancy[0].shape == (1, 1)
+    assert plan(evidence, tau=1.0).kept == {0: (0,), 1: (0,), 2: (0,)}
+
+
+def test_a_checkpoint_that_is_no_folder_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+        score(tmp_path / "empty")
+
+
+def test_evidence_that_cannot_be_written_is_a_sentence(toy: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="Choose another --output"):
+        score(toy, output=tmp_path / "file" / "evidence")
+
+
+def test_encoding_happens_once_per_weight_not_once_per_pair(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = []
+    encode = NMI.encode
+    monkeypatch.setattr(NMI, "encode", lambda self, weight: encoded.append(1) or encode(self, weight))
+    score(toy)
+    assert len(encoded) == 3 * 3 * 6
