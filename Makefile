@@ -19,6 +19,13 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# The demo needs no evaluation harness, so on a fresh machine it installs less.
+.venv/demo-installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -e .venv/installed || $(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
+	test -e .venv/installed || $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[load,heal,report]'
+	touch $@
+
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -30,7 +37,7 @@ test: lint
 check: lint
 	$(TEST_ENV) $(BIN)/pytest -m "not slow"
 
-demo: install
+demo: .venv/demo-installed
 	$(BIN)/python -m moeits.demo
 
 bench: install
