@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from moeits.errors import OutputError, SettingError
-from moeits.evidence import Evidence, write_whole
+from moeits.evidence import write_whole
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class RunFolder:
         """The folder of a number of kept experts; that of the unpruned model where all of them are kept."""
         return self.unpruned if kept == before else PointFolder(self.path / f"experts-{kept}")
 
-    def begin(self, *, fingerprint: str, settings: Mapping[str, Any], fresh: bool) -> Evidence | None:
-        """Make the folder, or go on in it; returns the evidence if it is there already.
+    def begin(self, *, fingerprint: str, settings: Mapping[str, Any], fresh: bool) -> dict[str, Any]:
+        """Make the folder, or go on in it; returns the settings, with those of finished work that is not asked for now.
 
         Raises SettingError if it holds a sweep of another checkpoint or of other settings, OutputError if it cannot be
         made.
@@ -99,28 +99,26 @@ class RunFolder:
             raise OutputError(f"{self.path} cannot be made: {error.strerror}. Choose another --output.") from None
         if (self.path / "config.json").exists():
             raise OutputError(f"{self.path} is a checkpoint. Choose another --output for the sweep.")
-        if not self.sweep.exists():
-            return None
-        self._check_same(fingerprint, settings)
-        return Evidence.load(self.evidence) if self.evidence.exists() else None
+        return self._go_on(fingerprint, settings) if self.sweep.exists() else dict(settings)
 
-    def _check_same(self, fingerprint: str, settings: Mapping[str, Any]) -> None:
+    def _go_on(self, fingerprint: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         before = read_sweep(self.sweep)
         if before["fingerprint"] != fingerprint:
             raise SettingError(
                 f"{self.path} holds a sweep of another checkpoint ({before['source']}). Choose another --output, or "
                 "start again with --fresh."
             )
-        known = before["settings"]
-        # What was not asked for before is added to the finished points; what was asked differently cannot be mixed.
-        differing = [name for name in known if known[name] is not None and known[name] != settings.get(name)]
-        differing = [name for name in differing if settings.get(name) is not None or name in SCORING]
+        known = {**before["settings"]}
+        # What was not asked for before is added to the points; what was asked for differently cannot be mixed.
+        both = [name for name in known if name not in OPTIONAL or None not in (known[name], settings[name])]
+        differing = [name for name in both if known[name] != settings[name]]
         if differing:
             was = "; ".join(f"{name} was {json.dumps(known[name])}" for name in differing)
             raise SettingError(
                 f"{self.path} holds a sweep with other settings ({was}). Choose another --output, or start again with "
                 "--fresh."
             )
+        return {name: known.get(name) if value is None else value for name, value in settings.items()}
 
     def _forget(self) -> None:
         """Remove what sweeps write, and nothing else."""
@@ -135,7 +133,8 @@ class RunFolder:
         write_whole(self.sweep, (json.dumps(facts, indent=1) + "\n").encode())
 
 
-SCORING = ("scoring", "min_experts")
+# Settings of work that a sweep may do without.
+OPTIONAL = ("evaluation", "healing")
 
 
 def read_sweep(path: Path) -> dict[str, Any]:

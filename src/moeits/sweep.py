@@ -1,6 +1,6 @@
 """One scoring, every tau: what each leaves, and on request what it still knows, healed and not (paper, Figure 2)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -9,10 +9,12 @@ from typing import Any
 from moeits.checkpoint import Checkpoint
 from moeits.errors import SettingError
 from moeits.evidence import Evidence
-from moeits.plan import Planner, PruningPlan
+from moeits.measurement.ledger import Ledger
+from moeits.plan import Planner
 from moeits.progress import Progress, silent
-from moeits.run_folder import PointFolder, RunFolder
+from moeits.run_folder import RunFolder
 from moeits.score import score
+from moeits.sweep_points import PointWork
 from moeits.version import __version__
 
 FORMAT = 1
@@ -69,6 +71,18 @@ def sweep(
     *,
     output: str | Path,
     tau: str = "0.5:5:0.25",
+    evaluate: str | None = None,
+    perplexity: str | Path | None = None,
+    num_fewshot: int = 15,
+    batch_size: int = 40,
+    limit: int | None = None,
+    data_dir: str | Path | None = None,
+    heal: str | Path | None = None,
+    recipe: str = "paper",
+    steps: int | None = None,
+    measure: bool = False,
+    energy: bool = False,
+    country: str | None = None,
     min_experts: int | None = None,
     preset: str = "paper",
     estimator: str = "nmi",
@@ -81,37 +95,98 @@ def sweep(
     fresh: bool = False,
     progress: Progress = silent,
 ) -> Sweep:
-    """Walk tau over one model: score once, then cut the same elimination orders at every tau."""
+    """Walk tau over one model: score it once, then cut the same elimination orders at every tau.
+
+    Paper: section 6.2, Figure 2. What each tau leaves is known at once. With `evaluate` (tasks, as `moeits evaluate`
+    takes them) or `perplexity`, the unpruned model and every pruned one are evaluated; with `heal` (data) each pruned
+    one is then healed by `recipe` and evaluated again; with `measure` its footprint is taken. Taus that keep the same
+    experts are one point. All results are files in the folder `output`, a finished one is never made again, and a
+    checkpoint is removed when its point is finished. Seconds of every stage go to the run's ledger, and joules too with
+    `energy`.
+
+    Raises what the stages raise, and SettingError if the folder holds a sweep of another checkpoint or other settings.
+    """
     taus, run = parse_taus(tau), RunFolder(Path(output))
     checkpoint = Checkpoint.open(model, revision=revision)
     scoring: dict[str, Any] = {"preset": preset, "estimator": estimator, "bins": str(bins), "diagonal": diagonal}
-    scoring |= {"projection_weights": projection_weights}
-    settings = {"scoring": scoring, "min_experts": min_experts}
-    evidence = run.begin(fingerprint=checkpoint.fingerprint, settings=settings, fresh=fresh)
-    if evidence is None:
-        evidence = score(
-            checkpoint,
-            output=run.evidence,
-            preset=preset,
-            estimator=estimator,
-            bins=bins,
-            projection_weights=projection_weights,
-            diagonal=diagonal,
-            threads=threads,
-            memory=memory,
-            fresh=fresh,
-            progress=progress,
-        )
+    evaluation = {
+        "tasks": evaluate,
+        "perplexity": None if perplexity is None else str(perplexity),
+        "num_fewshot": num_fewshot,
+        "batch_size": batch_size,
+        "limit": limit,
+        "data_dir": None if data_dir is None else str(data_dir),
+    }
+    if evaluate is None and perplexity is None:
+        if heal is not None:
+            raise SettingError("--heal in a sweep needs --evaluate TASKS or --perplexity TEXT: what should it show?")
+        evaluation = {}
+    settings = {
+        "scoring": {**scoring, "projection_weights": projection_weights},
+        "min_experts": min_experts,
+        "evaluation": {name: _data_name(value) for name, value in evaluation.items()} or None,
+        "healing": None if heal is None else {"data": _data_name(str(heal)), "recipe": recipe, "steps": steps},
+    }
+    settings = run.begin(fingerprint=checkpoint.fingerprint, settings=settings, fresh=fresh)
+    ledger = Ledger(run.ledger, energy=energy, country=country)
+    if run.sweep.exists() and run.evidence.exists():
+        evidence = Evidence.load(run.evidence)
+    else:
+        with ledger.stage("scoring"):
+            evidence = score(
+                checkpoint,
+                output=run.evidence,
+                preset=preset,
+                estimator=estimator,
+                bins=bins,
+                projection_weights=projection_weights,
+                diagonal=diagonal,
+                threads=threads,
+                memory=memory,
+                fresh=fresh,
+                progress=progress,
+            )
     planner = Planner(evidence, min_experts=min_experts)
-    plans = {tau: planner.plan(tau=tau) for tau in taus}
-    found = _sweep_of(evidence, settings, plans, run)
-    for plan in plans.values():
-        folder = _folder_of(plan, run)
+    found = _cut(planner, taus, settings, run)
+    work = PointWork(
+        checkpoint=checkpoint,
+        run=run,
+        ledger=ledger,
+        evaluation=evaluation,
+        healing=None if heal is None else {"data": heal, "recipe": recipe, "steps": steps},
+        footprint={"energy": energy, "country": country} if measure else None,
+        progress=progress,
+    )
+    work.all_points([run.unpruned.path.name, *(point.folder for point in found.points)])
+    return found
+
+
+def _cut(planner: Planner, taus: Sequence[float], settings: Mapping[str, Any], run: RunFolder) -> Sweep:
+    """The point of every tau, its plan and the sweep itself written into the run."""
+    points = []
+    for tau in taus:
+        plan = planner.plan(tau=tau)
+        folder = run.point(plan.summary["experts_kept"], plan.summary["experts_before"])
         folder.path.mkdir(exist_ok=True)
         if not folder.plan.exists():
             plan.save(folder.plan)
+        kept = {layer: len(experts) for layer, experts in plan.kept.items()}
+        points.append(SweepPoint(tau=tau, folder=folder.path.name, kept=kept, summary=plan.summary))
+    evidence = planner.evidence
+    found = Sweep(
+        source=evidence.source,
+        model_type=evidence.model_type,
+        fingerprint=evidence.fingerprint,
+        settings=settings,
+        points=tuple(points),
+    )
     run.save(found.facts())
     return found
+
+
+def _data_name(value: Any) -> Any:
+    """A path by its last part: a run says what it was made with, not where that lay on this machine."""
+    return Path(value).name if isinstance(value, str) and "/" in value else value
 
 
 def parse_taus(text: str) -> tuple[float, ...]:
@@ -131,27 +206,3 @@ def parse_taus(text: str) -> tuple[float, ...]:
             f"--tau {text} makes no sense: write FIRST:LAST:STEP, such as 0.5:5:0.25, or a list such as 0.5,1,2."
         ) from None
     return tuple(sorted({float(tau) for tau in taus}))
-
-
-def _sweep_of(
-    evidence: Evidence, settings: Mapping[str, Any], plans: Mapping[float, PruningPlan], run: RunFolder
-) -> Sweep:
-    return Sweep(
-        source=evidence.source,
-        model_type=evidence.model_type,
-        fingerprint=evidence.fingerprint,
-        settings=settings,
-        points=tuple(
-            SweepPoint(
-                tau=tau,
-                folder=_folder_of(plan, run).path.name,
-                kept={layer: len(experts) for layer, experts in plan.kept.items()},
-                summary=plan.summary,
-            )
-            for tau, plan in plans.items()
-        ),
-    )
-
-
-def _folder_of(plan: PruningPlan, run: RunFolder) -> PointFolder:
-    return run.point(plan.summary["experts_kept"], plan.summary["experts_before"])

@@ -112,15 +112,12 @@ def perplexity_table(rows: Sequence[Row]) -> dict[str, Any] | None:
     read = [(row, row.results["perplexity"]) for row in rows if row.results.get("perplexity")]
     if not read:
         return None
-    names = ("nats_per_token", "bits_per_byte", "perplexity")
-    names = tuple(name for name in names if any(name in found for _, found in read))
+    names = ("nats_per_token", "bits_per_byte")
     return {
         "kind": "table",
         "caption": "Held-out text, lower is better",
         "columns": ["model", *(name.replace("_", " ") for name in names)],
-        "rows": [
-            [row.label, *(f"{found[name]:.4f}" if name in found else NOTHING for name in names)] for row, found in read
-        ],
+        "rows": [[row.label, *(f"{found[name]:.4f}" for name in names)] for row, found in read],
         "strong": [number for number, (row, _) in enumerate(read) if row.kind == "unpruned"],
     }
 

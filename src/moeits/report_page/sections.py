@@ -56,7 +56,9 @@ def _section(slug: str, title: str, intro: Sequence[str], blocks: Sequence[Block
 
 
 def _min_experts(run: Run) -> int | None:
-    settings = (run.sweep or {}).get("settings") or next((p.plan["settings"] for p in run.points if p.plan), {})
+    settings: Mapping[str, Any] = (run.sweep or {}).get("settings") or next(
+        (p.plan["settings"] for p in run.points if p.plan), {}
+    )
     return settings.get("min_experts")
 
 

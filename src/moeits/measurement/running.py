@@ -1,0 +1,191 @@
+"""What running a model shows: seconds, tokens per second, memory, FLOPs and joules. It happens in a process of its own,
+
+    python -m moeits.measurement.running REQUEST ANSWER        two JSON files
+
+so that its peak memory is the model's and not that of whoever asked.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from moeits.errors import EvaluationError, MoeitsError
+from moeits.measurement.energy import energy_of
+from moeits.runtime import load, need
+
+
+def run_apart(request: dict[str, Any]) -> dict[str, Any]:
+    """Run the model of a request in a process of its own. Raises EvaluationError if it cannot be run there."""
+    with tempfile.TemporaryDirectory() as scratch:
+        asked, answer = Path(scratch) / "request.json", Path(scratch) / "answer.json"
+        asked.write_text(json.dumps(request))
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, str(asked), str(answer)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if not answer.exists():
+            raise EvaluationError(_why(done.returncode, done.stderr))
+        found: dict[str, Any] = json.loads(answer.read_text())
+    if "error" in found:
+        raise EvaluationError(found["error"])
+    return found
+
+
+def _why(code: int, stderr: str) -> str:
+    if code == -9:
+        return "The process that ran the model was killed, most likely for want of memory."
+    last = next((line for line in reversed(stderr.splitlines()) if line.strip()), f"exit code {code}")
+    return f"The model could not be run: {last}"
+
+
+def run_here(request: dict[str, Any]) -> dict[str, Any]:
+    """Load the model and run it, in this process. All numbers of one call are of the same loaded model."""
+    torch = need("torch", extra="measure")
+    need("transformers", extra="measure")
+    device = request["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    before, began = _resident_bytes(), perf_counter()
+    model = load(request["folder"], dtype=request["dtype"]).to(device).eval()
+    load_seconds = perf_counter() - began
+    experts = model.config._experts_implementation
+    generator = torch.Generator().manual_seed(0)
+    prompt, new = request["prompt_tokens"], request["new_tokens"]
+    ids = torch.randint(model.config.get_text_config().vocab_size, (1, prompt), generator=generator).to(device)
+    with torch.inference_mode():
+        _decode(torch, model, ids, 2)
+        prefill = [_timed(torch, device, lambda: model(ids, use_cache=True)) for _ in range(request["repeats"])]
+        decode = [_decode(torch, model, ids, new) for _ in range(request["repeats"])]
+        peak = _peak_bytes(torch, device)
+        energy = _energy_of_decoding(torch, model, ids, new, request)
+        flops = _flops(model, ids)
+    return {
+        "load_seconds": load_seconds,
+        "memory": {
+            "peak_bytes": peak,
+            "before_loading_bytes": before,
+            "of": "process" if device == "cpu" else "device",
+        },
+        "prefill": _speed(prefill, prompt),
+        "decode": _speed(decode, new),
+        "flops": {"per_token": flops / prompt, "tokens": prompt},
+        "energy": energy,
+        "machine": {
+            "device": torch.cuda.get_device_name() if device == "cuda" else device,
+            "threads": torch.get_num_threads(),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "experts": experts,
+        },
+    }
+
+
+def _timed(torch: Any, device: str, work: Callable[[], Any]) -> float:
+    began = perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return perf_counter() - began
+
+
+def _decode(torch: Any, model: Any, ids: Any, new: int) -> float:
+    """Seconds of `new` tokens, one after the other, the most likely each time; the prompt's own pass not counted."""
+    out = model(ids, use_cache=True)
+
+    def tokens() -> None:
+        state = out
+        for _ in range(new):
+            token = state.logits[:, -1:].argmax(-1)
+            state = model(token, past_key_values=state.past_key_values, use_cache=True)
+
+    return _timed(torch, ids.device.type, tokens)
+
+
+def _speed(seconds: list[float], tokens: int) -> dict[str, Any]:
+    """Tokens per second: median over the repeats, and the slowest and the fastest of them."""
+    speeds = sorted(tokens / each for each in seconds)
+    return {
+        "tokens_per_second": median(speeds),
+        "slowest": speeds[0],
+        "fastest": speeds[-1],
+        "tokens": tokens,
+        "repeats": len(speeds),
+    }
+
+
+def _energy_of_decoding(torch: Any, model: Any, ids: Any, new: int, request: dict[str, Any]) -> dict[str, Any]:
+    """Decode for at least so many seconds: the counters behind the joules are slow."""
+    generated, spent = 0, 0.0
+
+    def work() -> None:
+        nonlocal generated, spent
+        while spent < request["energy_seconds"]:
+            # After one token, so that the joules are of generating and not of reading a prompt.
+            spent += _decode(torch, model, ids[:, :1], new)
+            generated += new
+
+    if not request["energy"]:
+        work = lambda: None  # noqa: E731 - nothing to run
+    _, found = energy_of(work, wanted=request["energy"], country=request["country"])
+    joules = None if found.joules is None else found.joules / generated
+    return {**asdict(found), "joules_per_token": joules, "tokens": generated}
+
+
+def _flops(model: Any, ids: Any) -> int:
+    """FLOPs of one pass over the prompt.
+
+    torch does not count the fused kernels of experts and attention, so both are switched to the plain ones, which
+    compute the same.
+    """
+    counter = need("torch.utils.flop_counter", extra="measure").FlopCounterMode(display=False)
+    model.set_experts_implementation("eager")
+    model.set_attn_implementation("eager")
+    with counter:
+        model(ids, use_cache=False)
+    return counter.get_total_flops()
+
+
+def _resident_bytes() -> int | None:
+    return _status("VmRSS")
+
+
+def _peak_bytes(torch: Any, device: str) -> int | None:
+    """The most memory so far: of the device on a GPU, else of this process."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    # ru_maxrss would also count the process that this one was forked from.
+    if (peak := _status("VmHWM")) is not None:
+        return peak
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if sys.platform == "darwin" else None
+
+
+def _status(name: str) -> int | None:
+    """A line of /proc/self/status in bytes; None where there is no such file."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
+
+
+def main(request: str, answer: str) -> None:
+    """Answer one request, errors that a user can mend included."""
+    try:
+        found = run_here(json.loads(Path(request).read_text()))
+    except MoeitsError as error:
+        found = {"error": str(error)}
+    Path(answer).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
