@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,10 @@ class Evidence:
         layers = {}
         for layer, redundancy in self.redundancy.items():
             pairs = np.triu_indices(len(redundancy), 1)
-            values, floor = redundancy[pairs], self.floor[layer][pairs]
-            if values.size and floor.all():
+            values, floor = redundancy[pairs], self.floor.get(layer, np.zeros_like(redundancy))[pairs]
+            # An expert of constant weights has no floor, an unbiased estimator has none anywhere.
+            values, floor = values[floor > 0], floor[floor > 0]
+            if floor.size:
                 layers[layer] = {
                     "mean": float(values.mean()),
                     "max": float(values.max()),
@@ -121,17 +124,19 @@ class Evidence:
             with safe_open(path, framework="numpy") as file:
                 facts = json.loads((file.metadata() or {})["moeits"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            if facts["format"] != FORMAT:
+                raise EvidenceError(f"{path} has format {facts['format']}; this moeits reads format {FORMAT}.")
+            return cls._from_facts(facts, tensors)
+        except EvidenceError:
+            raise
         except FileNotFoundError:
             raise EvidenceError(
                 f"There is no evidence {path}. Make it with: moeits score MODEL --output {path}"
             ) from None
-        except (OSError, SafetensorError, KeyError, json.JSONDecodeError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise EvidenceError(
                 f"{path} is no evidence that moeits score wrote ({error}). Score the model again."
             ) from None
-        if facts.get("format") != FORMAT:
-            raise EvidenceError(f"{path} has format {facts.get('format')}; this moeits reads format {FORMAT}.")
-        return cls._from_facts(facts, tensors)
 
     @classmethod
     def _from_facts(cls, facts: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> "Evidence":
@@ -142,7 +147,12 @@ class Evidence:
         }
 
         def matrices(kind: str) -> dict[int, np.ndarray]:
-            return {i: tensors[f"layers.{i}.{kind}"] for i in layers if f"layers.{i}.{kind}" in tensors}
+            found = {i: tensors[f"layers.{i}.{kind}"] for i in layers if f"layers.{i}.{kind}" in tensors}
+            for i, matrix in found.items():
+                size = layers[i].num_experts
+                if matrix.shape != (size, size) or not np.isfinite(matrix).all() or (matrix != matrix.T).any():
+                    raise ValueError(f"layers.{i}.{kind} is no symmetric matrix of {size} x {size} numbers")
+            return found
 
         return cls(**facts, layers=layers, redundancy=matrices("redundancy"), floor=matrices("floor"))
 
@@ -154,5 +164,6 @@ def write_whole(path: Path, content: bytes) -> None:
         partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # what could not be written is mostly not there
+            partial.unlink()
         raise OutputError(f"{path} cannot be written: {error.strerror}. Choose another --output.") from None
