@@ -84,11 +84,12 @@ def compare(
 
 
 def paired_interval(
-    difference: Sequence[float], weight: Sequence[float], resamples: int, rng: np.random.Generator
+    difference: np.ndarray, weight: np.ndarray, resamples: int, rng: np.random.Generator
 ) -> tuple[float, float]:
     """Middle 95 % of sum(difference) / sum(weight) over resampled items.
 
-    Items that are alike in both are drawn together, so that right-or-wrong items cost three numbers a resample.
+    One entry per item in both arrays. Alike entries are drawn together: right-or-wrong items cost three numbers a
+    resample.
     """
     kinds, counts = np.unique(np.stack([difference, weight], axis=1), axis=0, return_counts=True)
     n = int(counts.sum())
@@ -145,8 +146,9 @@ def _perplexity_differences(a: Results, b: Results, resamples: int, rng: np.rand
 
     def in_unit(key: str, factor: float) -> Difference:
         difference = other[key] - one[key]
-        bounds = {"low": low * factor, "high": high * factor}
-        return Difference(a=one[key], b=other[key], difference=difference, items=len(tokens), **bounds)
+        return Difference(
+            a=one[key], b=other[key], difference=difference, low=low * factor, high=high * factor, items=len(tokens)
+        )
 
     bits_per_byte = one["tokens"] / one["bytes"] / log(2)
     return {"nats_per_token": in_unit("nats_per_token", 1.0), "bits_per_byte": in_unit("bits_per_byte", bits_per_byte)}

@@ -1,6 +1,7 @@
 """What a checkpoint can still do: lm-evaluation-harness on its tasks, and perplexity on a text."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -85,10 +86,10 @@ def evaluate(
         }
         run = _Run(lm, checkpoint, settings, output=output, fresh=fresh)
         for task in loaded:
-            run.part(task.name, lambda task=task: run_task(task, lm, limit=limit), files=dict(task.files))
+            run.part(task.name, partial(run_task, task, lm, limit=limit), files=dict(task.files))
         if text is not None:
             size = window or min(lm.max_length, LONGEST_WINDOW)
-            run.part("perplexity", lambda: _perplexity(lm, text, size, progress), text=text.sha256, window=size)
+            run.part("perplexity", partial(_perplexity, lm, text, size, progress), text=text.sha256, window=size)
     return run.results()
 
 
@@ -108,11 +109,12 @@ class _Run:
         self._finished = FinishedTasks(self._output, made_with=made_with, fresh=fresh)
         self._parts: dict[str, dict[str, Any]] = {}
 
-    def part(self, name: str, work: Any, **depends_on: Any) -> None:
+    def part(self, name: str, work: Callable[[], dict[str, Any] | None], **depends_on: Any) -> None:
         """Run one part, or take it from an earlier run. `work` gives its row and its samples."""
         found = self._shared(self._finished.get(name, **depends_on))
         if found is None:
             found = self._shared(work())
+            assert found is not None
             self._finished.put(name, found, **depends_on)
         self._parts[name] = found
 

@@ -1,7 +1,7 @@
 """Results and comparisons, as a person sees them."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from moeits.compare import Comparison, Difference
@@ -30,8 +30,12 @@ def show_results(results: Results, arguments: dict[str, Any]) -> None:
 
 def show_comparison(comparison: Comparison, arguments: dict[str, Any]) -> None:
     """Metric by metric: a, b, the difference with its interval, and who had right what the other had not."""
-    out(f"a: {comparison.a['source']}    b: {comparison.b['source']}")
-    table(("task", "metric", "items", "a", "b", "b - a", "95 % interval", "only a", "only b", "p"), _rows(comparison))
+    out(f"a is {comparison.a['source']}, b is {comparison.b['source']}; from and to bound b - a with 95 % confidence")
+    for task, metrics in comparison.tasks.items():
+        _show_differences(f"{task}, {next(iter(metrics.values())).items} items", metrics)
+    if comparison.perplexity:
+        items = comparison.perplexity["nats_per_token"].items
+        _show_differences(f"perplexity, {items} documents or windows (less is better)", comparison.perplexity)
     if arguments.get("output"):
         written(arguments)
 
@@ -58,17 +62,15 @@ def _cut_warning(name: str, row: Mapping[str, Any]) -> str:
     )
 
 
-def _rows(comparison: Comparison) -> Iterator[tuple[str, ...]]:
-    for task, metrics in comparison.tasks.items():
-        for metric, found in metrics.items():
-            yield (task, metric, *_numbers(found))
-    for unit, found in comparison.perplexity.items():
-        yield ("perplexity", unit, *_numbers(found))
+def _show_differences(title: str, metrics: Mapping[str, Difference]) -> None:
+    out(title)
+    columns = ("metric", "a", "b", "b - a", "from", "to", "only a", "only b", "p")
+    table(columns, ((metric, *_numbers(found)) for metric, found in metrics.items()))
 
 
 def _numbers(found: Difference) -> tuple[str, ...]:
     counts = ("-", "-", "-")
     if found.only_a is not None:
         counts = (str(found.only_a), str(found.only_b), f"{found.mcnemar_p:.2g}")
-    interval = f"{found.low:+.4f} to {found.high:+.4f}"
-    return (str(found.items), f"{found.a:.4f}", f"{found.b:.4f}", f"{found.difference:+.4f}", interval, *counts)
+    interval = (f"{found.low:+.4f}", f"{found.high:+.4f}")
+    return (f"{found.a:.4f}", f"{found.b:.4f}", f"{found.difference:+.4f}", *interval, *counts)

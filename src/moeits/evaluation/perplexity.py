@@ -66,12 +66,14 @@ def read_text(path: str | Path) -> Text:
 
 
 def windows(document: int, tokens: int, *, window: int) -> Iterator[Window]:
-    """Cover the targets of a document of `tokens` tokens (the one before the first counted): all but that one, once."""
-    begin, scored = 0, 1
-    while scored < tokens:
-        end = min(begin + window + 1, tokens)
-        yield Window(document=document, begin=begin, scored=scored, end=end)
-        begin, scored = begin + max(1, window // 2), end
+    """Cover the targets of a document of `tokens` tokens (the one before the first counted): all but that one, once.
+
+    The harness's own scheme (`get_rolling_token_windows`), with half a window as the least context.
+    """
+    scored, end = 1, min(window + 1, tokens)
+    while scored < end:
+        yield Window(document=document, begin=max(0, end - window - 1), scored=scored, end=end)
+        scored, end = end, min(end + max(1, window // 2), tokens)
 
 
 def perplexity_of(

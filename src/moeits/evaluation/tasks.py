@@ -59,6 +59,7 @@ def load_tasks(
     """
     need("lm_eval", extra="eval")
     catalog = _Catalog()
+    loaded: list[tuple[Any, Mapping[str, str]]]
     if data_dir is None:
         loaded = [(harness, {}) for name in names for harness in _from_hub(catalog, name)]
     else:
