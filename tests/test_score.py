@@ -258,6 +258,17 @@ def test_layers_finished_with_other_settings_are_not_taken(
     assert {layer for layer, _, _ in reads} == {0, 1, 2}
 
 
+def test_layers_finished_by_another_estimator_are_not_taken(
+    interrupted: Path, tmp_path: Path, reads: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Other(NMI):
+        name = "other"
+
+    monkeypatch.setattr("moeits.estimators.ESTIMATORS", (NMI, Other))
+    score(interrupted, output=tmp_path / "evidence", estimator="other")
+    assert {layer for layer, _, _ in reads} == {0, 1, 2}
+
+
 def test_layers_finished_of_another_checkpoint_are_not_taken(
     interrupted: Path, tmp_path: Path, reads: list[Any]
 ) -> None:
@@ -396,6 +407,8 @@ def test_a_checkpoint_that_is_no_folder_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_evidence_that_cannot_be_written_is_a_sentence(toy: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is a folder"):
+        score(toy, output=tmp_path)
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="Choose another --output"):
         score(toy, output=tmp_path / "file" / "evidence")

@@ -12,7 +12,7 @@ import numpy as np
 
 from moeits.architectures import Architecture
 from moeits.checkpoint import Checkpoint
-from moeits.errors import NonFiniteWeight, SettingError, UnscorableWeight
+from moeits.errors import NonFiniteWeight, OutputError, SettingError, UnscorableWeight
 from moeits.estimators import RedundancyEstimator, estimator_named
 from moeits.estimators.joint_counts import TABLE_BYTES
 from moeits.evidence import Evidence
@@ -58,7 +58,10 @@ def score(
         raise SettingError(f"--diagonal {diagonal} makes no sense: it is {' or '.join(DIAGONALS)}.")
     settings = {"preset": preset, **measure.settings, "projection_weights": weights, "diagonal": diagonal}
     output = None if output is None else Path(output)
-    finished = FinishedLayers(output, fingerprint=checkpoint.fingerprint, settings=settings, fresh=fresh)
+    if output is not None and output.is_dir():
+        raise OutputError(f"{output} is a folder. Give the name of a file to --output, such as {output}.safetensors.")
+    key = {"estimator": estimator, **settings}
+    finished = FinishedLayers(output, fingerprint=checkpoint.fingerprint, settings=key, fresh=fresh)
     threads, memory_bytes = _thread_count(threads), parse_size(memory, "--memory")
     with ThreadPoolExecutor(threads) as pool:
         scorer = _Scorer(checkpoint, layout, measure, weights, pool, threads, memory_bytes)
