@@ -33,10 +33,18 @@ def download(model: str, revision: str | None = None) -> tuple[Path, str]:
     Raises CheckpointError if `model` is no hub id, or if the hub does not give it.
     """
     if not _HUB_ID.fullmatch(model):
-        raise CheckpointError(f"There is no folder {model}, and it is no hub id (org/name) either.")
+        raise CheckpointError(f"There is no folder {model!r}, and it is no hub id (org/name) either. Check the path.")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
+    # The base class of whichever HTTP library this huggingface_hub stands on; its names differ between versions.
+    http_error = HfHubHTTPError.__mro__[1]
     try:
         folder = Path(
             snapshot_download(
@@ -51,11 +59,15 @@ def download(model: str, revision: str | None = None) -> tuple[Path, str]:
         raise CheckpointError(
             f"There is no folder {model}, and the hub has no such model (or HF_TOKEN may not see it)."
         ) from None
+    except RevisionNotFoundError:
+        raise CheckpointError(
+            f"{model} has no revision {revision}. Give a branch, tag or commit that it has."
+        ) from None
     except LocalEntryNotFoundError:
         raise CheckpointError(
             f"There is no folder {model}, and the hub cannot be reached to look for it. Download it on a connected "
             "machine (hf download) and give the folder, or unset HF_HUB_OFFLINE."
         ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{model} cannot be had from the hub: {error}") from None
+    except (OSError, ValueError, http_error) as error:
+        raise CheckpointError(f"{model} cannot be had from the hub: {' '.join(str(error).split())}") from None
     return folder, f"{model}@{folder.name}"
