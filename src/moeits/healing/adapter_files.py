@@ -24,20 +24,18 @@ def save_adapter(folder: Path, job: HealingJob, factors: FactorsByName) -> None:
     torch = need("torch", extra="heal")
     stacked = {name.rpartition(".")[2]: projections for name, projections in job.moe.architecture.fused.items()}
     wanted = {name: pair for target in job.targets for name, pair in _parameters(target, stacked, factors)}
-    rank = job.recipe.rank
-    wider = {name: a.shape[1] for name, (a, _) in wanted.items() if a.shape[1] != rank}
+    # One rank for all, filled up with zeros: peft 0.21 warns that a rank_pattern for parameters is ignored (it is not).
+    rank = max(a.shape[1] for a, _ in wanted.values())
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
-        lora_alpha=job.recipe.alpha,
-        rank_pattern=wider,
-        alpha_pattern={name: job.recipe.scale * rank for name, rank in wider.items()},
+        lora_alpha=job.recipe.scale * rank,
         target_modules=[],
         target_parameters=list(wanted),
     )
     model = peft.get_peft_model(load(job.checkpoint.folder, dtype=torch.float32), config)
     for name, wrapper in _wrappers(model):
-        a, b = wanted.pop(name)
+        a, b = _widened(rank, *wanted.pop(name))
         with torch.no_grad():
             wrapper.lora_A["default"].weight.copy_(torch.from_numpy(a.reshape(-1, a.shape[2])))
             # peft counts the experts fastest along the rank axis of B.
@@ -46,7 +44,8 @@ def save_adapter(folder: Path, job: HealingJob, factors: FactorsByName) -> None:
     assert not wanted, f"peft adapted nothing under {list(wanted)}"
     # Where the pruned checkpoint lies is this machine's business.
     model.peft_config["default"].base_model_name_or_path = job.checkpoint.source
-    model.save_pretrained(folder)
+    # False: embeddings are not trained; left to find that out, peft would ask the hub about the base model.
+    model.save_pretrained(folder, save_embedding_layers=False)
 
 
 def _parameters(
@@ -57,6 +56,12 @@ def _parameters(
     for parameter, weights in parts.items():
         a, b = ([factors[f"{target.module}.factors.{weight}.{side}"] for weight in weights] for side in "ab")
         yield f"{target.module}.{parameter}", (np.concatenate(a, axis=1), _block_diagonal(b))
+
+
+def _widened(rank: int, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same map by factors of a higher rank."""
+    more = rank - a.shape[1]
+    return np.pad(a, ((0, 0), (0, more), (0, 0))), np.pad(b, ((0, 0), (0, 0), (0, more)))
 
 
 def _block_diagonal(blocks: list[np.ndarray]) -> np.ndarray:

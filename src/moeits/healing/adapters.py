@@ -47,7 +47,8 @@ class AdaptedExperts(nn.Module):
         self, frozen: nn.Module, target: Target, stacked: Mapping[str, tuple[str, ...]], recipe: HealingRecipe
     ):
         super().__init__()
-        self.frozen = frozen
+        self.frozen: Any = frozen
+        self.num_experts = target.weights["down"][0]
         self.stacked = dict(stacked)
         self.scale = recipe.scale
         self.dropout = nn.Dropout(recipe.dropout)
@@ -63,7 +64,7 @@ class AdaptedExperts(nn.Module):
         """
         tokens, k = top_k_index.shape
         order = top_k_index.reshape(-1).argsort(stable=True)
-        ends = torch.bincount(top_k_index.reshape(-1), minlength=self.frozen.num_experts).cumsum(0)
+        ends = torch.bincount(top_k_index.reshape(-1), minlength=self.num_experts).cumsum(0)
         inputs = hidden.unsqueeze(1).expand(-1, k, -1).reshape(tokens * k, -1)[order]
         gate_up, down = self.stacked
         inside = self.frozen._apply_gate(self._project(gate_up, inputs, ends))
@@ -73,7 +74,7 @@ class AdaptedExperts(nn.Module):
     def _project(self, name: str, inputs: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
         """One stacked parameter and its adapters on rows grouped by expert."""
         dropped = self.dropout(inputs)
-        adapters = [self.factors[projection] for projection in self.stacked[name]]
+        adapters: list[Any] = [self.factors[projection] for projection in self.stacked[name]]
         inner = [grouped_linear(dropped, adapter.a.to(inputs.dtype), ends) for adapter in adapters]
         deltas = [
             grouped_linear(rows, adapter.b.to(inputs.dtype), ends)
@@ -86,7 +87,7 @@ class AdaptedExperts(nn.Module):
 class AdaptedRouter(nn.Module):
     """A stock router that sees [x, dropout(x)] through [W, scale B A]: LoRA without knowing how it routes."""
 
-    def __init__(self, frozen: nn.Module, target: Target, recipe: HealingRecipe):
+    def __init__(self, frozen: Any, target: Target, recipe: HealingRecipe):
         super().__init__()
         self.frozen = frozen
         self.scale = recipe.scale
@@ -96,7 +97,8 @@ class AdaptedRouter(nn.Module):
         frozen.hidden_dim = 2 * frozen.hidden_dim
 
     def forward(self, hidden: torch.Tensor) -> Any:
-        factors, weight = self.factors["weight"], self.frozen.weight
+        factors: Any = self.factors["weight"]
+        weight = self.frozen.weight
         delta = (self.scale * factors.b[0] @ factors.a[0]).to(weight.dtype)
         both = torch.cat([hidden, self.dropout(hidden)], -1)
         return torch.func.functional_call(self.frozen, {"weight": torch.cat([weight, delta], 1)}, (both,))
@@ -107,13 +109,13 @@ class AdaptedLinear(nn.Module):
 
     def __init__(self, frozen: nn.Linear, target: Target, recipe: HealingRecipe):
         super().__init__()
-        self.frozen = frozen
+        self.frozen: Any = frozen
         self.scale = recipe.scale
         self.dropout = nn.Dropout(recipe.dropout)
         self.factors = nn.ModuleDict({"weight": Factors(*target.weights["weight"], recipe.rank, _device(frozen))})
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        factors = self.factors["weight"]
+        factors: Any = self.factors["weight"]
         inner = functional.linear(self.dropout(inputs), factors.a[0].to(inputs.dtype))
         return self.frozen(inputs) + self.scale * functional.linear(inner, factors.b[0].to(inputs.dtype))
 

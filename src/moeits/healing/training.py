@@ -36,6 +36,9 @@ class HealingTrainer(transformers.Trainer):
         self, *, objective: Objective, balance: RouterBalance | None, balance_weight: float, **arguments: Any
     ) -> None:
         super().__init__(**arguments)
+        self._adapted = arguments["model"]
+        self._held_out: Sequences = arguments["eval_dataset"]
+        self._run = Path(arguments["args"].output_dir)
         self._objective = objective
         self._balance = balance
         self._balance_weight = balance_weight
@@ -61,32 +64,28 @@ class HealingTrainer(transformers.Trainer):
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """Loss per held-out token, in nats."""
-        if not len(self.eval_dataset):
-            return {}
-        total, tokens = held_out_loss(self.model, self._held_out_batches())
+        batches = held_out_batches(self._held_out, self.data_collator, self.args.device)
+        total, tokens = held_out_loss(self._adapted, batches)
         metrics = {"eval_loss": total / tokens}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _held_out_batches(self) -> Iterator[Batch]:
-        return held_out_batches(self.eval_dataset, self.data_collator, self.args.device)
-
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
-        folder = Path(output_dir or self.args.output_dir)
+        folder = Path(output_dir) if output_dir else self._run
         folder.mkdir(parents=True, exist_ok=True)
-        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        state = state_dict if state_dict is not None else self.model.state_dict()
+        trained = {name for name, parameter in self._adapted.named_parameters() if parameter.requires_grad}
+        state = state_dict if state_dict is not None else self._adapted.state_dict()
         save_file({n: t.detach().cpu().contiguous() for n, t in state.items() if n in trained}, folder / ADAPTER_FILE)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        load_adapter(self.model if model is None else model, Path(resume_from_checkpoint))
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
+        load_adapter(self._adapted, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        load_adapter(self.model, Path(self.state.best_model_checkpoint))
+        load_adapter(self._adapted, Path(self.state.best_model_checkpoint or ""))
 
     def _why_not_finite(self) -> str:
-        saved = [step for step, _ in HealingRun(Path(self.args.output_dir)).checkpoints()]
+        saved = [step for step, _ in HealingRun(self._run).checkpoints()]
         kept = (
             f"The last good state, step {saved[-1]}, is kept: --resume --steps {saved[-1]} makes a checkpoint of it"
             if saved

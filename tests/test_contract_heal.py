@@ -1,0 +1,102 @@
+"""What healing must do for every registered architecture: unequal layers, shared experts, any layout."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import moeits
+from tests.healing_toys import make_pruned, texts, write_rows
+from tests.toys import MODEL_TYPES, read_config, read_tensors
+
+torch = pytest.importorskip("torch")
+
+# peft 0.21 asks transformers 5.23 for this by its old name.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+TINY = {
+    "recipe": "small",
+    "rank": 4,
+    "batch_size": 4,
+    "steps": 3,
+    "sequence_length": 16,
+    "packing": False,
+    "learning_rate": 1e-2,
+    "dropout": 0.1,
+}
+
+
+@pytest.fixture(scope="module", params=MODEL_TYPES)
+def healed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    """(pruned checkpoint, healed checkpoint, what heal returned) of one architecture."""
+    folder = tmp_path_factory.mktemp(request.param)
+    pruned = make_pruned(folder, request.param, layers=3)
+    data = write_rows(folder / "data.jsonl", texts())
+    healing = moeits.heal(pruned, data=data, output=folder / "healed", keep_adapter=True, **TINY)
+    return pruned, folder / "healed", healing
+
+
+def logits(model) -> np.ndarray:
+    ids = torch.arange(2, 26).view(2, 12)
+    with torch.no_grad():
+        return model.eval()(input_ids=ids).logits.numpy()
+
+
+def is_adapted(name: str) -> bool:
+    return (".experts." in name or name.endswith((".gate.weight", "mlp.gate.weight"))) and "shared" not in name
+
+
+def test_only_router_and_experts_change_and_all_of_them_do(healed):
+    pruned, output, _ = healed
+    before, after = read_tensors(pruned), read_tensors(output)
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        assert after[name].dtype == value.dtype
+        assert (after[name].tobytes() == value.tobytes()) != is_adapted(name), name
+
+
+def test_the_healed_checkpoint_says_what_the_pruned_one_said(healed):
+    pruned, output, _ = healed
+    assert read_config(output) == read_config(pruned)
+    assert (output / "plan.json").read_bytes() == (pruned / "plan.json").read_bytes()
+
+
+def test_peft_loads_the_kept_adapter_onto_the_pruned_model_with_the_healed_logits(healed):
+    peft = pytest.importorskip("peft")
+    pruned, output, _ = healed
+    merged = logits(moeits.load(output))
+    base = moeits.load(pruned)
+    plain = logits(base)
+    adapted = logits(peft.PeftModel.from_pretrained(base, output / "adapter"))
+    # float32 sums in another order; the model itself moved by far more.
+    assert np.abs(adapted - merged).max() < 1e-5
+    assert np.abs(plain - merged).max() > 1e-3
+
+
+def test_the_loss_on_disk_is_the_loss_of_the_adapter(healed):
+    _, _, healing = healed
+    assert healing.loss_merged == pytest.approx(healing.loss_after, abs=1e-5)
+    assert healing.loss_after < healing.loss_before
+
+
+def test_a_reload_is_equal_to_the_bit(healed):
+    _, output, _ = healed
+    assert (logits(moeits.load(output)) == logits(moeits.load(output))).all()
+
+
+def test_nothing_of_the_run_is_left_beside_the_output(healed):
+    pruned, output, _ = healed
+    beside = {path.name for path in output.parent.iterdir()}
+    assert beside == {"toy", pruned.name, output.name, "data.jsonl"}
+
+
+def test_the_record_names_recipe_data_and_curves(healed, tmp_path: Path):  # noqa: ARG001
+    import json
+
+    _, output, healing = healed
+    record = json.loads((output / "healing.json").read_text())
+    assert record["recipe"]["rank"] == 4
+    assert record["data"]["fingerprint"] == healing.data["fingerprint"]
+    assert [row["step"] for row in record["curves"]["training"]] == [1, 2, 3]
+    assert str(output.parent) not in (output / "healing.json").read_text()
+    assert "## Healing" in (output / "README.md").read_text()
