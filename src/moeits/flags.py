@@ -80,6 +80,9 @@ FLAGS: dict[str, Any] = {
     "sweep recipe": Annotated[str, typer.Option(help="How it is healed, as --recipe of heal.")],
     "sweep batch_size": Annotated[int, typer.Option(help="Prompts at a time in an evaluation.")],
     "sweep measure": Annotated[bool, typer.Option("--measure", help="Take the footprint of every point.")],
+    "card": Annotated[Path | None, typer.Option(help="Add the results to this checkpoint's README.md.")],
+    "published": Annotated[bool, typer.Option("--published", help="Show the paper's published rows as well.")],
+    "report output": Annotated[Path | None, typer.Option(help="Where the page or the tables go.")],
     "sweep tau": Annotated[str, typer.Option(help="FIRST:LAST:STEP, both ends included, or a list T,T,T.")],
     "tasks": Annotated[
         str | None,

@@ -77,6 +77,7 @@ def sweep(
     batch_size: int = 40,
     limit: int | None = None,
     data_dir: str | Path | None = None,
+    dtype: str = "auto",
     heal: str | Path | None = None,
     recipe: str = "paper",
     steps: int | None = None,
@@ -116,6 +117,7 @@ def sweep(
         "batch_size": batch_size,
         "limit": limit,
         "data_dir": None if data_dir is None else str(data_dir),
+        "dtype": dtype,
     }
     if evaluate is None and perplexity is None:
         if heal is not None:
@@ -154,7 +156,7 @@ def sweep(
         ledger=ledger,
         evaluation=evaluation,
         healing=None if heal is None else {"data": heal, "recipe": recipe, "steps": steps},
-        footprint={"energy": energy, "country": country} if measure else None,
+        footprint={"energy": energy, "country": country, "dtype": dtype} if measure else None,
         progress=progress,
     )
     work.all_points([run.unpruned.path.name, *(point.folder for point in found.points)])

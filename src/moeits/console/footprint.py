@@ -1,5 +1,6 @@
 """Sweeps, footprints and reports, as a person sees them."""
 
+from pathlib import Path
 from typing import Any
 
 from moeits.console import out, table, written
@@ -27,8 +28,11 @@ def show_sweep(found: Sweep, arguments: dict[str, Any]) -> None:
 
 
 def show_report(made: Report, arguments: dict[str, Any]) -> None:
-    """Where the page is, and how large."""
-    out(f"written: {arguments['output']} ({format_size(made.nbytes)}, {len(made.runs)} run{'s'[: len(made.runs) > 1]})")
+    """Where the page is, and how large; and which card gained results."""
+    if made.nbytes is not None:
+        out(f"written: {arguments['output']} ({format_size(made.nbytes)}; {', '.join(made.runs)})")
+    if arguments.get("card"):
+        out(f"written: {Path(arguments['card']) / 'README.md'}")
 
 
 def show_footprint(found: Footprint, arguments: dict[str, Any]) -> None:

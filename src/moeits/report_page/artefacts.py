@@ -133,3 +133,14 @@ class _Reader:
             return None
         self.files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
         return Evidence.load(path)
+
+
+def name_of(point: Point) -> str:
+    """What to call a point in a plot: its tau where it is of a sweep."""
+    return f"tau {point.taus[0]:g}" if point.taus else point.name
+
+
+def min_experts_of(run: Run) -> int | None:
+    """The floor that the run was planned with; None for each layer's top_k."""
+    asked_by = run.sweep or next((point.plan for point in run.points if point.plan), None) or {}
+    return asked_by.get("settings", {}).get("min_experts")

@@ -58,6 +58,10 @@ class Drawing:
             self.axes: Any = self.figure.subplots()
             self.axes.set_axisbelow(True)
 
+    def legend(self) -> None:
+        """All labels above the plot, without a frame."""
+        self.figure.legend(loc="outside upper center", ncols=4, frameon=False, labelcolor=INK)
+
     def svg(self, name: str, label: str) -> str:
         """The figure as inline SVG. `name` makes its ids unique, `label` is what a screen reader says."""
         out = io.StringIO()
@@ -102,3 +106,20 @@ def picture(values: np.ndarray, low: float, high: float) -> str:
 
 def _attr(text: str) -> str:
     return html.escape(text, quote=True).replace("\\", "\\\\")
+
+
+def standalone(svg: str) -> str:
+    """An inline SVG as a file of its own, which follows light and dark by itself."""
+    light, dark = _palette("light"), _palette("dark")
+    style = f"<style>svg{{{light};font-family:sans-serif}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}</style>"
+    names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+    head, body = svg.split(">", 1)
+    return f"{head.replace('<svg', f'<svg {names}', 1)}>{style}{body}".rstrip() + "\n"
+
+
+def _palette(name: str) -> str:
+    colours = {
+        "light": ("#1c1e21", "#5d6168", "#dcd8cd", "#0b6b72", "#b4521a", "#fbfaf6"),
+        "dark": ("#e9e6df", "#a3a8ae", "#363b41", "#62c4c3", "#f19a63", "#14171a"),
+    }[name]
+    return ";".join(f"--{variable}:{colour}" for variable, colour in zip(_VARIABLES.values(), colours, strict=True))

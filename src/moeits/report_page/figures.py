@@ -41,7 +41,7 @@ def kept_per_layer(layers: Sequence[int], before: Sequence[int], kept: Mapping[s
     axes.set_xlabel("decoder layer")
     axes.set_ylabel("experts kept")
     axes.grid(axis="x", visible=False)
-    drawing.figure.legend(loc="outside upper center", ncols=5)
+    drawing.legend()
     return drawing.svg(name, f"Experts kept in each of {len(layers)} layers at {len(kept)} values of tau.")
 
 
@@ -58,13 +58,15 @@ def figure_2(
     left.set_ylim(0, 105)
     left.set_ylabel("parameters left, %", color=MUTED)
     left.grid(visible=False)
+    left.spines[:].set_visible(False)
+    left.tick_params(colors=MUTED, length=0)
     for kind, colour, marker in (("unhealed", WARM, "s"), ("healed", ACCENT, "o")):
         _with_intervals(axes, [(p["tau"], *p[kind]) for p in points if p.get(kind)], colour, marker, kind, scale)
     if unpruned is not None:
         axes.axhline(unpruned * scale, color=INK, linewidth=1, label="unpruned")
     axes.set_xlabel("tau (small removes much)")
     axes.set_ylabel(what)
-    drawing.figure.legend(loc="outside upper center", ncols=4)
+    drawing.legend()
     return drawing.svg(name, f"{what} against tau, healed and not, beside the share of parameters left.")
 
 
@@ -95,20 +97,25 @@ def pareto(series: Mapping[str, Sequence[tuple[float, float, float | None]]], wh
         )
     axes.set_xlabel("tensors, MiB" if unit == 2**20 else "tensors, GiB")
     axes.set_ylabel(what)
-    drawing.figure.legend(loc="outside upper center", ncols=4)
+    drawing.legend()
     return drawing.svg(name, f"{what} against bytes of tensors. Up and to the left is better.")
 
 
-def healing_curves(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], name: str) -> str:
-    """Training loss against the step of healing, a line per pruned model."""
+def healing_curves(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], name: str) -> str:
+    """Loss against the step of healing, a colour per pruned model: training as a thin line, held-out dotted."""
     drawing = Drawing(height=3.2)
     axes = drawing.axes
-    for number, (label, (steps, losses)) in enumerate(curves.items()):
-        axes.plot(steps, losses, color=SERIES[number % len(SERIES)], label=label, linewidth=1.5)
+    for number, (label, kinds) in enumerate(curves.items()):
+        colour = SERIES[number % len(SERIES)]
+        if kinds.get("training"):
+            axes.plot(*zip(*kinds["training"], strict=True), color=colour, linewidth=0.9, alpha=0.6, label=label)
+        if kinds.get("held_out"):
+            own = {} if kinds.get("training") else {"label": label}
+            axes.plot(*zip(*kinds["held_out"], strict=True), color=colour, marker="o", linestyle=":", **own)
     axes.set_xlabel("step")
-    axes.set_ylabel("training loss, nats per token")
-    drawing.figure.legend(loc="outside upper center", ncols=4)
-    return drawing.svg(name, "Training loss against the step of healing.")
+    axes.set_ylabel("loss, nats per token")
+    drawing.legend()
+    return drawing.svg(name, "Loss against the step of healing, on training text and on held-out text.")
 
 
 def _unit(largest: float) -> tuple[float, str]:

@@ -1,0 +1,212 @@
+"""What the evidence shows: who stays, how redundant the experts are, how many each layer keeps."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moeits.report_page import figures
+from moeits.report_page.accuracy import Row, count, metrics_of, percent, tasks_of
+from moeits.report_page.artefacts import Point, Run, name_of
+from moeits.report_page.blocks import Block, Section, section, spread
+from moeits.report_page.drawing import picture
+from moeits.report_page.removal import TAU_STEP, Removal
+from moeits.sizes import format_size
+
+
+def who_stays(run: Run, rows: Sequence[Row], removal: Removal | None, slug: str) -> Section | None:
+    """The dial of tau, and the experts that stay at it."""
+    if removal is None:
+        return None
+    tau, (low, high) = _first_tau(run, removal), removal.tau_range()
+    svg, axis = figures.size_path(removal, f"{slug}-path")
+    kept, before = removal.kept_at(tau), {layer: order.num_experts for layer, order in removal.orders.items()}
+    data = {**removal.facts(), "axis": axis, "measured": _measured(rows)}
+    intro = [
+        "Every layer was taken apart once, the most redundant pair first, down to its floor. A tau only says where to "
+        "stop, so all its answers are in that one order: move the dial and see which experts stay."
+    ]
+    slider = {
+        "kind": "slider",
+        "run": slug,
+        "low": f"{low:g}",
+        "high": f"{high:g}",
+        "step": TAU_STEP,
+        "tau": f"{tau:g}",
+        "kept": sum(kept.values()),
+        "before": count(sum(before.values())),
+        "parameters": count(removal.parameters_at(tau)),
+        "nbytes": "",
+        "reduction": "",
+        "measured": data["measured"],
+        "svg": svg,
+        "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+        "layers": [
+            {
+                "layer": layer,
+                "kept": kept[layer],
+                "cells": [
+                    expert in set(order.kept_after(order.num_experts - kept[layer])) for expert in range(before[layer])
+                ],
+            }
+            for layer, order in removal.orders.items()
+        ],
+    }
+    return section("who-stays", "Who stays", intro, [slider])
+
+
+def _first_tau(run: Run, removal: Removal) -> float:
+    """Where the dial stands at first: at the point of the sweep that removes closest to half."""
+    taus = [(abs(point.summary.get("reduction", 0) - 0.5), tau) for point in run.points for tau in point.taus]
+    low, high = removal.tau_range()
+    wanted = min(taus)[1] if taus else (low + high) / 2
+    return min(max(round(low + round((wanted - low) / TAU_STEP) * TAU_STEP, 10), low), high)
+
+
+def _measured(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What was measured at some number of experts: shown where the dial meets it."""
+    tasks = tasks_of(rows)
+    found: dict[int, list[str]] = {}
+    for row in rows:
+        for metric in metrics_of(rows, tasks)[:1]:
+            if (score := row.mean(tasks, metric)) and "experts_kept" in row.point.summary:
+                word = "healed " if row.kind == "healed" else ""
+                found.setdefault(row.point.summary["experts_kept"], []).append(f"{word}{100 * score[0]:.1f} %")
+    return [{"experts": experts, "text": ", ".join(texts)} for experts, texts in found.items()]
+
+
+def redundancy(run: Run, removal: Removal | None, slug: str) -> Section | None:
+    """A picture of every layer's redundancies, in the order of removal."""
+    if removal is None or run.evidence is None:
+        return None
+    matrices = {layer: _in_order(run.evidence.redundancy[layer], removal, layer) for layer in removal.orders}
+    values = np.concatenate([matrix[~np.isnan(matrix)] for matrix in matrices.values()])
+    # The colours span what nearly all pairs have: one outlier should not make a map of one colour.
+    low, high = float(values.min()), float(np.quantile(values, 0.995))
+    noise = run.evidence.above_noise()
+    maps = [_map(run, removal, layer, matrix, low, high, noise) for layer, matrix in matrices.items()]
+    on_floor = noise["layers_on_noise_floor"]
+    intro = [
+        "Redundancy of every pair of experts, by normalized mutual information of their weights. Experts stand in the "
+        "order of removal, the last to go at the top left; what the dial keeps is framed."
+    ]
+    if on_floor:
+        intro.append(
+            f"In {len(on_floor)} of {len(matrices)} layers no pair stands clearly above the noise floor, the score of "
+            "independent weights with the same histograms: the choice there is little better than chance."
+        )
+    bar = picture(np.linspace(low, high, 64)[None, :], low, high)
+    heatmaps = {"kind": "heatmaps", "run": slug, "maps": maps, "low": f"{low:.4f}", "high": f"{high:.4f}", "bar": bar}
+    return section("redundancy", "Redundancy", intro, [heatmaps, _noise_table(noise), _order_table(removal)])
+
+
+def _in_order(matrix: np.ndarray, removal: Removal, layer: int) -> np.ndarray:
+    """The matrix with its experts in reverse order of removal; the diagonal is not a pair, so it is left blank."""
+    order = removal.orders[layer]
+    last = order.kept_after(len(order.removed))
+    experts = [*last, *reversed(order.removed)]
+    arranged = matrix[np.ix_(experts, experts)].copy()
+    np.fill_diagonal(arranged, np.nan)
+    return arranged
+
+
+def _map(
+    run: Run, removal: Removal, layer: int, matrix: np.ndarray, low: float, high: float, noise: Mapping[str, Any]
+) -> dict[str, Any]:
+    facts = noise["redundancy"].get(str(layer))
+    words = (
+        f"mean {facts['mean']:.4f}, largest {facts['max']:.4f}, noise floor {facts['noise_floor']:.4f}" if facts else ""
+    )
+    kept = removal.kept_at(_first_tau(run, removal))[layer]
+    return {
+        "layer": layer,
+        "image": picture(matrix, low, high),
+        "alt": f"Layer {layer}, {len(matrix)} experts: {words or 'redundancy of each pair'}.",
+        "note": f"mean {facts['mean'] / facts['noise_floor']:.2f} x noise" if facts else "",
+        "share": f"{100 * kept / len(matrix):g}",
+    }
+
+
+def _noise_table(noise: Mapping[str, Any]) -> Block | None:
+    rows = [
+        [
+            layer,
+            *(f"{facts[key]:.5f}" for key in ("mean", "max", "noise_floor")),
+            f"{facts['max_over_noise_floor']:.2f}",
+        ]
+        for layer, facts in noise["redundancy"].items()
+    ]
+    columns = ["layer", "mean R", "largest R", "noise floor", "largest / floor"]
+    return {"kind": "folded", "caption": "Redundancy in numbers", "columns": columns, "rows": rows, "strong": []}
+
+
+def _order_table(removal: Removal) -> Block:
+    rows = [
+        [str(layer), " ".join(map(str, order.removed[: removal.most_steps[layer]]))]
+        for layer, order in removal.orders.items()
+    ]
+    columns = ["layer", "experts in the order in which they go, down to the floor"]
+    return {"kind": "folded", "caption": "Order of removal", "columns": columns, "rows": rows, "strong": []}
+
+
+def per_layer(run: Run, slug: str) -> Section | None:
+    """Experts kept in each layer at the points of the run, as a plot and as numbers."""
+    points = [point for point in run.points if point.plan]
+    if not points:
+        return None
+    kept = {name_of(point): {int(i): len(k) for i, k in (point.plan or {})["kept"].items()} for point in points}
+    layers = sorted(next(iter(kept.values())))
+    before = _counts_before(run, layers)
+    shown = spread(list(kept), 5)
+    plot = figures.kept_per_layer(
+        layers,
+        [before[i] for i in layers],
+        {name: [kept[name][i] for i in layers] for name in reversed(shown)},
+        f"{slug}-kept",
+    )
+    table = {
+        "kind": "folded",
+        "caption": "Experts kept in each layer, in numbers",
+        "columns": ["layer", "before", *reversed(kept)],
+        "rows": [[str(i), str(before[i]), *(str(kept[name][i]) for name in reversed(kept))] for i in layers],
+        "strong": [],
+    }
+    sizes = {
+        "kind": "folded",
+        "caption": "Sizes at each tau",
+        "columns": ["tau", "experts kept", "parameters", "tensors", "P(down), %", "of all parameters, %"],
+        "rows": [_size_row(point) for point in reversed(points)],
+        "strong": [],
+    }
+    caption = "Experts kept in each layer" + (
+        f", for {len(shown)} of {len(kept)} points." if len(shown) < len(kept) else "."
+    )
+    return section(
+        "per-layer", "Experts kept per layer", [], [{"kind": "figure", "svg": plot, "caption": caption}, table, sizes]
+    )
+
+
+def _counts_before(run: Run, layers: Sequence[int]) -> dict[int, int]:
+    """Experts of each layer before pruning: of the evidence, else as many as the plan's ids show at least."""
+    if run.evidence:
+        return {layer: facts.num_experts for layer, facts in run.evidence.layers.items()}
+    before = dict.fromkeys(layers, 0)
+    for point in run.points:
+        plan = point.plan or {}
+        for layer in layers:
+            ids = [*plan["kept"][str(layer)], *(expert for expert, _ in plan["order"].get(str(layer), ()))]
+            before[layer] = max(before[layer], max(ids) + 1)
+    return before
+
+
+def _size_row(point: Point) -> list[str]:
+    s = point.summary
+    return [
+        ", ".join(f"{tau:g}" for tau in point.taus) or point.name,
+        count(s["experts_kept"]),
+        count(s["parameters_after"]),
+        format_size(s["bytes_after"]),
+        percent(s["reduction"]),
+        percent(s["reduction_of_all"]),
+    ]

@@ -1,0 +1,62 @@
+"""The report's tables in Markdown, for a paper or a model card."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from moeits.report_page.artefacts import Run
+from moeits.report_page.blocks import Block, Section
+from moeits.report_page.sections import sections_of
+
+# Sections whose tables say what came out; the others are about how it is drawn or made.
+_OF_RESULTS = ("accuracy", "footprint", "ledger", "healing")
+BEGIN, END = "<!-- moeits results: written by moeits report --card -->", "<!-- end of moeits results -->"
+_UNMEASURED = re.compile(r"## Not measured here\n.*?(?=\n## |\Z)", re.DOTALL)
+
+
+def tables(runs: Sequence[Run], extra: Sequence[Section] = (), *, level: int = 2) -> str:
+    """Sizes, accuracy, healing and footprint of each run, as headings and pipe tables."""
+    parts = []
+    for run in runs:
+        if len(runs) > 1:
+            parts.append(f"{'#' * level} {run.name}")
+        for each in (*sections_of(run, "run"), *extra):
+            parts += _section(each, level + (len(runs) > 1))
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(section: Section, level: int) -> Iterator[str]:
+    shown = [block for block in section["blocks"] if _is_result(section, block)]
+    if not shown:
+        return
+    yield f"{'#' * level} {section['title']}"
+    yield from section["intro"]
+    for block in shown:
+        yield _notes(block) if block["kind"] == "notes" else f"{block['caption']}:\n\n{_table(block)}"
+
+
+def _is_result(section: Section, block: Block) -> bool:
+    sizes = block.get("caption") == "Sizes at each tau"
+    return sizes or (section["slug"] in (*_OF_RESULTS, "rows") and block["kind"] in ("table", "notes"))
+
+
+def _notes(block: Block) -> str:
+    return "\n".join(f"- {note}" for note in block["notes"])
+
+
+def _table(block: Block) -> str:
+    def row(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    ruler = "| --- | " + " | ".join("---:" for _ in block["columns"][1:]) + " |"
+    return "\n".join([row(block["columns"]), ruler, *(row(cells) for cells in block["rows"])])
+
+
+def card_with_results(card: str, runs: Sequence[Run]) -> str:
+    """A model card with the results of its runs: in place of older ones, and of the sentence that there are none."""
+    results = f"{BEGIN}\n\n## Results\n\n{tables(runs, level=3).strip()}\n\n{END}"
+    if BEGIN in card and END in card:
+        before, rest = card.split(BEGIN, 1)
+        return before + results + rest.split(END, 1)[1]
+    if _UNMEASURED.search(card):
+        return _UNMEASURED.sub(lambda _: results + "\n", card, count=1)
+    return f"{card.rstrip()}\n\n{results}\n"
