@@ -1,0 +1,157 @@
+"""Two results item by item: differences with intervals, and what may not be compared."""
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from moeits import Results, compare
+from moeits.compare import mcnemar_p, paired_interval
+from moeits.errors import EvaluationError, SettingError
+from tests.evaluation_toys import results
+
+RNG = np.random.default_rng(7)
+# Two models that agree on most of 400 items, as a model and its pruned self do.
+BEFORE = (RNG.random(400) < 0.6).astype(float)
+AFTER = np.where(RNG.random(400) < 0.15, 1 - BEFORE, BEFORE)
+
+
+def test_the_difference_is_b_minus_a_over_the_same_items():
+    found = compare(results({"t": [1, 1, 1, 0]}), results({"t": [1, 0, 0, 0]})).tasks["t"]["acc"]
+    assert (found.a, found.b, found.difference, found.items) == (0.75, 0.25, -0.5, 4)
+    assert (found.only_a, found.only_b) == (2, 0)
+
+
+def test_the_interval_is_that_of_scipys_paired_bootstrap():
+    difference = AFTER - BEFORE
+    with warnings.catch_warnings():
+        oracle = stats.bootstrap(
+            (difference,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
+        ).confidence_interval
+    low, high = paired_interval(difference, np.ones(400), 20_000, np.random.default_rng(2))
+    # Both ends are quantiles of 20,000 draws of multiples of 1/400: they may differ by one such step.
+    assert low == pytest.approx(oracle.low, abs=1 / 400)
+    assert high == pytest.approx(oracle.high, abs=1 / 400)
+
+
+def test_pairing_narrows_the_interval():
+    paired = paired_interval(AFTER - BEFORE, np.ones(400), 10_000, np.random.default_rng(0))
+    shuffled = np.random.default_rng(3).permutation(AFTER)
+    unpaired = paired_interval(shuffled - BEFORE, np.ones(400), 10_000, np.random.default_rng(0))
+    assert paired[1] - paired[0] < 0.7 * (unpaired[1] - unpaired[0])
+
+
+def test_a_ratio_is_resampled_by_document():
+    nats, tokens = RNG.normal(0.1, 1.0, 60) * 50, RNG.integers(10, 100, 60).astype(float)
+    oracle = stats.bootstrap(
+        (nats, tokens),
+        lambda n, t, axis: n.sum(axis) / t.sum(axis),
+        paired=True,
+        n_resamples=20_000,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
+    low, high = paired_interval(nats, tokens, 20_000, np.random.default_rng(2))
+    # The ends of 20,000 resamples scatter by about 2 % of the interval's width.
+    width = oracle.high - oracle.low
+    assert [low, high] == pytest.approx([oracle.low, oracle.high], abs=0.05 * width)
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_the_exact_binomial_test(only_a: int, only_b: int):
+    n = only_a + only_b
+    oracle = stats.binomtest(only_a, n, 0.5).pvalue if n else 1.0
+    assert mcnemar_p(only_a, only_b) == pytest.approx(oracle)
+
+
+def test_a_model_differs_in_nothing_from_itself():
+    same = results({"t": [1, 0, 1]}, nats=[3.0, 4.0], tokens=[2, 2])
+    found = compare(same, same)
+    acc, loss = found.tasks["t"]["acc"], found.perplexity["nats_per_token"]
+    assert (acc.difference, acc.low, acc.high, acc.mcnemar_p) == (0, 0, 0, 1)
+    assert (loss.difference, loss.low, loss.high) == (0, 0, 0)
+
+
+def test_swapping_the_models_turns_the_difference_around():
+    one, other = results({"t": list(BEFORE)}), results({"t": list(AFTER)})
+    there, back = compare(one, other).tasks["t"]["acc"], compare(other, one).tasks["t"]["acc"]
+    assert there.difference == -back.difference
+    assert there.mcnemar_p == back.mcnemar_p
+    assert (there.low, there.high) == pytest.approx((-back.high, -back.low), abs=2 / 400)
+
+
+def test_bits_per_byte_are_the_nats_of_the_same_tokens():
+    one = results(nats=[30.0, 50.0, 10.0], tokens=[10, 15, 5])
+    other = results(nats=[33.0, 49.0, 14.0], tokens=[10, 15, 5])
+    found = compare(one, other).perplexity
+    nats, bits = found["nats_per_token"], found["bits_per_byte"]
+    assert nats.difference == pytest.approx(6 / 30)
+    assert bits.difference == pytest.approx(nats.difference / 2 / np.log(2))
+    assert bits.high == pytest.approx(nats.high / 2 / np.log(2))
+    assert nats.only_a is None
+
+
+def test_the_same_seed_gives_the_same_interval(tmp_path):
+    one, other = results({"t": list(BEFORE)}), results({"t": list(AFTER)})
+    for name in ("x.json", "y.json"):
+        compare(one, other, output=tmp_path / name, seed=3)
+    assert (tmp_path / "x.json").read_bytes() == (tmp_path / "y.json").read_bytes()
+
+
+def test_results_of_different_tasks_are_refused():
+    with pytest.raises(EvaluationError, match=r"different tasks: the second has no u \(it has t\)"):
+        compare(results({"t": [1], "u": [1]}), results({"t": [1]}))
+    assert list(compare(results({"t": [1], "u": [1]}), results({"t": [1]}), tasks="t").tasks) == ["t"]
+
+
+def test_results_of_different_shots_are_refused():
+    with pytest.raises(EvaluationError, match="different shots: t was asked with 15 examples in the first and 0"):
+        compare(results({"t": [1]}, num_fewshot=15), results({"t": [1]}))
+
+
+def test_results_of_different_items_are_refused():
+    with pytest.raises(EvaluationError, match="different items of t: 2 in the first, 1 in the second"):
+        compare(results({"t": [1, 0]}), results({"t": [1]}))
+
+
+def test_perplexities_of_different_texts_are_refused():
+    one = results(nats=[3.0], tokens=[1], sha256="one")
+    with pytest.raises(EvaluationError, match="different texts"):
+        compare(one, results(nats=[3.0], tokens=[1], sha256="other"))
+
+
+def test_a_perplexity_and_a_task_have_nothing_in_common():
+    with pytest.raises(EvaluationError, match="different tasks"):
+        compare(results(nats=[3.0], tokens=[1]), results({"t": [1]}))
+
+
+def test_too_few_resamples_are_refused():
+    with pytest.raises(SettingError, match="--resamples 5"):
+        compare(results({"t": [1]}), results({"t": [1]}), resamples=5)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "There are no results"),
+        ("{", "cannot be read as JSON"),
+        ("[]", "holds no results"),
+        ('{"kind": "results", "format": 99}', "has format 99"),
+        ('{"kind": "results", "format": 1}', "is incomplete"),
+    ],
+)
+def test_a_file_that_holds_no_results_is_refused(tmp_path, content, sentence):
+    path = tmp_path / "r.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(EvaluationError, match=sentence):
+        compare(path, path)
+
+
+def test_reading_what_was_written_gives_what_was_meant(tmp_path):
+    made = results({"t": [1, 0]}, nats=[3.0], tokens=[1])
+    made.save(tmp_path / "r.json")
+    assert Results.load(tmp_path / "r.json") == made
