@@ -1,0 +1,138 @@
+"""A killed healing goes on where it was, and ends where it would have ended."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import moeits
+from moeits.errors import HealingError, MoeitsError
+from tests.healing_toys import make_pruned, texts, write_rows
+from tests.toys import read_tensors
+
+pytest.importorskip("torch")
+
+STEPS, EVERY = 12, 3
+SETTINGS = {
+    "recipe": "small",
+    "rank": 4,
+    "dropout": 0.1,
+    "neftune": 5.0,
+    "batch_size": 4,
+    "accumulation": 2,
+    "steps": STEPS,
+    "sequence_length": 16,
+    "packing": False,
+    "learning_rate": 1e-2,
+    "evaluate_every": EVERY,
+}
+KILLED = """
+import os, signal, sys
+import moeits
+def progress(what, done, total):
+    if what == "healing" and done == int(sys.argv[4]):
+        os.kill(os.getpid(), signal.SIGKILL)
+moeits.heal(sys.argv[1], data=sys.argv[2], output=sys.argv[3], progress=progress, **eval(sys.argv[5]))
+"""
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A pruned toy, and data."""
+    folder = tmp_path_factory.mktemp("resume")
+    return make_pruned(folder, layers=2), write_rows(folder / "data.jsonl", texts())
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_a_random_step_and_resumed_gives_the_same_bytes(material, tmp_path: Path):
+    """Equal to the bit: the same machine, one thread, the same order of data, the same random state, and no sum whose
+    order changes from run to run (experts add up their tokens along an axis, not by scattering).
+    """
+    pruned, data = material
+    step = random.SystemRandom().randrange(EVERY + 1, STEPS)
+    output = tmp_path / "resumed"
+    arguments = [str(pruned), str(data), str(output), str(step), repr(SETTINGS)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL, f"step {step}"
+    assert not output.exists()
+    assert (tmp_path / "resumed.healing" / f"checkpoint-{(step - 1) // EVERY * EVERY}").is_dir()
+    moeits.heal(pruned, data=data, output=output, resume=True, **SETTINGS)
+    moeits.heal(pruned, data=data, output=tmp_path / "whole", **SETTINGS)
+    resumed, whole, before = read_tensors(output), read_tensors(tmp_path / "whole"), read_tensors(pruned)
+    assert [n for n in whole if resumed[n].tobytes() != whole[n].tobytes()] == [], f"killed at step {step}"
+    assert any(before[n].tobytes() != whole[n].tobytes() for n in whole)
+    assert not (tmp_path / "resumed.healing").exists()
+
+
+class Stopped(Exception):
+    """Stands for a kill that a test can survive."""
+
+
+def stop_at(step: int):
+    def progress(what: str, done: int, total: int) -> None:  # noqa: ARG001
+        if what == "healing" and done == step:
+            raise Stopped
+
+    return progress
+
+
+@pytest.fixture
+def interrupted(material, tmp_path: Path) -> Path:
+    """The output of a healing that was stopped after its first saved state."""
+    pruned, data = material
+    with pytest.raises(Stopped):
+        moeits.heal(pruned, data=data, output=tmp_path / "out", progress=stop_at(EVERY + 1), **SETTINGS)
+    return tmp_path / "out"
+
+
+def test_an_interrupted_healing_is_neither_lost_nor_mixed_up(material, interrupted: Path):
+    pruned, data = material
+
+    def again(**changes) -> None:
+        moeits.heal(pruned, data=data, output=interrupted, **{**SETTINGS, **changes})
+
+    with pytest.raises(HealingError, match=r"interrupted healing. Go on with --resume, or forget it with --fresh"):
+        again()
+    with pytest.raises(HealingError, match=r"another recipe.*learning_rate was 0.01"):
+        again(resume=True, learning_rate=1e-3)
+    with pytest.raises(HealingError, match=r"of 12 steps. Resume it with --steps 12, or .* saved \(3\)"):
+        again(resume=True, steps=7)
+    again(resume=True, steps=EVERY)
+    assert (interrupted / "config.json").exists()
+
+
+def test_a_healing_of_another_checkpoint_is_not_resumed(material, interrupted: Path, tmp_path: Path):
+    _, data = material
+    other = make_pruned(tmp_path / "other", layers=2, seed=1)
+    with pytest.raises(HealingError, match="another checkpoint"):
+        moeits.heal(other, data=data, output=interrupted, resume=True, **SETTINGS)
+
+
+def test_there_must_be_something_to_resume(material, tmp_path: Path):
+    pruned, data = material
+    with pytest.raises(HealingError, match="There is nothing to resume"):
+        moeits.heal(pruned, data=data, output=tmp_path / "out", resume=True, **SETTINGS)
+
+
+def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_last_good_state(
+    material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from moeits.healing import objective, training
+
+    batches = iter(range(100))
+
+    def breaks(batch, logits):  # two micro-batches a step: not finite in step 5
+        return objective.next_token_loss(batch, logits) * (float("nan") if next(batches) >= 8 else 1)
+
+    monkeypatch.setattr(training, "objective_of", lambda *_: breaks)
+    pruned, data = material
+    with pytest.raises(MoeitsError, match=r"NaN or infinite at step 5. .*step 3, is kept: --resume --steps 3"):
+        moeits.heal(pruned, data=data, output=tmp_path / "out", **SETTINGS)
+    monkeypatch.undo()
+    healing = moeits.heal(pruned, data=data, output=tmp_path / "out", resume=True, **{**SETTINGS, "steps": EVERY})
+    assert healing.best_step == EVERY
