@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeits.errors import NonFiniteWeight, SettingError, UnscorableWeight
-from moeits.estimators.binning import _edges, auto_bin_count, bin_weight
+from moeits.estimators.binning import _edges, _quantile, auto_bin_count, bin_weight
 
 BF16, FP16, FP32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)
 LARGEST = {FP16: np.float16(65504), BF16: ml_dtypes.bfloat16(1.5e38), FP32: np.float32(1.7e38)}
@@ -102,6 +102,14 @@ def test_the_number_of_bins_and_their_edges_are_numpys_to_the_bit(draw: str, dty
             continue
         assert found.dtype == edges.dtype == np.float32
         assert np.array_equal(found, edges)
+
+
+@settings(max_examples=400)
+@given(stored_weights(BF16), st.sampled_from([0.25, 0.75]))
+def test_quartiles_are_rounded_as_numpy_rounds_them(weight: np.ndarray, q: float) -> None:
+    values, counts = np.unique(weight.astype(np.float32), return_counts=True)
+    found = _quantile(values, np.cumsum(counts), weight.size, q)
+    assert found == np.percentile(weight.astype(np.float32), [100 * q])[0]
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP16, FP32], ids=str)
