@@ -54,6 +54,9 @@ def _command(stage: Callable[..., Any], show: Callable[[Any, dict[str, Any]], No
     return run
 
 
+# The exit code by which typer, like shells, tells of an interrupt from the keyboard.
+_INTERRUPTED = 130
+
 # What the package says of itself, without the paragraph for those who import it.
 _HELP = (moeits.__doc__ or "").rsplit("\n\n", 1)[0]
 
@@ -91,18 +94,19 @@ def _command_path(error: typer.TyperException) -> str:
 
 def main() -> None:
     """Run one command. Exit code 0, or 2 with one sentence on standard error."""
+    code = 2
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
     except MoeitsError as error:
         console.error(str(error))
-        sys.exit(2)
     except typer.TyperException as error:
         if message := error.format_message():  # empty where no command was given, and help was shown instead
             console.error(f"{message.rstrip('.')}. See: {_command_path(error)} --help")
-        sys.exit(2)
     except BrokenPipeError:  # whoever read the output has read enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        code = 0
     except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
+    if code == _INTERRUPTED:
         console.error("Interrupted.")
-        sys.exit(130)
+    sys.exit(code)

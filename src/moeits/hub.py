@@ -6,6 +6,7 @@ Not run against a live hub: the machine this was built on has none. The tests re
 
 import re
 from pathlib import Path
+from typing import cast
 
 from moeits.errors import CheckpointError
 
@@ -44,7 +45,7 @@ def download(model: str, revision: str | None = None) -> tuple[Path, str]:
     )
 
     # The base class of whichever HTTP library this huggingface_hub stands on; its names differ between versions.
-    http_error = HfHubHTTPError.__mro__[1]
+    http_error = cast(type[Exception], HfHubHTTPError.__mro__[1])
     try:
         folder = Path(
             snapshot_download(

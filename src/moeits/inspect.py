@@ -14,12 +14,14 @@ from moeits.sizes import format_size, parse_size
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRow:
-    """One MoE layer; in a plan, what is not known is None."""
+    """One MoE layer of a checkpoint, or what a plan leaves of it."""
 
     layer: int
     experts: int
-    experts_before: int | None
-    top_k: int | None
+    experts_before: int | None = None
+    """Of a plan: how many experts the layer has now, as far as the order of removal tells; else None."""
+    top_k: int | None = None
+    """Of a checkpoint; a plan does not know it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +73,7 @@ def inspect(
         source=checkpoint.source,
         model_type=facts.model_type,
         fingerprint=facts.fingerprint,
-        layers=tuple(
-            LayerRow(layer=i, experts=moe.num_experts, experts_before=None, top_k=moe.top_k)
-            for i, moe in layout.layers.items()
-        ),
+        layers=tuple(LayerRow(layer=i, experts=moe.num_experts, top_k=moe.top_k) for i, moe in layout.layers.items()),
         parameters=checkpoint.parameters,
         nbytes=checkpoint.nbytes,
         routed_parameters=sum(f.num_experts * f.sizes.parameters for f in facts.layers.values()),
@@ -93,7 +92,8 @@ def _inspect_plan(plan: PruningPlan) -> Inspection:
         model_type=plan.model_type,
         fingerprint=plan.fingerprint,
         layers=tuple(
-            LayerRow(layer=i, experts=len(kept), experts_before=None, top_k=None) for i, kept in plan.kept.items()
+            LayerRow(layer=i, experts=len(kept), experts_before=_experts_before(plan, i))
+            for i, kept in plan.kept.items()
         ),
         parameters=plan.summary.get("parameters_after", 0),
         nbytes=plan.summary.get("bytes_after", 0),
@@ -101,6 +101,11 @@ def _inspect_plan(plan: PruningPlan) -> Inspection:
         shards=None,
         storage=None,
     )
+
+
+def _experts_before(plan: PruningPlan, layer: int) -> int | None:
+    order = plan.order.get(layer)
+    return len({*plan.kept[layer], *(expert for expert, _ in order)}) if order else None
 
 
 def _budget(

@@ -6,7 +6,7 @@ from typing import Any
 
 from moeits.console import out, table, written
 from moeits.evidence import NOISE_MARGIN, Evidence
-from moeits.inspect import Inspection
+from moeits.inspect import Inspection, LayerRow
 from moeits.plan import PruningPlan
 from moeits.sizes import format_size
 
@@ -38,9 +38,13 @@ def show_evidence(evidence: Evidence, arguments: dict[str, Any]) -> None:
 def show_inspection(found: Inspection, arguments: dict[str, Any]) -> None:  # noqa: ARG001
     """What a checkpoint or a plan holds."""
     out(f"{found.kind} of {found.source} ({found.model_type}), fingerprint {found.fingerprint[:12]}")
-    table(("layers", "experts", "top-k"), _inspection_rows(found))
+    of_plan = found.kind == "plan"
+    table(
+        ("layers", "experts", "kept") if of_plan else ("layers", "experts", "top-k"), _inspection_rows(found, of_plan)
+    )
     experts = sum(row.experts for row in found.layers)
-    out(f"{experts} routed experts, {found.parameters:,} parameters, {format_size(found.nbytes)} of tensors")
+    verb = "experts kept; the checkpoint will have" if of_plan else "routed experts,"
+    out(f"{experts} {verb} {found.parameters:,} parameters, {format_size(found.nbytes)} of tensors")
     if found.routed_parameters is not None:
         out(
             f"{found.routed_parameters / found.parameters:.1%} of the parameters are routed experts, stored "
@@ -57,10 +61,8 @@ def _counts(plan: PruningPlan, layer: int) -> tuple[str, str, str]:
     before = len(kept) + len(order) - len(still)
     if not order:
         return "?", str(len(kept)), "-"
-    if layer in plan.summary.get("floored_layers", ()):
-        return str(before), str(len(kept)), "floor"
     if not still:
-        return str(before), str(len(kept)), "end of order"
+        return str(before), str(len(kept)), "floor"
     return str(before), str(len(kept)), "-" if still[0] is None else f"{still[0]:.5f}"
 
 
@@ -69,12 +71,16 @@ def _redundancy_row(evidence: Evidence, layer: str, row: dict[str, float]) -> tu
     return (layer, str(evidence.layers[int(layer)].num_experts), *values, f"{row['max_over_noise_floor']:.2f}")
 
 
-def _inspection_rows(found: Inspection) -> Iterator[tuple[str, str, str]]:
+def _inspection_rows(found: Inspection, of_plan: bool) -> Iterator[tuple[str, str, str]]:
     """Neighbouring layers of equal counts in one row."""
-    for (experts, top_k), group in groupby(found.layers, key=lambda row: (row.experts, row.top_k)):
-        layers = [row.layer for row in group]
-        name = str(layers[0]) if len(layers) == 1 else f"{layers[0]} to {layers[-1]}"
-        yield name, str(experts), str(top_k or "-")
+
+    def shown(row: LayerRow) -> tuple[str, str]:
+        return (str(row.experts_before or "?"), str(row.experts)) if of_plan else (str(row.experts), str(row.top_k))
+
+    # Consecutive layers differ from their position by the same number.
+    for (numbers, _), group in groupby(enumerate(found.layers), key=lambda at: (shown(at[1]), at[1].layer - at[0])):
+        layers = [row.layer for _, row in group]
+        yield (str(layers[0]) if len(layers) == 1 else f"{layers[0]} to {layers[-1]}", *numbers)
 
 
 def _noise_warning(layers: list[int], of: int) -> str:

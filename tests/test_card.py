@@ -1,0 +1,97 @@
+"""The model card: what a pruned checkpoint says of itself on the hub."""
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+import moeits
+from moeits.checkpoint import Checkpoint
+from moeits.layout import MoELayout
+from tests.toys import make_toy, read_config
+
+LICENSED = """---
+license: other
+license_name: toy-licence
+license_link: https://example.org/licence
+language: [en, de]
+base_model: somebody/else
+pipeline_tag: text-generation
+---
+# Toy
+"""
+
+
+def card_of(folder: Path) -> ModelCard:
+    return ModelCard.load(folder / "README.md")
+
+
+def test_the_front_matter_is_read_by_the_hubs_own_library(tmp_path: Path, toy: Path) -> None:
+    moeits.simplify(toy, tau=0.5, output=tmp_path / "out")
+    data = card_of(tmp_path / "out").data
+    assert data.library_name == "transformers"
+    assert {"moe", "pruning", "moeits"} <= set(data.tags)
+    assert data.base_model is None, "a folder of this machine is no base model that anybody could find"
+
+
+def test_the_licence_of_the_source_stays_with_it(tmp_path: Path, toy: Path) -> None:
+    (toy / "README.md").write_text(LICENSED)
+    moeits.simplify(toy, tau=0.5, output=tmp_path / "out")
+    data = card_of(tmp_path / "out").data
+    assert (data.license, data.license_name, data.language) == ("other", "toy-licence", ["en", "de"])
+    assert data.license_link == "https://example.org/licence"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# no front matter", "---\n[1, 2]\n---\n", "---\na: [\n---\n", "---\nlicense:\n---\n", "\xff"]
+)
+def test_a_card_that_cannot_be_read_does_not_stop_anything(tmp_path: Path, toy: Path, text: str) -> None:
+    (toy / "README.md").write_bytes(text.encode("latin-1"))
+    moeits.simplify(toy, experts_per_layer=4, output=tmp_path / "out")
+    assert card_of(tmp_path / "out").data.license is None
+
+
+@pytest.mark.parametrize(
+    ("layout", "says", "never"),
+    [
+        ("per-layer", "trust_remote_code=True", "vLLM, SGLang, llama.cpp (after"),
+        ("uniform", "without remote code", "trust_remote_code"),
+    ],
+)
+def test_how_to_load_it_is_how_it_loads(tmp_path: Path, toy: Path, layout: str, says: str, never: str) -> None:
+    moeits.simplify(toy, tau=0.5, output=tmp_path / "out", layout=layout)
+    text = card_of(tmp_path / "out").text
+    assert says in text
+    assert never not in text
+    assert ("per_layer_config" in read_config(tmp_path / "out")) == (layout == "per-layer")
+
+
+def test_the_numbers_are_those_of_the_checkpoint_beside_it(tmp_path: Path, toy: Path) -> None:
+    plan = moeits.simplify(toy, tau=0.5, output=tmp_path / "out")
+    text = card_of(tmp_path / "out").text
+    after = Checkpoint.open(tmp_path / "out")
+    assert f"| parameters | {Checkpoint.open(toy).parameters:,} | {after.parameters:,} |" in text
+    for layer, moe in MoELayout.of(after).layers.items():
+        assert f"| {layer} | 6 | {moe.num_experts} |" in text
+        assert moe.num_experts == len(plan.kept[layer])
+    assert f"{plan.summary['reduction']:.2%}" in text
+    assert "tau 0.5" in text
+
+
+def test_a_card_names_no_folder_of_the_machine(tmp_path: Path, toy: Path) -> None:
+    moeits.simplify(toy, tau=0.5, output=tmp_path / "out")
+    assert str(tmp_path) not in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["näme", "a: b", "# heading", "--- x"])
+def test_odd_names_break_nothing(tmp_path: Path, name: str) -> None:
+    moeits.simplify(make_toy(tmp_path / name), experts_per_layer=4, output=tmp_path / "out")
+    assert card_of(tmp_path / "out").data.library_name == "transformers"
+    assert name in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_what_was_not_measured_is_said(tmp_path: Path, toy: Path) -> None:
+    moeits.simplify(toy, experts_per_layer=4, output=tmp_path / "out")
+    text = card_of(tmp_path / "out").text
+    assert "nothing was trained" in text
+    assert "How much the model lost" in text

@@ -1,0 +1,228 @@
+"""The command line: what it takes, what it shows to a person, to a machine, and in a pipe."""
+
+import inspect
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+import moeits
+from moeits import cli
+from tests.toys import make_toy
+
+STAGES = {stage.__name__: stage for stage, _ in cli.COMMANDS}
+COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[str, str]]:
+    """Run a command that should succeed; returns what it wrote to its two outputs."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments: object) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["moeits", *map(str, arguments)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        assert ended.value.code in {0, None}, err
+        return out, err
+
+    return command
+
+
+# ---------------------------------------------------------------------------------------------------------- flags
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_flags_of_a_command_are_the_arguments_of_its_function(name: str) -> None:
+    arguments = {parameter for parameter in inspect.signature(STAGES[name]).parameters if parameter != "progress"}
+    assert {parameter.name for parameter in COMMANDS[name].params} == {*arguments, "json"}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_flag_is_spelt_like_its_argument_and_has_its_default(name: str) -> None:
+    for own, parameter in inspect.signature(STAGES[name]).parameters.items():
+        if own == "progress":
+            continue
+        flag = next(flag for flag in COMMANDS[name].params if flag.name == own)
+        if flag.param_type_name == "option":
+            assert "--" + own.replace("_", "-") in flag.opts
+            assert parameter.kind == parameter.KEYWORD_ONLY, f"{name}({own}) can be given without its name"
+        if parameter.default is not parameter.empty:
+            assert flag.default == parameter.default or (flag.default is None and not parameter.default), own
+        else:
+            assert flag.required, own
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_flag_says_what_it_is_for(name: str) -> None:
+    for flag in COMMANDS[name].params:
+        assert flag.help, f"{name} --{flag.name}"
+        assert flag.help.endswith("."), f"{name} --{flag.name}: {flag.help}"
+
+
+@pytest.mark.parametrize("name", [*STAGES, ""])
+def test_help_works_and_says_what_the_command_does(run: Callable[..., tuple[str, str]], name: str) -> None:
+    out, err = run(*([name] if name else []), "--help")
+    assert err == ""
+    assert "Usage" in out
+    for flag in COMMANDS[name].params if name else ():
+        shown = flag.opts[0] if flag.param_type_name == "option" else flag.metavar
+        assert shown.removesuffix("...") in out
+
+
+def test_the_commands_are_the_functions_of_the_package() -> None:
+    public = {name for name in moeits.__all__ if inspect.isfunction(getattr(moeits, name))}
+    assert public - {"load"} == set(STAGES)
+
+
+def test_version(run: Callable[..., tuple[str, str]]) -> None:
+    assert run("--version") == (f"moeits {moeits.__version__}\n", "")
+
+
+def test_without_a_command_there_is_help_and_no_error_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["moeits"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "simplify" in out + err
+    assert "moeits: \n" not in out + err
+
+
+# ---------------------------------------------------------------------------------------------------------- output
+
+
+@pytest.fixture
+def line(toy: Path, run: Callable[..., tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Every command of the straight line from checkpoint to checkpoint, and what it wrote for machines."""
+    calls = {
+        "inspect": ["toy"],
+        "score": ["toy", "--output", "e.safetensors"],
+        "plan": ["e.safetensors", "--tau", "0.5", "--output", "plan.json"],
+        "prune": ["toy", "--plan", "plan.json", "--output", "pruned"],
+        "simplify": ["toy", "--tau", "0.5", "--output", "simplified"],
+    }
+    assert toy.name == "toy"
+    return {name: run(name, *arguments, "--json") for name, arguments in calls.items()}
+
+
+def test_json_is_all_that_is_printed_and_can_be_read_by_a_machine(
+    line: dict[str, tuple[str, str]], tmp_path: Path
+) -> None:
+    assert {err for _, err in line.values()} == {""}, "in a pipe there is nothing but the result"
+    values = {name: json.loads(out) for name, (out, _) in line.items()}
+    assert values["plan"] == values["prune"] == values["simplify"] == json.loads((tmp_path / "plan.json").read_text())
+    assert values["inspect"]["layers"][0] == {"layer": 0, "experts": 6, "experts_before": None, "top_k": 2}
+    assert values["score"]["redundancy"].keys() == {"0", "1", "2"}
+
+
+def test_a_plan_is_shown_layer_by_layer_with_its_totals(toy: Path, run: Callable[..., tuple[str, str]]) -> None:
+    out, err = run("simplify", "toy", "--tau", "0.5", "--output", "out")
+    plan = moeits.PruningPlan.load("out/plan.json")
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[0] == ["layer", "experts", "kept", "stopped", "at"]
+    for row, (layer, kept) in zip(rows[1:4], plan.kept.items(), strict=True):
+        assert row[:3] == [str(layer), "6", str(len(kept))]
+        left = [level for expert, level in plan.order[layer] if expert in kept]
+        assert row[3] == (f"{left[0]:.5f}" if left else "floor")
+    total = " ".join(rows[4])
+    assert f"{plan.summary['experts_kept']} of 18 experts kept" in total
+    assert f"P(down) {plan.summary['reduction']:.2%}" in total
+    assert "KiB -> " in total
+    assert rows[-1] == ["written:", "out"]
+    assert err == ""
+    assert toy.is_dir()
+
+
+def test_an_inspection_says_what_a_checkpoint_holds(toy: Path, run: Callable[..., tuple[str, str]]) -> None:
+    out, _ = run("inspect", toy)
+    assert "checkpoint of toy (qwen2_moe)" in out
+    assert ["0", "to", "2", "6", "2"] in [line.split() for line in out.splitlines()]
+    assert "18 routed experts" in out
+    assert "stored per-expert, in 1 file" in out
+
+
+def test_an_inspection_of_a_plan_shows_before_and_after(toy: Path, run: Callable[..., tuple[str, str]]) -> None:
+    run("simplify", toy, "--experts-per-layer", "4", "--output", "out")
+    out, _ = run("inspect", "out/plan.json")
+    assert ["layers", "experts", "kept"] in [line.split() for line in out.splitlines()]
+    assert ["0", "to", "2", "6", "4"] in [line.split() for line in out.splitlines()]
+
+
+def test_alternating_layers_are_not_shown_as_a_range(tmp_path: Path, run: Callable[..., tuple[str, str]]) -> None:
+    make_toy(tmp_path / "alternating", layers=4, decoder_sparse_step=2)
+    out, _ = run("inspect", "alternating")
+    assert [line.split()[0] for line in out.splitlines()[2:4]] == ["1", "3"]
+
+
+def test_a_budget_is_answered_without_scoring(toy: Path, run: Callable[..., tuple[str, str]]) -> None:
+    out, _ = run("inspect", toy, "--reduction", "0.5")
+    assert "9 of 18 experts would stay (3.0 a layer)" in out
+
+
+def test_projection_weights_can_be_given_by_hand(toy: Path, run: Callable[..., tuple[str, str]]) -> None:
+    out, _ = run("score", toy, "--output", "e.safetensors", "--projection-weights", "gate=0.5,up=0.5,down=0", "--json")
+    assert json.loads(out)["settings"]["projection_weights"] == {"gate": 0.5, "up": 0.5, "down": 0.0}
+
+
+def in_a_terminal(*command: str, cwd: Path) -> str:
+    """What a command shows on a terminal."""
+    here, there = pty.openpty()
+    process = subprocess.Popen([*command], cwd=cwd, stdin=there, stdout=there, stderr=there)
+    os.close(there)
+    shown = b""
+    while True:
+        try:
+            part = os.read(here, 4096)
+        except OSError:  # Linux answers so when the other side is closed
+            break
+        if not part:
+            break
+        shown += part
+    os.close(here)
+    assert process.wait() == 0, shown.decode()
+    return shown.decode()
+
+
+def test_progress_is_shown_on_a_terminal_and_only_there(tmp_path: Path) -> None:
+    make_toy(tmp_path / "toy")
+    command = (sys.executable, "-m", "moeits", "simplify", "toy", "--tau", "0.5", "--output")
+    assert "writing tensors" in in_a_terminal(*command, "one", cwd=tmp_path)
+    piped = subprocess.run([*command, "two"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert piped.stderr == ""
+    assert "writing" not in piped.stdout
+    assert "\x1b" not in piped.stdout, "no colours in a pipe"
+
+
+def test_a_reader_that_has_read_enough_is_no_error(tmp_path: Path) -> None:
+    make_toy(tmp_path / "toy")
+    shell = f"set -o pipefail; {sys.executable} -m moeits inspect toy --json | head -c 1"
+    ended = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.stdout, ended.stderr) == ("{", "")
+
+
+def test_interrupting_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], toy: Path
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["moeits.simplify"], "score", interrupted)
+    monkeypatch.setattr(sys, "argv", ["moeits", "simplify", str(toy), "--tau", "1", "--output", str(toy) + "-out"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err.strip() == "moeits: Interrupted."

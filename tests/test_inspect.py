@@ -1,0 +1,87 @@
+"""What is said of a checkpoint from its headers alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import moeits
+from moeits.errors import BudgetOutOfReach, SettingError
+from tests.toys import fuse, make_toy, read_tensors, reshard
+
+
+def test_sizes_are_those_that_stock_safetensors_counts(tmp_path: Path, toy: Path) -> None:
+    found, tensors = moeits.inspect(toy), read_tensors(toy)
+    assert found.parameters == sum(value.size for value in tensors.values())
+    assert found.nbytes == sum(value.nbytes for value in tensors.values())
+    assert found.routed_parameters == sum(value.size for name, value in tensors.items() if ".experts." in name)
+    sharded = moeits.inspect(reshard(toy, tmp_path / "shards", shards=3))
+    assert (sharded.shards, sharded.fingerprint) == (3, found.fingerprint)
+
+
+def test_no_number_of_a_tensor_is_read(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a tensor was read")
+
+    monkeypatch.setattr(np, "fromfile", never)
+    assert moeits.inspect(toy).layers[0].experts == 6
+
+
+def test_it_tells_how_experts_are_stored(tmp_path: Path, toy: Path) -> None:
+    assert moeits.inspect(toy).storage == "per-expert"
+    assert moeits.inspect(fuse(toy, tmp_path / "fused")).storage == "fused"
+
+
+def test_a_pruned_checkpoint_shows_each_layers_own_count_and_top_k(tmp_path: Path, toy: Path) -> None:
+    plan = moeits.simplify(toy, tau=-1.0, min_experts=1, output=tmp_path / "out")
+    found = moeits.inspect(tmp_path / "out")
+    assert [row.experts for row in found.layers] == [len(kept) for kept in plan.kept.values()]
+    assert [row.top_k for row in found.layers] == [min(2, len(kept)) for kept in plan.kept.values()]
+    assert found.nbytes == plan.summary["bytes_after"]
+    assert found.parameters == plan.summary["parameters_after"]
+
+
+def test_a_plan_shows_what_it_leaves(tmp_path: Path, toy: Path) -> None:
+    plan = moeits.simplify(toy, tau=0.5, output=tmp_path / "out")
+    found = moeits.inspect(tmp_path / "out" / "plan.json")
+    assert found.kind == "plan"
+    assert [(row.experts, row.experts_before) for row in found.layers] == [
+        (len(kept), 6) for kept in plan.kept.values()
+    ]
+    assert found.nbytes == moeits.inspect(tmp_path / "out").nbytes
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "deepseek_v2"])
+@pytest.mark.parametrize("reduction", [0.0, 0.2, 0.5])
+def test_what_a_budget_would_leave_is_what_it_leaves(tmp_path: Path, model_type: str, reduction: float) -> None:
+    toy = make_toy(tmp_path / "toy", model_type)
+    promised = moeits.inspect(toy, reduction=reduction)
+    kept = moeits.simplify(toy, reduction=reduction, output=tmp_path / "out").summary
+    assert (promised.budget_experts, promised.budget_bytes) == (kept["experts_kept"], kept["bytes_after"])
+    size = promised.budget_bytes
+    assert size is not None
+    by_size = moeits.inspect(toy, max_size=size)
+    assert by_size.budget_experts == promised.budget_experts
+    assert by_size.budget_bytes is not None
+    assert by_size.budget_bytes <= size
+
+
+def test_a_budget_out_of_reach_says_what_is_within(toy: Path) -> None:
+    with pytest.raises(BudgetOutOfReach, match="at least 6 of 18 remain"):
+        moeits.inspect(toy, reduction=0.9)
+    with pytest.raises(BudgetOutOfReach, match="at least 6 of 18 remain"):
+        moeits.inspect(toy, max_size=1)
+
+
+@pytest.mark.parametrize(
+    "budget", [{"reduction": 1.5}, {"reduction": float("nan")}, {"reduction": 0.5, "max_size": 1}, {"max_size": "?"}]
+)
+def test_a_budget_that_makes_no_sense_is_a_sentence(toy: Path, budget: dict[str, float]) -> None:
+    with pytest.raises(SettingError):
+        moeits.inspect(toy, **budget)
+
+
+def test_a_plan_takes_no_budget(tmp_path: Path, toy: Path) -> None:
+    moeits.simplify(toy, tau=0.5, output=tmp_path / "out")
+    with pytest.raises(SettingError, match="A plan has its budget already"):
+        moeits.inspect(tmp_path / "out" / "plan.json", reduction=0.5)
