@@ -394,8 +394,8 @@ def main() -> None:
     say(f"{sum(p.numel() for p in model.parameters())} parameters, shape {SHAPE}")
     say(f"training text: {len(documents)} documents, {len(stream)} tokens; held out: {len(held_out)} documents")
     train(model, stream, valid, arguments.steps)
-    save(arguments.out / "model", model, tokenizer)
-    evaluate(arguments.out / "model", held_out)
+    save(arguments.out / "demo-qwen2moe", model, tokenizer)
+    evaluate(arguments.out / "demo-qwen2moe", held_out)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """The demo: moeits at work on a small trained model that the package carries. Run it with `python -m moeits.demo`.
 
-`model/` is a Qwen2-MoE trained for this project on public-domain text; `valid.jsonl` is text it has not seen. How it
+`demo-qwen2moe/` is a Qwen2-MoE trained for this project on public-domain text; `valid.jsonl` is text it has not seen. How it
 was made stands in `scripts/` of the repository.
 """
 
 from pathlib import Path
 
-MODEL = Path(__file__).parent / "model"
+MODEL = Path(__file__).parent / "demo-qwen2moe"
 VALID = Path(__file__).parent / "valid.jsonl"
 TRAIN = Path(__file__).parent / "train.jsonl"

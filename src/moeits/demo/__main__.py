@@ -1,4 +1,4 @@
-"""`python -m moeits.demo [FOLDER]`: inspect, simplify at three values of tau, load, and see what was lost.
+"""`python -m moeits.demo [FOLDER]`: inspect, simplify at three values of tau, load, heal, and see what was lost.
 
 Every loss stands beside its controls: the unpruned model, and as many experts chosen at random.
 """
@@ -13,51 +13,89 @@ from pathlib import Path
 import moeits
 from moeits import console
 from moeits.console import plans
-from moeits.demo import MODEL, VALID
+from moeits.demo import MODEL, TRAIN, VALID
 from moeits.evaluation.perplexity import Text, perplexity_of, read_text
+from moeits.plan import PruningPlan
 from moeits.progress import silent
 from moeits.runtime import need
 
 TAUS = (2.0, 1.25, 0.5)
+HEALED_TAU = 1.25
+HEALING_STEPS = 100
 RANDOM_SEEDS = (0, 1, 2)
 WINDOW = 512
 
 
 def main() -> None:
+    """The whole demo, into a folder that is replaced."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo-output")
     if folder.exists():
         shutil.rmtree(folder)
     start = time.perf_counter()
+    found = moeits.inspect(MODEL)
     console.out(f"$ moeits inspect {MODEL.name}")
-    plans.show_inspection(moeits.inspect(MODEL), {})
+    plans.show_inspection(found, {})
     unpruned = _loss(MODEL)
-    rows = [("unpruned", "128", "", f"{unpruned:.3f}", "", "")]
+    rows = [("unpruned", str(sum(row.experts for row in found.layers)), "", f"{unpruned:.3f}", "", "")]
     for tau in TAUS:
-        rows.append(_simplified(folder, tau, unpruned))
+        rows += _simplified(folder, tau, unpruned)
     console.out("\nValidation loss in nats per token, on text that the model has not seen:\n")
     console.table(("", "experts", "P(down)", "loss", "lost", "lost by a random choice"), rows)
     console.out(
-        f"\nA random choice keeps as many experts in each layer; mean of {len(RANDOM_SEEDS)} seeds (least to most)."
-        f"\n{time.perf_counter() - start:.0f} seconds. The checkpoints are in {folder}/."
+        f"\nA random choice keeps as many experts in each layer: mean of {len(RANDOM_SEEDS)} seeds (least to most)."
+        "\nHealing trains on text like that of the validation; docs/healing.md has its control, the unpruned model"
+        " trained the same way."
     )
+    _report(folder)
+    console.out(f"{time.perf_counter() - start:.0f} seconds; the checkpoints are in {folder}/")
 
 
-def _simplified(folder: Path, tau: float, unpruned: float) -> tuple[str, ...]:
-    """Simplify at one tau, load the result and three random controls of the same counts."""
-    name = f"tau-{tau:g}"
-    console.out(f"\n$ moeits simplify {MODEL.name} --tau {tau:g} --output {folder / name}")
+def _simplified(folder: Path, tau: float, unpruned: float) -> list[tuple[str, ...]]:
+    """Simplify at one tau, load the result and its random controls; at one tau heal it too."""
+    output = folder / f"tau-{tau:g}"
+    console.out(f"\n$ moeits simplify {MODEL.name} --tau {tau:g} --output {output}")
     with console.progress() as progress:
-        plan = moeits.simplify(MODEL, tau=tau, output=folder / name, progress=progress)
-    plans.show_plan(plan, {"output": folder / name})
-    lost = _loss(folder / name) - unpruned
-    controls = []
-    for seed in RANDOM_SEEDS:
-        control = folder / f"{name}-random-{seed}"
-        moeits.simplify(MODEL, criterion="random", like=plan, seed=seed, output=control)
-        controls.append(_loss(control) - unpruned)
-    spread = f"{statistics.mean(controls):+.3f} ({min(controls):+.3f} to {max(controls):+.3f})"
+        plan = moeits.simplify(MODEL, tau=tau, output=output, progress=progress)
+    plans.show_plan(plan, {"output": output})
+    controls = [_random_loss(output.with_name(f"{output.name}-random-{seed}"), plan, seed) for seed in RANDOM_SEEDS]
+    lost = [control - unpruned for control in controls]
+    spread = f"{statistics.mean(lost):+.3f} ({min(lost):+.3f} to {max(lost):+.3f})"
+    rows = [_row(f"tau {tau:g}", plan, _loss(output), unpruned, spread)]
+    if tau == HEALED_TAU:
+        rows.append(_row(f"tau {tau:g}, healed", plan, _healed_loss(output), unpruned, ""))
+    return rows
+
+
+def _row(name: str, plan: PruningPlan, loss: float, unpruned: float, control: str) -> tuple[str, ...]:
     kept, share = plan.summary["experts_kept"], plan.summary["reduction"]
-    return f"tau {tau:g}", str(kept), f"{share:.1%}", f"{unpruned + lost:.3f}", f"{lost:+.3f}", spread
+    return name, str(kept), f"{share:.1%}", f"{loss:.3f}", f"{loss - unpruned:+.3f}", control
+
+
+def _random_loss(output: Path, plan: PruningPlan, seed: int) -> float:
+    moeits.simplify(MODEL, criterion="random", like=plan, seed=seed, output=output)
+    return _loss(output)
+
+
+def _healed_loss(pruned: Path) -> float:
+    output = pruned.with_name(f"{pruned.name}-healed")
+    console.out(f"\n$ moeits heal {pruned} --data train.jsonl --recipe small --steps {HEALING_STEPS} --output {output}")
+    with console.progress() as progress:
+        moeits.heal(
+            pruned, data=TRAIN, valid=VALID, recipe="small", steps=HEALING_STEPS, output=output, progress=progress
+        )
+    return _loss(output)
+
+
+def _report(folder: Path) -> None:
+    """One page of the whole: every tau from one scoring, and how the healing went."""
+    run = folder / "run"
+    with console.progress() as progress:
+        moeits.sweep(MODEL, tau=",".join(f"{tau:g}" for tau in TAUS), output=run, progress=progress)
+    healed = folder / f"tau-{HEALED_TAU:g}-healed"
+    kept = PruningPlan.load(healed / "plan.json").summary["experts_kept"]
+    shutil.copyfile(healed / "healing.json", run / f"experts-{kept}" / "healing.json")
+    moeits.report(run, output=folder / "report.html")
+    console.out(f"\nreport: {folder / 'report.html'}")
 
 
 def _loss(checkpoint: Path) -> float:
@@ -73,9 +111,9 @@ def _loss(checkpoint: Path) -> float:
 
 
 def _text() -> Text:
-    """Every second document of the held-out text, which is enough to tell the rows apart."""
+    """Every third document of the held-out text, which is enough to tell the rows apart."""
     text = read_text(VALID)
-    return replace(text, documents=text.documents[::2])
+    return replace(text, documents=text.documents[::3])
 
 
 if __name__ == "__main__":
