@@ -1,0 +1,183 @@
+"""Writing by moving bytes: shards, and a folder that is there as a whole or not at all."""
+
+import errno
+import os
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from moeits import checkpoint_writer
+from moeits.checkpoint_writer import ByteRange, NewTensor, new_checkpoint, split_into_shards
+from moeits.errors import OutputError
+
+
+def tensor(name: str, nbytes: int, dtype: str = "U8", shape: tuple[int, ...] | None = None) -> NewTensor:
+    parts = (bytes(range(256)) * (nbytes // 256 + 1))[:nbytes]
+    return NewTensor(name=name, dtype=dtype, shape=(nbytes,) if shape is None else shape, nbytes=nbytes, parts=(parts,))
+
+
+@given(sizes=st.lists(st.integers(0, 50), max_size=30), most=st.integers(1, 60))
+def test_shards_hold_every_tensor_once_and_as_much_as_fits(sizes: list[int], most: int) -> None:
+    tensors = [tensor(str(number), size) for number, size in enumerate(sizes)]
+    shards = list(split_into_shards(tensors, most))
+    assert sorted(t.name for shard in shards for t in shard) == sorted(t.name for t in tensors)
+    for shard in shards:
+        assert len(shard) == 1 or sum(t.nbytes for t in shard) <= most
+    for shard, following in pairwise(shards):
+        first = min(following, key=lambda t: int(t.name))
+        assert sum(t.nbytes for t in shard) + first.nbytes > most, "no shard is cut before it is full"
+
+
+def test_a_tensor_can_be_put_together_from_several_files(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"0123456789")
+    (tmp_path / "b").write_bytes(b"abcdefghij")
+    parts = (
+        ByteRange(path=tmp_path / "b", offset=2, length=3),
+        b"XY",
+        ByteRange(path=tmp_path / "a", offset=9, length=1),
+        ByteRange(path=tmp_path / "a", offset=0, length=0),
+        ByteRange(path=tmp_path / "a", offset=0, length=2),
+    )
+    made = NewTensor(name="t", dtype="U8", shape=(8,), nbytes=8, parts=parts)
+    with new_checkpoint(tmp_path / "out", sources=[], nbytes=8) as writer:
+        writer.write_tensors([made], max_shard_bytes=100)
+    assert load_file(tmp_path / "out" / "model.safetensors")["t"].tobytes() == b"cdeXY901"
+
+
+@pytest.mark.parametrize("answer", [errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, 0])
+def test_where_the_kernel_cannot_copy_python_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: int) -> None:
+    """0 stands for a file system that answers 'nothing copied'."""
+
+    def copy_file_range(*_: Any) -> int:
+        if answer:
+            raise OSError(answer, os.strerror(answer))
+        return 0
+
+    monkeypatch.setattr(os, "copy_file_range", copy_file_range)
+    data = np.random.default_rng(0).bytes(100_000)
+    (tmp_path / "a").write_bytes(data)
+    part = ByteRange(path=tmp_path / "a", offset=7, length=90_000)
+    with new_checkpoint(tmp_path / "out", sources=[], nbytes=1) as writer:
+        writer.write_tensors(
+            [NewTensor(name="t", dtype="U8", shape=(90_000,), nbytes=90_000, parts=(part,))], max_shard_bytes=10**9
+        )
+    assert load_file(tmp_path / "out" / "model.safetensors")["t"].tobytes() == data[7:90_007]
+
+
+@pytest.mark.parametrize("pieces", [1, 3, 4096])
+def test_writes_that_are_cut_short_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
+    write = os.write
+    monkeypatch.delattr(os, "copy_file_range")
+    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:pieces]))
+    (tmp_path / "a").write_bytes(bytes(range(200)))
+    part = ByteRange(path=tmp_path / "a", offset=0, length=200)
+    with new_checkpoint(tmp_path / "out", sources=[], nbytes=1) as writer:
+        writer.write_tensors(
+            [NewTensor(name="t", dtype="U8", shape=(200,), nbytes=200, parts=(part,))], max_shard_bytes=10**9
+        )
+    assert load_file(tmp_path / "out" / "model.safetensors")["t"].tobytes() == bytes(range(200))
+
+
+def test_a_source_that_shrinks_while_it_is_read_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"short")
+    part = ByteRange(path=tmp_path / "a", offset=0, length=10)
+    made = NewTensor(name="t", dtype="U8", shape=(10,), nbytes=10, parts=(part,))
+    with (
+        pytest.raises(OutputError, match="became shorter"),
+        new_checkpoint(tmp_path / "out", sources=[], nbytes=1) as writer,
+    ):
+        writer.write_tensors([made], max_shard_bytes=100)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_nothing_has_the_name_of_the_output_before_it_is_complete(tmp_path: Path) -> None:
+    with new_checkpoint(tmp_path / "out", sources=[], nbytes=1) as writer:
+        writer.write_tensors([tensor("t", 9)], max_shard_bytes=100)
+        assert not (tmp_path / "out").exists()
+        assert [path.name for path in tmp_path.iterdir()] == [writer.folder.name]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_new_checkpoint_can_be_read_by_whom_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with new_checkpoint(tmp_path / "out", sources=[], nbytes=1) as writer:
+            writer.write_text("note", "x")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o750
+    assert (tmp_path / "out" / "note").stat().st_mode & 0o777 == 0o640
+
+
+def test_folders_on_the_way_to_an_output_are_made_and_stay(tmp_path: Path) -> None:
+    with new_checkpoint(tmp_path / "a" / "b" / "out", sources=[], nbytes=1) as writer:
+        writer.write_json("config.json", {"a": 1})
+    assert (tmp_path / "a" / "b" / "out" / "config.json").read_text() == '{\n  "a": 1\n}\n'
+
+
+def test_an_empty_folder_may_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputError, match="exists"), new_checkpoint(tmp_path / "out", sources=[], nbytes=1):
+        pass
+    with new_checkpoint(tmp_path / "out", sources=[], nbytes=1, overwrite=True) as writer:
+        writer.write_text("note", "x")
+    assert (tmp_path / "out" / "note").read_text() == "x"
+
+
+def test_signals_have_their_own_handlers_again_afterwards(tmp_path: Path) -> None:
+    import signal
+
+    def mine(*_: object) -> None: ...
+
+    before = signal.signal(signal.SIGHUP, mine)
+    try:
+        with new_checkpoint(tmp_path / "out", sources=[], nbytes=1):
+            assert signal.getsignal(signal.SIGHUP) is mine, "nohup and its like keep their will"
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) is mine
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_checkpoint_can_be_written_from_another_thread(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    def write() -> None:
+        with new_checkpoint(tmp_path / "out", sources=[], nbytes=1) as writer:
+            writer.write_text("note", "x")
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(write).result()
+    assert (tmp_path / "out" / "note").exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (errno.ENOSPC, "became full"),
+        (errno.EDQUOT, "became full"),
+        (errno.EROFS, "No permission"),
+        (errno.EIO, "cannot be"),
+    ],
+)
+def test_what_the_system_says_becomes_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, sentence: str
+) -> None:
+    def fail(*_: Any) -> Callable[..., None]:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(checkpoint_writer, "_append", fail)
+    with (
+        pytest.raises(OutputError, match=sentence),
+        new_checkpoint(tmp_path / "out", sources=[], nbytes=1) as writer,
+    ):
+        writer.write_tensors([tensor("t", 9)], max_shard_bytes=100)
+    assert not [*tmp_path.iterdir()]

@@ -1,0 +1,91 @@
+"""One specification for every registered architecture: whoever adds one gets it applied for free.
+
+That a pruned model of each computes what it should is in test_loading.py, that bytes are kept in test_prune.py.
+"""
+
+import re
+from pathlib import Path
+
+import pytest
+import transformers
+
+from moeits.architectures import ARCHITECTURES, Architecture, architecture_of
+from moeits.checkpoint import Checkpoint
+from moeits.errors import UnknownArchitecture
+from moeits.layout import MoELayout
+from tests.toys import make_toy, moe_layers, read_config
+
+SOURCE = Path(__file__).parents[1] / "src" / "moeits" / "architectures"
+
+
+@pytest.fixture(params=ARCHITECTURES, ids=lambda architecture: architecture.model_type)
+def architecture(request: pytest.FixtureRequest) -> Architecture:
+    return request.param
+
+
+def test_it_is_described_in_the_file_of_its_name(architecture: Architecture) -> None:
+    assert (SOURCE / f"{architecture.model_type}.py").is_file()
+
+
+def test_it_is_short_data_and_imports_nothing_but_the_type(architecture: Architecture) -> None:
+    text = (SOURCE / f"{architecture.model_type}.py").read_text()
+    assert len(text.splitlines()) <= 60
+    assert set(re.findall(r"^(?:from|import) (\S+)", text, re.MULTILINE)) <= {
+        "moeits.architectures",
+        "moeits.architectures.qwen2_moe",
+        "collections.abc",
+        "typing",
+    }
+
+
+def test_transformers_has_it_natively(architecture: Architecture) -> None:
+    config = transformers.AutoConfig.for_model(architecture.model_type)
+    assert type(config) in transformers.AutoModelForCausalLM._model_mapping
+    assert hasattr(config, architecture.top_k_key)
+    assert any(hasattr(config, key) for key in architecture.num_experts_keys)
+
+
+def test_its_projections_and_fused_tensors_name_each_other(architecture: Architecture) -> None:
+    stacked = [projection for projections in architecture.fused.values() for projection in projections]
+    assert sorted(stacked) == sorted(architecture.projections)
+    assert len(set(architecture.projections.values())) == len(architecture.projections)
+
+
+def test_its_names_can_be_filled_in(architecture: Architecture) -> None:
+    assert all("{layer}" in block for block in architecture.blocks)
+    assert "{expert}" in architecture.expert
+    assert "{tensor}" in architecture.expert
+    assert architecture.router
+    assert not any(name.startswith(architecture.shared) for name in architecture.router if architecture.shared)
+
+
+def test_the_authors_weights_if_any_are_weights(architecture: Architecture) -> None:
+    weights = architecture.authors_code_weights
+    assert not weights or (weights.keys() == architecture.projections.keys() and sum(weights.values()) == 1)
+
+
+def test_a_config_is_recognised_by_its_model_type(architecture: Architecture) -> None:
+    assert architecture_of({"model_type": architecture.model_type}) is architecture
+
+
+def test_a_near_miss_is_answered_with_its_name(architecture: Architecture) -> None:
+    near = architecture.model_type.replace("_", "") + "x"
+    with pytest.raises(UnknownArchitecture, match=f"Did you mean '{architecture.model_type}'"):
+        architecture_of({"model_type": near, "num_experts": 8})
+
+
+def test_the_stock_class_of_it_has_experts_in_the_same_layers(tmp_path: Path, architecture: Architecture) -> None:
+    toy = make_toy(tmp_path / "toy", architecture.model_type, layers=4)
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(toy))
+    with_experts = [i for i, layer in enumerate(model.model.layers) if hasattr(layer.mlp, "experts")]
+    assert with_experts == moe_layers(read_config(toy)) == [*MoELayout.of(Checkpoint.open(toy)).layers]
+
+
+def test_every_tensor_of_its_block_is_accounted_for(tmp_path: Path, architecture: Architecture) -> None:
+    checkpoint = Checkpoint.open(make_toy(tmp_path / "toy", architecture.model_type))
+    for moe in MoELayout.of(checkpoint).layers.values():
+        experts = {name for tensors in moe.experts.values() for name in tensors.values()}
+        parts = [experts, set(moe.router), set(moe.shared), set(moe.fused.values())]
+        inside = {name for name in checkpoint.tensors if name.startswith(moe.block)}
+        assert set.union(*parts) == inside
+        assert sum(map(len, parts)) == len(inside), "no tensor is two things"
