@@ -164,11 +164,14 @@ def _from_folder(
     }
     path = scratch / f"{name}_local.yaml"
     path.write_text(json.dumps(overlay), encoding="utf-8")  # JSON is YAML
+    jinja2, datasets = need("jinja2", extra="eval"), need("datasets", extra="eval")
     try:
+        # The harness renders the first item here, so a field that is not there shows at once.
         (harness,) = catalog.few.load([str(path)])["tasks"].values()
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, jinja2.TemplateError, datasets.exceptions.DatasetGenerationError) as error:
         raise EvaluationError(
-            f"The data of {name} in {data_dir} cannot be read as that task needs them: {error}"
+            f"The data of {name} in {data_dir} cannot be read as that task needs them ({error}). The fields are those "
+            f"of the stock data set, {stock.get('dataset_path')}."
         ) from None
     return harness, local.files
 
