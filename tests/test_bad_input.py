@@ -5,6 +5,7 @@ Every case runs the command line as a user does, and compares the folder around 
 
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -611,6 +612,13 @@ def test_a_folder_without_permission_is_a_sentence(shell: Shell, small_disk: Pat
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     shell.refuses("simplify", "toy", "--tau", "1", "--output", small_disk / "out", saying="No permission to write")
     shell.refuses("score", "toy", "--output", small_disk / "e.safetensors", saying="e.safetensors")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere; the test above mounts a read-only disk")
+@pytest.mark.usefixtures("toy")
+def test_a_folder_of_somebody_else_is_a_sentence(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir(mode=0o555)
+    shell.refuses("simplify", "toy", "--tau", "1", "--output", "theirs/out", saying="No permission to write")
 
 
 @pytest.mark.parametrize("step", ["_write_shard", "_put_in_place", "_append"])
