@@ -1,6 +1,7 @@
 """Plans: every budget is a cut of the same orders, and says in numbers what it leaves (method.md, section 2)."""
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def test_reduction_takes_the_largest_tau_that_removes_that_share(reduction: floa
 
         made = plan(evidence, reduction=reduction)
         check_largest_tau(evidence, made, met)
-        assert made.summary["reduction"] >= reduction - 1e-12
+        assert made.summary["reduction"] >= reduction
 
 
 @pytest.mark.parametrize("max_size", [2900, 3331, 4000, 5000, 6000, 7200])
@@ -283,6 +284,21 @@ def test_a_budget_out_of_reach_says_what_is_the_best_that_can_be_had() -> None:
             plan(evidence, experts_per_layer=count)
 
 
+@pytest.mark.parametrize("experts", [7, 8, 11])
+def test_what_the_sentence_asks_for_can_be_had(experts: int) -> None:
+    evidence = random_evidence(experts=experts)
+    with pytest.raises(BudgetOutOfReach) as raised:
+        plan(evidence, reduction=1)
+    best = re.search(r"Ask for ([\d.]+) or less", str(raised.value))
+    assert best is not None
+    assert plan(evidence, reduction=float(best[1])).summary["experts_kept"] == 6
+    with pytest.raises(BudgetOutOfReach) as raised:
+        plan(evidence, max_size=1)
+    least = re.search(r"\((\d+) bytes\)", str(raised.value))
+    assert least is not None
+    assert plan(evidence, max_size=least[1]).summary["experts_kept"] == 6
+
+
 def test_a_plan_like_one_below_the_floor_or_of_other_layers_is_refused() -> None:
     other = plan(random_evidence(), experts_per_layer=3)
     with pytest.raises(BudgetOutOfReach, match="keeps 3 experts in layer 0, which has 8 and keeps at least 5"):
@@ -300,6 +316,7 @@ def test_a_plan_like_one_below_the_floor_or_of_other_layers_is_refused() -> None
         ({"reduction": -0.1}, "a share from 0 to 1"),
         ({"max_size": "large"}, "--max-size large is no size"),
         ({"tau": 1, "min_experts": 0}, "keeps at least one"),
+        ({"tau": 1, "seed": -1}, "--seed -1 makes no sense: give 0 or more"),
         ({"tau": 1, "criterion": "randon"}, "Did you mean 'random'"),
     ],
 )
@@ -353,6 +370,12 @@ def test_qwen_at_the_papers_row_has_the_papers_numbers() -> None:
     assert summary["bytes_after"] == 2 * 7_722_350_592
     assert round(100 * summary["reduction"], 2) == 52.92
     assert round(100 * summary["reduction_of_all"], 2) == 46.06
+
+
+def test_a_tenth_removed_is_a_reduction_of_exactly_a_tenth() -> None:
+    evidence, kept = published(24, 60, 1296, expert=100, hidden=10, parameters=1_000_000)
+    assert summarize(evidence, kept)["reduction"] == 0.1
+    assert plan(random_evidence(layers=1, experts=10), reduction=0.1).summary["reduction"] == 0.1
 
 
 def test_mixtral_at_the_papers_row_has_the_papers_numbers() -> None:

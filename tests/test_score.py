@@ -241,6 +241,22 @@ def test_an_interrupted_scoring_goes_on_where_it_was(interrupted: Path, tmp_path
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "evidence").read_bytes()
 
 
+def test_a_finished_layer_that_cannot_be_read_is_scored_again(
+    interrupted: Path, tmp_path: Path, reads: list[Any]
+) -> None:
+    (finished,) = (tmp_path / "evidence.partial").rglob("*.safetensors")
+    finished.write_bytes(b"")
+    resumed = score(interrupted, output=tmp_path / "evidence")
+    assert {layer for layer, _, _ in reads} == {0, 1, 2}
+    assert same_matrices(resumed, score(interrupted))
+
+
+def test_settings_that_make_no_sense_forget_nothing(interrupted: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError):
+        score(interrupted, output=tmp_path / "evidence", fresh=True, threads=0)
+    assert (tmp_path / "evidence.partial").is_dir()
+
+
 def test_fresh_forgets_what_was_finished(interrupted: Path, tmp_path: Path, reads: list[Any]) -> None:
     score(interrupted, output=tmp_path / "evidence", fresh=True)
     assert {layer for layer, _, _ in reads} == {0, 1, 2}

@@ -29,10 +29,16 @@ class FinishedLayers:
 
     def get(self, layer: int) -> dict[str, np.ndarray] | None:
         """The matrices of a layer by name, if an earlier run of the same scoring finished it."""
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
         path = self._path(layer)
-        return load_file(path) if path is not None and path.exists() else None
+        if path is None or not path.exists():
+            return None
+        try:
+            return load_file(path)
+        except SafetensorError:
+            return None  # a machine that lost its power can leave an empty file: that layer was not finished
 
     def put(self, layer: int, matrices: Mapping[str, np.ndarray]) -> None:
         """Keep the matrices of a finished layer. Raises OutputError if they cannot be written."""

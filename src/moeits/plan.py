@@ -147,6 +147,8 @@ class Planner:
         self.min_experts = min_experts
         if min_experts is not None and min_experts < 1:
             raise SettingError(f"--min-experts {min_experts} makes no sense: a layer keeps at least one expert.")
+        if seed < 0:
+            raise SettingError(f"--seed {seed} makes no sense: give 0 or more.")
         rng = np.random.default_rng(seed)
         self.orders: dict[int, EliminationOrder] = {
             layer: self.criterion.order(evidence, layer, rng) for layer in evidence.layers
@@ -346,7 +348,7 @@ def summarize(evidence: Evidence, kept: Mapping[int, Sequence[int]]) -> dict[str
     after = {layer: len(experts) for layer, experts in kept.items()}
     all_before = evidence.other_parameters + routed(before, lambda size: size.parameters + size.router_parameters)
     all_after = evidence.other_parameters + routed(after, lambda size: size.parameters + size.router_parameters)
-    routed_before = routed(before, lambda size: size.parameters)
+    routed_before, routed_after = (routed(count, lambda size: size.parameters) for count in (before, after))
     return {
         "experts_before": sum(before.values()),
         "experts_kept": sum(after.values()),
@@ -354,8 +356,8 @@ def summarize(evidence: Evidence, kept: Mapping[int, Sequence[int]]) -> dict[str
         "parameters_after": all_after,
         "bytes_before": evidence.other_bytes + routed(before, lambda size: size.nbytes + size.router_nbytes),
         "bytes_after": evidence.other_bytes + routed(after, lambda size: size.nbytes + size.router_nbytes),
-        "reduction": 1 - routed(after, lambda size: size.parameters) / routed_before,
-        "reduction_of_all": 1 - all_after / all_before,
+        "reduction": (routed_before - routed_after) / routed_before,
+        "reduction_of_all": (all_before - all_after) / all_before,
     }
 
 
@@ -400,7 +402,7 @@ def check_groups(kept: Mapping[int, Sequence[int]], evidence: Evidence) -> None:
         if len(set(per_group)) > 1:
             raise PlanError(
                 f"The router of layer {layer} chooses among {facts.groups} groups of experts, so each must keep as "
-                f"many; this plan keeps {per_group}. Edit the plan so that they are equal."
+                f"many; this plan keeps {per_group}. Take another budget, or edit a plan so that they are equal."
             )
 
 

@@ -57,12 +57,12 @@ def score(
     if diagonal not in DIAGONALS:
         raise SettingError(f"--diagonal {diagonal} makes no sense: it is {' or '.join(DIAGONALS)}.")
     settings = {"preset": preset, **measure.settings, "projection_weights": weights, "diagonal": diagonal}
+    threads, memory_bytes = _thread_count(threads), parse_size(memory, "--memory")
     output = None if output is None else Path(output)
     if output is not None and output.is_dir():
         raise OutputError(f"{output} is a folder. Give the name of a file to --output, such as {output}.safetensors.")
     key = {"estimator": estimator, **settings}
     finished = FinishedLayers(output, fingerprint=checkpoint.fingerprint, settings=key, fresh=fresh)
-    threads, memory_bytes = _thread_count(threads), parse_size(memory, "--memory")
     with ThreadPoolExecutor(threads) as pool:
         scorer = _Scorer(checkpoint, layout, measure, weights, pool, threads, memory_bytes)
         matrices = scorer.all_layers(finished, progress)
