@@ -68,6 +68,7 @@ FLAGS: dict[str, Any] = {
     "repeats": Annotated[int, typer.Option(help="How often each speed is measured.")],
     "run": Annotated[bool, typer.Option("--run/--no-run", help="Load the model and run it; else its files alone.")],
     "energy": Annotated[bool, typer.Option("--energy/--no-energy", help="Measure energy, by codecarbon.")],
+    "energy_seconds": Annotated[float, typer.Option(help="Generate at least this long while energy is counted.")],
     "country": Annotated[
         str | None, typer.Option(help="Whose electricity it is (ISO code, such as ESP): gives the CO2 as well.")
     ],

@@ -20,8 +20,6 @@ from moeits.runtime import need
 from moeits.version import __version__
 
 FORMAT = 1
-# A run's energy is counted over at least this long, since the counters behind it tick slowly.
-ENERGY_SECONDS = 5.0
 
 
 RUN_FIELDS = ("flops", "load_seconds", "memory", "prefill", "decode", "energy", "machine")
@@ -69,6 +67,7 @@ def measure(
     repeats: int = 5,
     run: bool = True,
     energy: bool = True,
+    energy_seconds: float = 5.0,
     country: str | None = None,
     dtype: str = "auto",
     device: str | None = None,
@@ -79,7 +78,8 @@ def measure(
 
     Parameters, bytes and zeros are read from its files. Then, unless `run` is off, a process of its own loads the model
     and reads a prompt of `prompt_tokens` random tokens and generates `new_tokens`, `repeats` times each. Energy is
-    codecarbon's, with the mode it was found by; `country` (ISO, three letters) gives its CO2 as well.
+    codecarbon's, counted over at least `energy_seconds` of generating, since the counters behind it tick slowly, and
+    comes with the mode it was found by; `country` (ISO, three letters) gives its CO2 as well.
 
     Raises CheckpointError if the checkpoint is broken, SettingError for arguments that make no sense, EvaluationError
     if the model cannot be run, MissingExtra without torch.
@@ -89,14 +89,13 @@ def measure(
         "new_tokens": new_tokens,
         "repeats": repeats,
         "energy": energy,
-        "energy_seconds": ENERGY_SECONDS,
+        "energy_seconds": energy_seconds,
         "country": check_country(country),
         "dtype": dtype,
         "device": device,
     }
     checkpoint = Checkpoint.open(model, revision=revision)
     layout = MoELayout.of(checkpoint)
-    _check_lengths(asked, checkpoint)
     found = _run(checkpoint, asked, progress) if run else {}
     sparsity, reduction = sparsity_of(checkpoint, progress), reduction_of(checkpoint)
     footprint = Footprint(
@@ -135,6 +134,7 @@ def _check_lengths(asked: Mapping[str, Any], checkpoint: Checkpoint) -> None:
 
 def _run(checkpoint: Checkpoint, asked: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """What running the model shows, in a process of its own."""
+    _check_lengths(asked, checkpoint)
     need("torch", extra="measure")
     need("transformers", extra="measure")
     progress("running the model", 0, 1)
