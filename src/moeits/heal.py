@@ -131,6 +131,8 @@ def heal(
     chosen, notes = _fit_context(recipe_named(recipe, moe.architecture).changed(changes), changes, checkpoint)
     if (chosen.objective == "distillation") != (teacher is not None):
         raise SettingError("--objective distillation and --teacher MODEL (the unpruned model) need each other.")
+    if teacher is not None:
+        _check_teacher(Checkpoint.open(teacher), checkpoint)
     asked = targets_of(checkpoint, moe, chosen.targets)
     check_output(Path(output), sources=[checkpoint.folder], overwrite=overwrite)
     tokenizer = _tokenizer(checkpoint)
@@ -190,6 +192,15 @@ def _check_floats(checkpoint: Checkpoint) -> None:
         )
 
 
+def _check_teacher(teacher: Checkpoint, student: Checkpoint) -> None:
+    sizes = teacher.config.get("vocab_size"), student.config.get("vocab_size")
+    if sizes[0] != sizes[1]:
+        raise HealingError(
+            f"--teacher {teacher.source} has a vocabulary of {sizes[0]} tokens, the pruned model {sizes[1]}. The "
+            "teacher is the model that was pruned."
+        )
+
+
 def _fit_context(
     recipe: HealingRecipe, changes: Mapping[str, Any], checkpoint: Checkpoint
 ) -> tuple[HealingRecipe, list[str]]:
@@ -206,11 +217,19 @@ def _fit_context(
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's own tokenizer. Raises HealingError if there is none, or if it is of another model."""
     transformers = need("transformers", extra="heal")
+    # Without any file of it, transformers makes up an empty tokenizer of the model's class.
+    if not any(path for pattern in ("tokenizer*", "vocab*", "*.model") for path in checkpoint.folder.glob(pattern)):
+        raise HealingError(f"{checkpoint.source} has no tokenizer. Put the files of the original model's beside it.")
     try:
-        return transformers.AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise HealingError(f"{checkpoint.source} has no tokenizer that transformers can open: {error}") from None
+    size = checkpoint.config.get("vocab_size", len(tokenizer))
+    if len(tokenizer) > size:
+        raise HealingError(f"The tokenizer has {len(tokenizer)} tokens, the model {size}: they are not of one model.")
+    return tokenizer
 
 
 def _read_data(

@@ -1,0 +1,187 @@
+"""Healing from file to file: its options, its other layouts, and one sentence for every bad input."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import moeits
+from moeits.errors import HealingError, MoeitsError, OutputError, SettingError
+from tests.healing_toys import conversations, make_pruned, texts, write_rows, write_tokenizer
+from tests.toys import fuse, make_toy, read_config, read_tensors
+
+torch = pytest.importorskip("torch")
+
+TINY = {"recipe": "small", "rank": 4, "batch_size": 4, "steps": 2, "sequence_length": 16, "learning_rate": 1e-2}
+
+
+@pytest.fixture
+def pruned(tmp_path: Path) -> Path:
+    return make_pruned(tmp_path, layers=2)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_rows(tmp_path / "data.jsonl", texts())
+
+
+def tensors_of(pruned: Path, data: Path, output: Path, **settings) -> dict[str, np.ndarray]:
+    moeits.heal(pruned, data=data, output=output, **{**TINY, **settings})
+    return read_tensors(output)
+
+
+def test_the_same_inputs_give_the_same_bytes(pruned: Path, data: Path, tmp_path: Path):
+    one, two, other = (
+        tensors_of(pruned, data, tmp_path / f"out{at}", seed=seed, dropout=0.1) for at, seed in enumerate((0, 0, 1))
+    )
+    assert all(one[name].tobytes() == two[name].tobytes() for name in one)
+    assert any(one[name].tobytes() != other[name].tobytes() for name in one)
+
+
+def test_gradient_checkpointing_changes_no_result(pruned: Path, data: Path, tmp_path: Path):
+    plain, saving = (
+        tensors_of(pruned, data, tmp_path / f"out{flag}", dropout=0.1, gradient_checkpointing=flag)
+        for flag in (False, True)
+    )
+    # The same numbers, computed twice; the random state of dropout is restored for the second time.
+    assert all(np.allclose(plain[name], saving[name], atol=1e-6) for name in plain)
+
+
+def test_fused_experts_are_healed_like_single_ones(data: Path, tmp_path: Path):
+    single = make_toy(tmp_path / "single", dtype="float32", layers=2)
+    fused = fuse(single, tmp_path / "fused")
+    for folder in (single, fused):
+        write_tokenizer(folder)
+    one, other = (tensors_of(folder, data, tmp_path / f"{folder.name}-healed") for folder in (single, fused))
+    down = np.stack([one[f"model.layers.1.mlp.experts.{e}.down_proj.weight"] for e in range(6)])
+    assert np.array_equal(other["model.layers.1.mlp.experts.down_proj"], down)
+    up = one["model.layers.0.mlp.experts.3.up_proj.weight"]
+    assert np.array_equal(other["model.layers.0.mlp.experts.gate_up_proj"][3, len(up) :], up)
+
+
+def test_a_bfloat16_checkpoint_stays_one_and_is_rounded_once(data: Path, tmp_path: Path):
+    pruned = make_pruned(tmp_path, layers=2, dtype="bfloat16")
+    healing = moeits.heal(pruned, data=data, output=tmp_path / "out", **TINY)
+    assert {value.dtype for value in read_tensors(tmp_path / "out").values()} == {
+        value.dtype for value in read_tensors(pruned).values()
+    }
+    # bfloat16 keeps 8 bits of a weight, so the loss moves in the third digit.
+    assert healing.loss_merged == pytest.approx(healing.loss_after, abs=2e-2)
+
+
+def test_distillation_moves_towards_the_teacher_and_balance_trains_the_routers(
+    pruned: Path, data: Path, tmp_path: Path
+):
+    plain = tensors_of(pruned, data, tmp_path / "plain", targets="router")
+    for name, settings in {
+        "distilled": {"objective": "distillation", "teacher": tmp_path / "toy"},
+        "balanced": {"balance": 1.0},
+    }.items():
+        other = tensors_of(pruned, data, tmp_path / name, targets="router", **settings)
+        changed = {n for n in plain if plain[n].tobytes() != other[n].tobytes()}
+        assert changed == {"model.layers.0.mlp.gate.weight", "model.layers.1.mlp.gate.weight"}
+
+
+def test_the_authors_recipe_also_trains_attention_and_shared_experts(pruned: Path, data: Path, tmp_path: Path):
+    settings = {**TINY, "recipe": "authors-code", "accumulation": 1}
+    moeits.heal(pruned, data=data, output=tmp_path / "out", **settings)
+    before, after = read_tensors(pruned), read_tensors(tmp_path / "out")
+    changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+    kinds = ("self_attn.", "mlp.experts.", "mlp.gate.", "shared_expert.")
+    assert changed == {n for n in before if any(kind in n for kind in kinds) and n.endswith("weight")}
+
+
+def test_the_papers_recipe_starts_trains_and_resumes(pruned: Path, tmp_path: Path):
+    data = write_rows(tmp_path / "talk.jsonl", conversations())
+    settings = {"data": data, "output": tmp_path / "out", "steps": 4, "evaluate_every": 2, "holdout": 0.1}
+
+    def stop(what: str, done: int, total: int) -> None:  # noqa: ARG001
+        if what == "healing" and done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        moeits.heal(pruned, progress=stop, **settings)
+    healing = moeits.heal(pruned, resume=True, **settings)
+    assert healing.recipe_name == "paper"
+    assert (healing.recipe.rank, healing.recipe.batch_size, healing.recipe.accumulation) == (64, 16, 4)
+    assert healing.notes == ("Sequences have 64 tokens, the model's context, instead of the recipe's 2048.",)
+    assert [row["step"] for row in healing.curves["held_out"]] == [2, 4]
+
+
+def test_an_unpruned_model_can_be_healed_the_same_way(data: Path, tmp_path: Path):
+    toy = make_toy(tmp_path / "toy", dtype="float32", layers=2)
+    write_tokenizer(toy)
+    healing = moeits.heal(toy, data=data, output=tmp_path / "out", **TINY)
+    assert healing.loss_after < healing.loss_before
+    assert read_config(tmp_path / "out") == read_config(toy)
+
+
+# ------------------------------------------------------------------------------------------------------- bad input
+
+
+def refuse(
+    match: str, pruned: Path, data: Path | str, output: Path, error: type[MoeitsError] = HealingError, **settings
+):
+    with pytest.raises(error, match=match):
+        moeits.heal(pruned, data=data, output=output, **{**TINY, **settings})
+    assert not output.exists()
+    assert not output.with_name(output.name + ".healing").exists()
+
+
+def test_bad_data_is_one_sentence(pruned: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    refuse("--data has no rows", pruned, write_rows(tmp_path / "a.jsonl", []), out)
+    rows = write_rows(tmp_path / "b.jsonl", [{"instruction": "w1", "output": ""}] * 3)
+    refuse("None of the 3 rows of --data has an answer", pruned, rows, out)
+
+
+def test_a_tokenizer_without_an_end_of_sequence_is_one_sentence(pruned: Path, data: Path, tmp_path: Path):
+    write_tokenizer(pruned, eos=False)
+    refuse("no end-of-sequence token", pruned, data, tmp_path / "out")
+
+
+def test_a_checkpoint_without_a_tokenizer_is_one_sentence(data: Path, tmp_path: Path):
+    refuse("has no tokenizer", make_toy(tmp_path / "toy"), data, tmp_path / "out")
+
+
+def test_settings_that_make_no_sense_are_one_sentence(pruned: Path, data: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    refuse("longer than the model's context of 64", pruned, data, out, SettingError, sequence_length=65)
+    refuse("--targets gates makes no sense: it is router", pruned, data, out, SettingError, targets="gates")
+    refuse("--recipe fast makes no sense", pruned, data, out, SettingError, recipe="fast")
+    refuse("--rank 0 makes no sense", pruned, data, out, SettingError, rank=0)
+    refuse("need each other", pruned, data, out, SettingError, objective="distillation")
+    refuse("--holdout 1 makes no sense", pruned, data, out, SettingError, holdout=1.0)
+    refuse("--template chat needs a chat template", pruned, data, out, template="chat")
+
+
+def test_targets_that_match_nothing_are_one_sentence(data: Path, tmp_path: Path):
+    pruned = make_pruned(tmp_path, "mixtral", layers=2)
+    refuse("--targets shared_experts matches nothing", pruned, data, tmp_path / "out", targets="experts,shared_experts")
+
+
+def test_a_quantized_checkpoint_is_one_sentence_that_says_what_to_do(pruned: Path, data: Path, tmp_path: Path):
+    config = {**read_config(pruned), "quantization_config": {"quant_method": "fp8"}}
+    (pruned / "config.json").write_text(json.dumps(config))
+    refuse("is quantized .*moeits prune ORIGINAL --plan plan.json", pruned, data, tmp_path / "out")
+
+
+def test_a_full_disk_is_said_before_training(pruned: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))
+    refuse("the checkpoints of this training need", pruned, data, tmp_path / "out", OutputError)
+
+
+def test_an_output_that_exists_is_refused_before_training(pruned: Path, data: Path, tmp_path: Path):
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputError, match="exists"):
+        moeits.heal(pruned, data=data, output=tmp_path / "out", **TINY)
+
+
+def test_a_teacher_of_another_vocabulary_is_one_sentence(pruned: Path, data: Path, tmp_path: Path):
+    teacher = make_toy(tmp_path / "teacher", dtype="float32", layers=2)
+    config = {**read_config(teacher), "vocab_size": 65}
+    (teacher / "config.json").write_text(json.dumps(config))
+    refuse("vocabulary", pruned, data, tmp_path / "out", objective="distillation", teacher=teacher)
