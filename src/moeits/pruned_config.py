@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moeits.errors import CheckpointError
-from moeits.layout import MoELayout
+from moeits.layout import MoELayout, per_layer_config
 from moeits.plan import PruningPlan
 from moeits.version import __version__
 
@@ -25,17 +25,26 @@ def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, 
     count_key, top_k_key = moe.architecture.num_experts_key(config), moe.architecture.top_k_key
     assert count_key is not None
     top_k = {i: min(layer.top_k, len(plan.kept[i])) for i, layer in moe.layers.items()}
+    of_layers = _without(per_layer_config(config), {count_key, top_k_key})
     if layout == "uniform":
         own[count_key] = len(next(iter(plan.kept.values())))
         own[top_k_key] = min(top_k.values())
     else:
-        own["per_layer_config"] = {
-            str(i): {count_key: len(kept)} | ({top_k_key: top_k[i]} if top_k[i] != config[top_k_key] else {})
-            for i, kept in plan.kept.items()
-        }
+        for i, kept in plan.kept.items():
+            lowered = {top_k_key: top_k[i]} if top_k[i] != config[top_k_key] else {}
+            of_layers[i] = {**of_layers.get(i, {}), count_key: len(kept), **lowered}
+    if of_layers:
+        own["per_layer_config"] = {str(i): values for i, values in sorted(of_layers.items())}
+    if layout == "per-layer":
         own["auto_map"] = {"AutoModelForCausalLM": f"{LOADER_FILE.removesuffix('.py')}.{class_name(config)}"}
     own["moeits"] = {"version": __version__, "source": plan.source, "plan_sha256": plan.sha256}
     return own
+
+
+def _without(of_layers: Mapping[int, Mapping[str, Any]], keys: set[str]) -> dict[int, dict[str, Any]]:
+    """The settings of single layers that have nothing to do with their experts."""
+    others = {i: {key: value for key, value in of.items() if key not in keys} for i, of in of_layers.items()}
+    return {i: values for i, values in others.items() if values}
 
 
 def class_name(config: Mapping[str, Any]) -> str:
