@@ -1,8 +1,10 @@
 """A sweep is the plans of its taus, and never does anything twice."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 import moeits
 from moeits.errors import OutputError, SettingError
-from moeits.sweep import parse_taus
+from moeits.sweep import Sweep, parse_taus
 from tests.toys import make_toy
 
 
@@ -75,3 +77,117 @@ def test_a_range_of_taus_has_both_its_ends(first: int, steps: int, step: int) ->
 def test_taus_that_make_no_sense_are_refused(text: str) -> None:
     with pytest.raises(SettingError, match=r"write FIRST:LAST:STEP"):
         parse_taus(text)
+
+
+class Stages:
+    """Stand-ins of evaluate, heal and measure, which write what the real ones write and remember whom they met."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done: list[tuple[str, str]] = []
+        self.stop_before: tuple[str, str] | None = None
+        points = sys.modules["moeits.sweep_points"]
+        for stage in (self.evaluate, self.heal, self.measure):
+            monkeypatch.setattr(points, stage.__name__, stage)
+
+    def _begin(self, stage: str, output: Path) -> None:
+        step = (stage, f"{output.parent.name}/{output.name}")
+        if step == self.stop_before:
+            raise KeyboardInterrupt
+        self.done.append(step)
+
+    def evaluate(self, model: Path, *, output: Path, **arguments: Any) -> None:
+        assert (model / "config.json").exists()
+        assert (arguments["tasks"], arguments["num_fewshot"]) == ("continuation", 15)
+        self._begin("evaluate", output)
+        output.write_text("{}")
+
+    def heal(self, model: Path, *, output: Path, resume: bool, data: str, recipe: str, **_: Any) -> None:
+        assert (data, recipe, resume) == ("data.jsonl", "small", False)
+        self._begin("heal", output)
+        shutil.copytree(model, output)
+        (output / "healing.json").write_text("{}")
+
+    def measure(self, model: Path, *, output: Path, **_: Any) -> None:
+        assert (model / "config.json").exists()
+        self._begin("measure", output)
+        output.write_text("{}")
+
+
+def full_sweep(toy: Path, run: Path, tau: str = "0,1,9") -> Sweep:
+    return moeits.sweep(
+        toy, tau=tau, output=run, evaluate="continuation", heal="data.jsonl", recipe="small", measure=True
+    )
+
+
+def test_every_point_is_evaluated_before_and_after_healing(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = Stages(monkeypatch)
+    run = full_sweep(toy, tmp_path / "run")
+    folders = list(dict.fromkeys(point.folder for point in run.points))
+    assert len(folders) == 3
+    assert folders[-1] == "unpruned", "at tau 9 everything stays"
+    for folder in folders:
+        parts = {path.name for path in (tmp_path / "run" / folder).iterdir()}
+        assert parts == {"plan.json", "unhealed.json", "footprint.json", "healing.json", "healed.json"}
+    assert len(stages.done) == len(set(stages.done)) == 4 * len(folders)
+    ledger = json.loads((tmp_path / "run" / "ledger.json").read_text())["entries"]
+    assert [entry["stage"] for entry in ledger].count("healing") == 3
+
+
+def test_a_stopped_sweep_goes_on_and_repeats_nothing(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Stages(monkeypatch)
+    full_sweep(toy, tmp_path / "whole")
+    for number, step in enumerate(whole.done):
+        stages, run = Stages(monkeypatch), tmp_path / f"run-{number}"
+        stages.stop_before = step
+        with pytest.raises(KeyboardInterrupt):
+            full_sweep(toy, run)
+        stages.stop_before = None
+        full_sweep(toy, run)
+        assert sorted(stages.done) == sorted(whole.done)
+
+
+def test_a_finished_sweep_does_nothing_and_another_tau_adds_its_own_point(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = Stages(monkeypatch)
+    full_sweep(toy, tmp_path / "run", "1")
+    stages.done.clear()
+    full_sweep(toy, tmp_path / "run", "1")
+    assert not stages.done
+    moeits.sweep(toy, tau="1", output=tmp_path / "run")
+    with pytest.raises(SettingError, match="evaluation was"):
+        moeits.sweep(toy, tau="1", output=tmp_path / "run", evaluate="boolq")
+    full_sweep(toy, tmp_path / "run", "0,1")
+    assert len({name.split("/")[0] for _, name in stages.done}) == 1
+
+
+def test_healing_without_evaluation_is_refused(toy: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="what should it show"):
+        moeits.sweep(toy, tau="1", output=tmp_path / "run", heal="data.jsonl")
+
+
+@pytest.mark.slow
+def test_a_real_sweep_evaluates_heals_and_reports(shared: Path, tmp_path: Path) -> None:
+    lines = (shared / "data" / "text" / "train.jsonl").read_text().splitlines(keepends=True)[:40]
+    (tmp_path / "text.jsonl").write_text("".join(lines))
+    moeits.sweep(
+        shared / "models" / "moe-tiny-qwen2moe",
+        tau="1",
+        output=tmp_path / "run",
+        evaluate="continuation",
+        data_dir=shared / "data",
+        num_fewshot=0,
+        limit=4,
+        dtype="float32",
+        heal=tmp_path / "text.jsonl",
+        recipe="small",
+        steps=2,
+    )
+    moeits.report(tmp_path / "run", output=tmp_path / "report.md", format="md")
+    text = (tmp_path / "report.md").read_text()
+    assert "MoEITS, 46 experts, healed" in text
+    assert "continuation_local: 0-shot, 4 of 400 items" in text
