@@ -95,3 +95,18 @@ def test_what_was_not_measured_is_said(tmp_path: Path, toy: Path) -> None:
     text = card_of(tmp_path / "out").text
     assert "nothing was trained" in text
     assert "How much the model lost" in text
+
+
+def test_the_control_does_not_pass_for_the_method(tmp_path: Path, toy: Path) -> None:
+    moeits.simplify(toy, criterion="random", experts_per_layer=4, output=tmp_path / "random")
+    moeits.simplify(toy, experts_per_layer=4, output=tmp_path / "moeits")
+    assert "randomly chosen experts removed" in card_of(tmp_path / "random").text
+    assert "with redundant experts removed" in card_of(tmp_path / "moeits").text
+
+
+def test_a_choice_that_is_little_better_than_chance_is_called_so(tmp_path: Path, shared: Path) -> None:
+    plan = moeits.simplify(shared / "models" / "moe-tiny-mixtral", tau=1.0, output=tmp_path / "out")
+    assert plan.summary["layers_on_noise_floor"] == [0, 1, 2, 3]
+    assert "In 4 of 4 layers no pair of experts is 10% more redundant" in card_of(tmp_path / "out").text
+    moeits.simplify(make_toy(tmp_path / "toy"), tau=1.0, output=tmp_path / "other")
+    assert "better than chance" not in card_of(tmp_path / "other").text

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from moeits.checkpoint import Checkpoint
+from moeits.evidence import NOISE_MARGIN
 from moeits.layout import MoELayout
 from moeits.plan import PruningPlan
 from moeits.sizes import format_size
 from moeits.version import __version__
+
+# How a criterion chooses, as an adjective; the control must not pass for the method.
+_CHOSEN = {"moeits": "redundant", "random": "randomly chosen"}
 
 _LOADS_UNIFORM = """\
 All layers keep the same number of experts, so stock loaders open it, without remote code:
@@ -60,8 +64,8 @@ def model_card(checkpoint: Checkpoint, moe: MoELayout, plan: PruningPlan, layout
 
 # {name.split("/")[-1]}, {summary["experts_kept"]} of {summary["experts_before"]} experts
 
-{source} with redundant experts removed by moeits {__version__}, which implements MoEITS (arXiv 2604.10603). The weights
-that are left are those of the source, bit for bit; nothing was trained.
+{source} with {_CHOSEN.get(plan.criterion, "some")} experts removed by moeits {__version__}, which implements MoEITS
+(arXiv 2604.10603). The weights that are left are those of the source, bit for bit; nothing was trained.
 
 | | before | after |
 | --- | ---: | ---: |
@@ -76,7 +80,7 @@ P(down), the share of routed-expert parameters removed: {summary["reduction"]:.2
 
 Criterion `{plan.criterion}`; {_settings_sentence(plan.settings)}. `plan.json` is the whole recipe: anybody with the
 source can repeat it with `moeits prune SOURCE --plan plan.json`.
-{code}
+{_noise_note(summary, len(plan.kept))}{code}
 ## How to load it
 
 {_LOADS_UNIFORM if layout == "uniform" else _LOADS_PER_LAYER}
@@ -91,6 +95,16 @@ source can repeat it with `moeits prune SOURCE --plan plan.json`.
 How much the model lost. Compare it with the unpruned model, and with a random choice of the same counts, before you
 trust it (`moeits plan --criterion random --like plan.json`).
 """
+
+
+def _noise_note(summary: Mapping[str, Any], layers: int) -> str:
+    on_floor = summary.get("layers_on_noise_floor") or ()
+    if not on_floor:
+        return ""
+    return (
+        f"\nIn {len(on_floor)} of {layers} layers no pair of experts is {NOISE_MARGIN:.0%} more redundant than "
+        "independent weights would show;\nthere the choice of experts is little better than chance.\n"
+    )
 
 
 def _front_matter(source: Path, name: str) -> dict[str, Any]:
