@@ -54,7 +54,7 @@ def figure_2(
     left = axes.twinx()
     taus = [point["tau"] for point in points]
     shares = [100 * point["share"] for point in points]
-    left.step(taus, shares, where="mid", color=MUTED, linewidth=1, linestyle=(0, (4, 2)), label="parameters left, %")
+    left.plot(taus, shares, color=MUTED, linewidth=1, linestyle=(0, (4, 2)), label="parameters left, %")
     left.set_ylim(0, 105)
     left.set_ylabel("parameters left, %", color=MUTED)
     left.grid(visible=False)
