@@ -80,7 +80,9 @@ for _stage, _show in COMMANDS:
 
 
 @app.callback(invoke_without_command=True)
-def _options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def _options(
+    version: Annotated[bool, typer.Option("--version", metavar="", help="Print the version.")] = False,
+) -> None:
     if version:
         console.out(f"moeits {moeits.__version__}")
         raise typer.Exit
