@@ -11,7 +11,7 @@ from moeits.evidence import Evidence, LayerFacts
 from moeits.layout import ExpertSizes
 from moeits.plan import Planner
 from moeits.run_folder import RunFolder
-from moeits.sweep import _cut, parse_taus
+from moeits.sweep import cut, parse_taus
 
 
 def results(accuracy: float, *, parameters: int, nbytes: int) -> dict[str, Any]:
@@ -126,7 +126,7 @@ def large_run(folder: Path, *, layers: int = 24, experts: int = 60) -> Path:
     folder.mkdir()
     evidence.save(folder / "evidence.safetensors")
     settings = {"scoring": {"preset": "paper"}, "min_experts": None, "evaluation": None, "healing": None}
-    _cut(Planner(evidence), parse_taus("0.5:5:0.25"), settings, RunFolder(folder))
+    cut(Planner(evidence), parse_taus("0.5:5:0.25"), settings, RunFolder(folder))
     return folder
 
 

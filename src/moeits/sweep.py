@@ -109,62 +109,56 @@ def sweep(
     """
     taus, run = parse_taus(tau), RunFolder(Path(output))
     checkpoint = Checkpoint.open(model, revision=revision)
-    scoring: dict[str, Any] = {"preset": preset, "estimator": estimator, "bins": str(bins), "diagonal": diagonal}
+    scoring = {
+        "preset": preset,
+        "estimator": estimator,
+        "bins": bins,
+        "projection_weights": projection_weights,
+        "diagonal": diagonal,
+    }
     evaluation = {
         "tasks": evaluate,
-        "perplexity": None if perplexity is None else str(perplexity),
+        "perplexity": perplexity,
         "num_fewshot": num_fewshot,
         "batch_size": batch_size,
         "limit": limit,
-        "data_dir": None if data_dir is None else str(data_dir),
+        "data_dir": data_dir,
         "dtype": dtype,
     }
     if evaluate is None and perplexity is None:
-        if heal is not None:
-            raise SettingError("--heal in a sweep needs --evaluate TASKS or --perplexity TEXT: what should it show?")
         evaluation = {}
-    settings = {
-        "scoring": {**scoring, "projection_weights": projection_weights},
+    healing = {} if heal is None else {"data": heal, "recipe": recipe, "steps": steps}
+    if healing and not evaluation:
+        raise SettingError("--heal in a sweep needs --evaluate TASKS or --perplexity TEXT: what should it show?")
+    asked = {
+        "scoring": {**scoring, "bins": str(bins)},
         "min_experts": min_experts,
-        "evaluation": {name: _data_name(value) for name, value in evaluation.items()} or None,
-        "healing": None if heal is None else {"data": _data_name(str(heal)), "recipe": recipe, "steps": steps},
+        "evaluation": _by_name(evaluation),
+        "healing": _by_name(healing),
     }
-    settings = run.begin(fingerprint=checkpoint.fingerprint, settings=settings, fresh=fresh)
+    settings = run.begin(fingerprint=checkpoint.fingerprint, settings=asked, fresh=fresh)
     ledger = Ledger(run.ledger, energy=energy, country=country)
     if run.sweep.exists() and run.evidence.exists():
         evidence = Evidence.load(run.evidence)
     else:
         with ledger.stage("scoring"):
-            evidence = score(
-                checkpoint,
-                output=run.evidence,
-                preset=preset,
-                estimator=estimator,
-                bins=bins,
-                projection_weights=projection_weights,
-                diagonal=diagonal,
-                threads=threads,
-                memory=memory,
-                fresh=fresh,
-                progress=progress,
-            )
-    planner = Planner(evidence, min_experts=min_experts)
-    found = _cut(planner, taus, settings, run)
-    work = PointWork(
+            how: dict[str, Any] = {**scoring, "threads": threads, "memory": memory, "fresh": fresh}
+            evidence = score(checkpoint, output=run.evidence, progress=progress, **how)
+    found = cut(Planner(evidence, min_experts=min_experts), taus, settings, run)
+    PointWork(
         checkpoint=checkpoint,
         run=run,
         ledger=ledger,
         evaluation=evaluation,
-        healing=None if heal is None else {"data": heal, "recipe": recipe, "steps": steps},
-        footprint={"energy": energy, "country": country, "dtype": dtype} if measure else None,
+        healing=healing,
+        footprint={"energy": energy, "country": country, "dtype": dtype} if measure else {},
         progress=progress,
-    )
-    work.all_points([run.unpruned.path.name, *(point.folder for point in found.points)])
+    ).all_points([run.unpruned.path.name, *(point.folder for point in found.points)])
     return found
 
 
-def _cut(planner: Planner, taus: Sequence[float], settings: Mapping[str, Any], run: RunFolder) -> Sweep:
-    """The point of every tau, its plan and the sweep itself written into the run."""
+def cut(planner: Planner, taus: Sequence[float], settings: Mapping[str, Any], run: RunFolder) -> Sweep:
+    """The point of every tau; its plan, and the sweep itself, are written into the run."""
     points = []
     for tau in taus:
         plan = planner.plan(tau=tau)
@@ -186,9 +180,10 @@ def _cut(planner: Planner, taus: Sequence[float], settings: Mapping[str, Any], r
     return found
 
 
-def _data_name(value: Any) -> Any:
-    """A path by its last part: a run says what it was made with, not where that lay on this machine."""
-    return Path(value).name if isinstance(value, str) and "/" in value else value
+def _by_name(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Arguments with paths by their last part: a run says what it was made with, not where that lay on a machine."""
+    shown = {name: Path(v).name if isinstance(v, Path) or "/" in str(v) else v for name, v in arguments.items()}
+    return shown or None
 
 
 def parse_taus(text: str) -> tuple[float, ...]:

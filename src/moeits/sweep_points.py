@@ -25,10 +25,10 @@ class PointWork:
     ledger: Ledger
     evaluation: Mapping[str, Any]
     """Arguments of `evaluate`; empty if nothing is to be evaluated."""
-    healing: Mapping[str, Any] | None
-    """Arguments of `heal`; None if nothing is to be healed."""
-    footprint: Mapping[str, Any] | None
-    """Arguments of `measure`; None if no footprint is to be taken."""
+    healing: Mapping[str, Any]
+    """Arguments of `heal`; empty if nothing is to be healed."""
+    footprint: Mapping[str, Any]
+    """Arguments of `measure`; empty if no footprint is to be taken."""
     progress: Progress
 
     def all_points(self, names: Sequence[str]) -> None:
@@ -46,8 +46,8 @@ class PointWork:
         point.path.mkdir(exist_ok=True)
         model = self._pruned(point)
         if self.evaluation and not point.unhealed.exists():
-            self._evaluate(model, point.unhealed, "evaluation", point)
-        if self.footprint is not None and not point.footprint.exists():
+            self._evaluate(model, point.unhealed, point)
+        if self.footprint and not point.footprint.exists():
             measure(model, output=point.footprint, progress=self.progress, **self.footprint)
         if point.healed in self._wanted(point):
             self._heal(model, point)
@@ -56,9 +56,9 @@ class PointWork:
 
     def _wanted(self, point: PointFolder) -> list[Path]:
         wanted = [point.unhealed] if self.evaluation else []
-        wanted += [point.footprint] if self.footprint is not None else []
+        wanted += [point.footprint] if self.footprint else []
         # A tau that keeps everything is the unpruned model; it is healed only if some tau reaches it.
-        return wanted + ([point.healing, point.healed] if self.healing is not None and point.plan.exists() else [])
+        return wanted + ([point.healing, point.healed] if self.healing and point.plan.exists() else [])
 
     def _pruned(self, point: PointFolder) -> Path:
         """The checkpoint of a point, written if it is not there."""
@@ -70,15 +70,14 @@ class PointWork:
         return point.pruned_checkpoint
 
     def _heal(self, model: Path, point: PointFolder) -> None:
-        assert self.healing is not None
         if not (point.healed_checkpoint / "config.json").exists():
             with self.ledger.stage("healing", point.path.name):
                 started = point.healed_checkpoint.with_name(point.healed_checkpoint.name + ".healing").exists()
                 heal(model, output=point.healed_checkpoint, resume=started, progress=self.progress, **self.healing)
         shutil.copyfile(point.healed_checkpoint / "healing.json", point.healing)
         if not point.healed.exists():
-            self._evaluate(point.healed_checkpoint, point.healed, "evaluation", point)
+            self._evaluate(point.healed_checkpoint, point.healed, point)
 
-    def _evaluate(self, model: Path, output: Path, stage: str, point: PointFolder) -> None:
-        with self.ledger.stage(stage, None if point == self.run.unpruned else point.path.name):
+    def _evaluate(self, model: Path, output: Path, point: PointFolder) -> None:
+        with self.ledger.stage("evaluation", None if point == self.run.unpruned else point.path.name):
             evaluate(model, output=output, progress=self.progress, **self.evaluation)
