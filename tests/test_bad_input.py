@@ -348,6 +348,10 @@ def test_a_missing_folder_is_a_sentence(shell: Shell, name: str) -> None:
     assert err.startswith("moeits: ")
 
 
+def test_what_the_system_refuses_is_a_sentence_too(shell: Shell) -> None:
+    shell.refuses("inspect", "x" * 5000, saying="File name too long")
+
+
 def test_fused_experts_must_be_whole(shell: Shell, tmp_path: Path, toy: Path) -> None:
     fused = fuse(toy, tmp_path / "fused")
     name = "model.layers.0.mlp.experts.gate_up_proj"
@@ -483,7 +487,7 @@ def test_evidence_and_plans_are_not_taken_for_each_other(shell: Shell, toy: Path
     shell.refuses("plan", "nothing", "--tau", "1", "--output", "new.json", saying="There is no evidence nothing")
     shell.refuses("prune", "toy", "--plan", "evidence.safetensors", "--output", "out", saying="evidence.safetensors")
     shell.refuses("prune", "toy", "--plan", "toy", "--output", "out", saying="toy")
-    shell.refuses("inspect", "evidence.safetensors", saying="evidence.safetensors")
+    shell.refuses("inspect", "evidence.safetensors", saying="evidence.safetensors is a file of tensors")
 
 
 EVIDENCE_METADATA = {

@@ -114,6 +114,7 @@ def line(toy: Path, run: Callable[..., tuple[str, str]]) -> dict[str, tuple[str,
         "plan": ["e.safetensors", "--tau", "0.5", "--output", "plan.json"],
         "prune": ["toy", "--plan", "plan.json", "--output", "pruned"],
         "simplify": ["toy", "--tau", "0.5", "--output", "simplified"],
+        "sweep": ["toy", "--tau", "0.5:1.5:0.5", "--output", "run"],
     }
     assert toy.name == "toy"
     return {name: run(name, *arguments, "--json") for name, arguments in calls.items()}

@@ -107,6 +107,8 @@ def main() -> None:
     except BrokenPipeError:  # whoever read the output has read enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:  # where nobody expected the system to refuse: a failing disk, a name too long
+        console.error(f"{error.strerror or error}: {error.filename}. Check the disk and the path.")
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     if code == _INTERRUPTED:

@@ -56,9 +56,11 @@ def inspect(
 ) -> Inspection:
     """Look into a checkpoint, or a plan (a .json file). With a budget: how many experts it would leave, and how large.
 
-    Raises CheckpointError or PlanError if the file is broken, BudgetOutOfReach if a budget leaves less than the
-    smallest checkpoint with top_k experts in each layer.
+    Raises CheckpointError or PlanError if the file is broken, SettingError if it is neither, BudgetOutOfReach if a
+    budget leaves less than the smallest checkpoint with top_k experts in each layer.
     """
+    if Path(path).suffix == ".safetensors":
+        raise SettingError(f"{path} is a file of tensors. Give the folder of a checkpoint, or a plan (.json).")
     if Path(path).is_file():
         if reduction is not None or max_size is not None:
             raise SettingError("A plan has its budget already: give --reduction and --max-size with a checkpoint.")
