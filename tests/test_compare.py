@@ -1,6 +1,7 @@
 """Two results item by item: differences with intervals, and what may not be compared."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -110,6 +111,12 @@ def test_results_of_different_tasks_are_refused():
 def test_results_of_different_shots_are_refused():
     with pytest.raises(EvaluationError, match="different shots: t was asked with 15 examples in the first and 0"):
         compare(results({"t": [1]}, num_fewshot=15), results({"t": [1]}))
+
+
+def test_results_of_differently_drawn_examples_are_refused():
+    one, other = results({"t": [1]}, num_fewshot=15), results({"t": [1]}, num_fewshot=15)
+    with pytest.raises(EvaluationError, match="asked by 1 processes in the first and 2 in the second"):
+        compare(one, replace(other, settings={"processes": 2}))
 
 
 def test_results_of_different_items_are_refused():

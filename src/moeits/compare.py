@@ -183,6 +183,13 @@ def _check_same_question(name: str, a: Results, b: Results) -> None:
             f"The results are of different shots: {name} was asked with {one['num_fewshot']} examples in the first "
             f"and {other['num_fewshot']} in the second. Evaluate both with the same --num-fewshot."
         )
+    processes = [results.settings.get("processes", 1) for results in (a, b)]
+    if one["num_fewshot"] and processes[0] != processes[1]:
+        # Each process draws its examples from the same seed for its own items only.
+        raise EvaluationError(
+            f"The results are of different examples: {name} was asked by {processes[0]} processes in the first and "
+            f"{processes[1]} in the second, and the harness draws other examples then. Evaluate both with as many."
+        )
     if one["version"] != other["version"]:
         raise EvaluationError(
             f"The results are of different versions of {name}: {one['version']} and {other['version']}. Evaluate both "

@@ -73,14 +73,10 @@ def _with_transformers(
     device: str | None,
 ) -> Any:
     huggingface = need("lm_eval.models.huggingface", extra="eval")
-    transformers = need("transformers", extra="eval")
+    tokenizer = _tokenizer(checkpoint)
     accelerator = _accelerator()
-    if accelerator is not None:
-        device = str(accelerator.device)
-    model = load(
-        checkpoint.folder, dtype=dtype, device_map="auto" if device == "split" else {"": device or _best_device()}
-    )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    where = str(accelerator.device) if accelerator is not None else _device(device)
+    model = load(checkpoint.folder, dtype=_checked_dtype(dtype), device_map="auto" if where == "split" else {"": where})
     counted = type("HFLM", (CutPrompts, huggingface.HFLM), {})
     made = counted(pretrained=model.eval(), tokenizer=tokenizer, batch_size=batch_size)
     if accelerator is not None:
@@ -124,9 +120,40 @@ def _accelerator() -> Any:
     return accelerate.Accelerator(kwargs_handlers=[patience])
 
 
-def _best_device() -> str:
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    try:
+        tokenizer = need("transformers", extra="eval").AutoTokenizer.from_pretrained(
+            checkpoint.folder, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError):
+        tokenizer = None
+    # Where there are no files of one, transformers may make a tokenizer without a single token.
+    if tokenizer is None or not tokenizer.encode("a", add_special_tokens=False):
+        raise EvaluationError(
+            f"{checkpoint.source} has no tokenizer that transformers can read: copy tokenizer.json and "
+            "tokenizer_config.json of the model it was made from into its folder."
+        )
+    return tokenizer
+
+
+def _device(asked: str | None) -> str:
+    """A device of torch by name: the one asked for, else the first accelerator, else the CPU; or `split`."""
     torch = need("torch", extra="load")
-    return str(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else "cpu"
+    if asked is None:
+        return str(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else "cpu"
+    try:
+        if asked != "split":
+            torch.empty(0, device=asked)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SettingError(f"--device {asked} cannot be used here: {str(error).splitlines()[0]}") from None
+    return asked
+
+
+def _checked_dtype(name: str) -> str:
+    torch = need("torch", extra="load")
+    if name != "auto" and not isinstance(getattr(torch, name, None), torch.dtype):
+        raise SettingError(f"There is no dtype {name!r}. Known: auto, float32, bfloat16, float16.")
+    return name
 
 
 # ------------------------------------------------------------------------------------------------ one task

@@ -69,7 +69,19 @@ def load_tasks(
         if harness.get_config("num_fewshot") != 0:
             harness.set_config(key="num_fewshot", value=num_fewshot)
         harness.set_fewshot_seed(seed=SEEDS["fewshot"])
+        _check_examples(harness)
     return tuple(LoadedTask(name=harness.task_name, harness=harness, files=hashes) for harness, hashes in loaded)
+
+
+def _check_examples(harness: Any) -> None:
+    """The examples of the prompts can be drawn. Raises EvaluationError if there are fewer than shots."""
+    shots = harness.get_config("num_fewshot")
+    there = len(harness.fewshot_docs()) if shots else 0
+    if there < shots:
+        raise EvaluationError(
+            f"{harness.task_name} has {there} examples to draw from, which is not enough for {shots} in each prompt: "
+            f"give --num-fewshot {there} or less."
+        )
 
 
 class _Catalog:
