@@ -117,6 +117,39 @@ def test_an_unpruned_model_can_be_healed_the_same_way(data: Path, tmp_path: Path
     assert read_config(tmp_path / "out") == read_config(toy)
 
 
+def test_simplify_heals_what_it_pruned_and_leaves_one_checkpoint(data: Path, tmp_path: Path, monkeypatch):
+    from moeits.healing import recipe
+
+    monkeypatch.setattr(
+        recipe, "RECIPES", {"small": recipe.HealingRecipe(**{k: v for k, v in TINY.items() if k != "recipe"})}
+    )
+    toy = make_toy(tmp_path / "toy", dtype="float32", layers=2)
+    write_tokenizer(toy)
+    plan = moeits.simplify(toy, tau=0.2, output=tmp_path / "out", heal=data, recipe="small")
+    assert (tmp_path / "out" / "healing.json").exists()
+    assert (tmp_path / "out" / "plan.json").read_text() == plan.to_json()
+    assert {path.name for path in tmp_path.iterdir()} == {"toy", "data.jsonl", "out"}
+    with pytest.raises(HealingError, match="is no file"):
+        moeits.simplify(toy, tau=0.2, output=tmp_path / "other", heal="nowhere.jsonl", recipe="small")
+    assert not list(tmp_path.glob("other*"))
+
+
+def test_the_command_shows_counts_and_losses(pruned: Path, data: Path, tmp_path: Path, capsys, monkeypatch):
+    import sys
+
+    from moeits.cli import main
+
+    flags = ["--rank", "4", "--batch-size", "4", "--steps", "2", "--sequence-length", "16", "--no-packing"]
+    arguments = ["heal", str(pruned), "--data", str(data), "--output", str(tmp_path / "out"), "--recipe", "small"]
+    monkeypatch.setattr(sys, "argv", ["moeits", *arguments, *flags])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "24 rows: 8 used, 1 held out, 0 dropped, 15 not needed, 0 cut" in shown
+    assert "merged" in shown
+
+
 # ------------------------------------------------------------------------------------------------------- bad input
 
 

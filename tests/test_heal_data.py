@@ -120,6 +120,13 @@ def test_rows_are_used_held_out_dropped_and_cut_and_all_are_counted(tmp_path: Pa
     assert (counts.rows, counts.used, counts.held_out, counts.dropped, counts.cut) == (20, 14, 4, 2, 14)
 
 
+def test_rows_that_the_steps_do_not_need_are_counted_and_not_tokenised(tmp_path: Path):
+    for packing, used in ((False, 5), (True, 4)):  # five sequences of eight tokens: a text has 13 with its end
+        made = sequencer(tmp_path, length=8, most=5, packing=packing)
+        counts = made.split(texts(), samples=None, holdout=0, valid=None).counts
+        assert (counts.sequences, counts.used, counts.spare) == (5, used, 24 - used)
+
+
 def test_no_row_is_both_trained_and_held_out(tmp_path: Path):
     data = sequencer(tmp_path).split(texts(), samples=None, holdout=0.25, valid=None)
     trained, held_out = ({ids.tobytes() for ids, _ in s.pairs} for s in (data.training, data.held_out))

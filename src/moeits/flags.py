@@ -51,7 +51,7 @@ FLAGS: dict[str, Any] = {
     "diagonal": Annotated[str, typer.Option(help="The zeros R_ii in mean and iqr: zero (they count) or excluded.")],
     "threads": Annotated[int | None, typer.Option(help="Threads of the scoring.", show_default="all cores")],
     "memory": Annotated[str, typer.Option(help="Bound on the encoded weights held at once.")],
-    "fresh": Annotated[bool, typer.Option("--fresh", help="Forget finished layers of an interrupted run.")],
+    "fresh": Annotated[bool, typer.Option("--fresh", metavar="", help="Forget finished layers of an interrupted run.")],
     "plan": Annotated[Path, typer.Option(help="The plan to carry out.")],
     "layout": Annotated[
         str, typer.Option(help="auto, per-layer, uniform (evened out along the plan's order), padded.")
@@ -60,14 +60,16 @@ FLAGS: dict[str, Any] = {
         str | None, typer.Option(help="Largest shard, such as 5GB.", show_default="the source's largest")
     ],
     "revision": Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")],
-    "overwrite": Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint at the output.")],
+    "overwrite": Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace a checkpoint at the output.")],
     "runs": Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that moeits sweep wrote.")],
     "format": Annotated[str, typer.Option(help="html: one page; md: its tables, for a paper or a model card.")],
     "prompt_tokens": Annotated[int, typer.Option(help="Length of the prompt that is read, random tokens.")],
     "new_tokens": Annotated[int, typer.Option(help="How many tokens are generated after it.")],
     "repeats": Annotated[int, typer.Option(help="How often each speed is measured.")],
-    "run": Annotated[bool, typer.Option("--run/--no-run", help="Load the model and run it; else its files alone.")],
-    "energy": Annotated[bool, typer.Option("--energy/--no-energy", help="Measure energy, by codecarbon.")],
+    "run": Annotated[
+        bool, typer.Option("--run/--no-run", metavar="", help="Load the model and run it; else its files alone.")
+    ],
+    "energy": Annotated[bool, typer.Option("--energy/--no-energy", metavar="", help="Measure energy, by codecarbon.")],
     "energy_seconds": Annotated[float, typer.Option(help="Generate at least this long while energy is counted.")],
     "country": Annotated[
         str | None, typer.Option(help="Whose electricity it is (ISO code, such as ESP): gives the CO2 as well.")
@@ -80,9 +82,11 @@ FLAGS: dict[str, Any] = {
     ],
     "sweep recipe": Annotated[str, typer.Option(help="How it is healed, as --recipe of heal.")],
     "sweep batch_size": Annotated[int, typer.Option(help="Prompts at a time in an evaluation.")],
-    "sweep measure": Annotated[bool, typer.Option("--measure", help="Take the footprint of every point.")],
+    "sweep measure": Annotated[bool, typer.Option("--measure", metavar="", help="Take the footprint of every point.")],
     "card": Annotated[Path | None, typer.Option(help="Add the results to this checkpoint's README.md.")],
-    "published": Annotated[bool, typer.Option("--published", help="Show the paper's published rows as well.")],
+    "published": Annotated[
+        bool, typer.Option("--published", metavar="", help="Show the paper's published rows as well.")
+    ],
     "report output": Annotated[Path | None, typer.Option(help="Where the page or the tables go.")],
     "sweep tau": Annotated[str, typer.Option(help="FIRST:LAST:STEP, both ends included, or a list T,T,T.")],
     "tasks": Annotated[
@@ -121,6 +125,9 @@ FLAGS: dict[str, Any] = {
     "data": Annotated[
         str, typer.Option(help="Conversations, instructions or texts: .jsonl, .json, .parquet, or a hub data set.")
     ],
+    "simplify heal": Annotated[
+        str | None, typer.Option(metavar="DATA", help="Heal what is left on these data, as moeits heal does.")
+    ],
     "recipe": Annotated[str, typer.Option(help="paper, authors-code, router-only, or small (for CPUs).")],
     "targets": _recipe(str, "What gets LoRA: router, experts, attention, shared_experts, by commas."),
     "rank": _recipe(int, "Rank r of LoRA."),
@@ -154,9 +161,10 @@ FLAGS: dict[str, Any] = {
     "heal dtype": Annotated[
         str, typer.Option(help="Of the frozen model: auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16.")
     ],
-    "heal fresh": Annotated[bool, typer.Option("--fresh", help="Forget an interrupted healing.")],
+    "heal fresh": Annotated[bool, typer.Option("--fresh", metavar="", help="Forget an interrupted healing.")],
     "gradient_checkpointing": Annotated[
-        bool, typer.Option("--gradient-checkpointing", help="Less memory, more time: compute activations twice.")
+        bool,
+        typer.Option("--gradient-checkpointing", metavar="", help="Less memory, more time: compute activations twice."),
     ],
     "evaluate_every": Annotated[
         int | None, typer.Option(help="Steps between two held-out losses.", show_default="a fifth of the steps")
@@ -165,9 +173,11 @@ FLAGS: dict[str, Any] = {
         int | None, typer.Option(help="Steps between two saved states.", show_default="as --evaluate-every")
     ],
     "report_to": Annotated[str | None, typer.Option(help="wandb, mlflow, trackio, ..., by commas.")],
-    "resume": Annotated[bool, typer.Option("--resume", help="Go on with an interrupted healing.")],
-    "keep_adapter": Annotated[bool, typer.Option("--keep-adapter", help="Also save the adapter, for peft.")],
-    "json": Annotated[bool, typer.Option("--json", help="Print the result as JSON.")],
+    "resume": Annotated[bool, typer.Option("--resume", metavar="", help="Go on with an interrupted healing.")],
+    "keep_adapter": Annotated[
+        bool, typer.Option("--keep-adapter", metavar="", help="Also save the adapter, for peft.")
+    ],
+    "json": Annotated[bool, typer.Option("--json", metavar="", help="Print the result as JSON.")],
 }
 
 

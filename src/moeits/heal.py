@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,16 @@ def heal(
     return healing
 
 
+def check_healing(checkpoint: Checkpoint, *, data: str | Path, recipe: str) -> None:
+    """What can be known to be wrong with a healing before there is anything to heal. Raises what `heal` raises."""
+    moe = MoELayout.of(checkpoint)
+    _check_floats(checkpoint)
+    targets_of(checkpoint, moe, recipe_named(recipe, moe.architecture).targets)
+    Template.of(_tokenizer(checkpoint), "auto")
+    if next(read_rows(data, samples=1), None) is None:
+        raise HealingError("--data has no rows.")
+
+
 def _check_floats(checkpoint: Checkpoint) -> None:
     """LoRA is added to weights, so they must be numbers that can be added to."""
     odd = sorted({info.dtype for info in checkpoint.tensors.values()} - set(_FLOATS))
@@ -246,7 +257,7 @@ def _read_data(
         raise SettingError(f"--samples {samples} makes no sense: give 1 or more.")
     if samples is None and not recipe.packing:
         # More rows than this are never trained on; a hub data set is not downloaded further.
-        samples = recipe.sequences
+        samples = ceil(recipe.sequences / (1 if valid is not None else 1 - holdout))
     rows = read_rows(data, samples=samples, seed=sequencer.seed)
     return sequencer.split(
         rows, samples=samples, holdout=holdout, valid=None if valid is None else read_rows(valid, seed=sequencer.seed)

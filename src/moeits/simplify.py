@@ -1,5 +1,6 @@
-"""Score, plan and prune in one go: the paper's Algorithm 1."""
+"""Score, plan, prune and heal in one go: the paper's Algorithm 1."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -10,6 +11,8 @@ import numpy as np
 from moeits.checkpoint import Checkpoint
 from moeits.criteria import criterion_named
 from moeits.evidence import Evidence
+from moeits.heal import check_healing
+from moeits.heal import heal as heal_stage
 from moeits.layout import MoELayout
 from moeits.plan import PruningPlan, plan
 from moeits.progress import Progress, silent
@@ -38,18 +41,23 @@ def simplify(
     memory: str | int = "2GiB",
     layout: str = "auto",
     max_shard_size: str | int | None = None,
+    heal: str | Path | None = None,
+    recipe: str = "paper",
     revision: str | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
 ) -> PruningPlan:
     """Make a checkpoint smaller: `score`, `plan` and `prune` in one go, with the arguments of all three.
 
-    Paper: Algorithm 1 without the healing. Nothing is kept in between; what is wrong with an argument, or out of reach
-    of a budget, is said before anything is scored. Returns the plan as it was carried out. Raises what the three stages
-    raise.
+    Paper: Algorithm 1. With `heal` (data) the pruned checkpoint is healed by `recipe`; until that is done it lies in
+    OUTPUT.pruned, from where `moeits heal OUTPUT.pruned --resume` goes on after a kill. Otherwise nothing is kept in
+    between. What is wrong with an argument, or out of reach of a budget, is said before anything is scored. Returns the
+    plan as it was carried out. Raises what the stages raise.
     """
     checkpoint = Checkpoint.open(model, revision=revision)
     check_request(checkpoint, output=output, layout=layout, max_shard_size=max_shard_size, overwrite=overwrite)
+    if heal is not None:
+        check_healing(checkpoint, data=heal, recipe=recipe)
     evidence = Evidence.without_scores(checkpoint, MoELayout.of(checkpoint))
     planned = partial(
         plan,
@@ -75,15 +83,20 @@ def simplify(
             memory=memory,
             progress=progress,
         )
-    return prune(
+    pruned = Path(output) if heal is None else Path(output).with_name(Path(output).name + ".pruned")
+    done = prune(
         checkpoint,
         plan=planned(evidence),
-        output=output,
+        output=pruned,
         layout=layout,
         max_shard_size=max_shard_size,
         overwrite=overwrite,
         progress=progress,
     )
+    if heal is not None:
+        heal_stage(pruned, data=heal, output=output, recipe=recipe, overwrite=overwrite, progress=progress)
+        shutil.rmtree(pruned)
+    return done
 
 
 def _rehearsal(facts: Evidence) -> Evidence:

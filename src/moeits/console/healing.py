@@ -17,7 +17,8 @@ def show_healing(healing: Healing, arguments: dict[str, Any]) -> None:
         out(f"note: {note}")
     out(
         f"{data['rows']:,} rows: {data['used']:,} used, {data['held_out']:,} held out, {data['dropped']:,} dropped, "
-        f"{data['cut']:,} cut; {data['sequences']:,} sequences, {data['trained_tokens']:,} trained tokens"
+        f"{data['spare']:,} not needed, {data['cut']:,} cut; "
+        f"{data['sequences']:,} sequences, {data['trained_tokens']:,} trained tokens"
     )
     out(
         f"{', '.join(healing.recipe.targets)}: {healing.trainable_parameters:,} parameters trained for "

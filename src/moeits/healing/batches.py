@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
+from operator import length_hint
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,10 @@ class DataCounts:
     held_out: int
     dropped: int
     """Rows without an answer, or with none left after cutting."""
+    spare: int
+    """Rows with an answer that the steps of the training do not need, or that `samples` left out."""
     cut: int
-    """Rows that were longer than a sequence and lost their end; packing cuts none."""
+    """Rows of those used that were longer than a sequence and lost their end; packing cuts none."""
     sequences: int
     tokens: int
     trained_tokens: int
@@ -108,7 +111,7 @@ class Sequencer:
         if not conversations:
             raise HealingError(f"None of the {seen} rows of --data has an answer, or a text, to learn from.")
         apart = 0 if valid is not None else min(_held_out(len(conversations), holdout), _MOST_HELD_OUT)
-        training, cut, emptied = self._sequences(conversations[apart:], self.most)
+        training, read, cut, emptied = self._sequences(conversations[apart:], self.most)
         held_out = self._sequences(
             conversations[:apart] if valid is None else self._sample(valid, None)[0], _MOST_HELD_OUT
         )[0]
@@ -119,9 +122,10 @@ class Sequencer:
         sequences = Sequences(tuple(training))
         counts = DataCounts(
             rows=seen,
-            used=len(conversations) - apart - emptied,
+            used=read - emptied,
             held_out=apart,
             dropped=without_answer + emptied,
+            spare=seen - without_answer - apart - read,
             cut=cut,
             sequences=len(training),
             tokens=sequences.tokens,
@@ -147,23 +151,23 @@ class Sequencer:
 
     def _sequences(
         self, conversations: Sequence[Conversation], most: int | None
-    ) -> tuple[list[tuple[np.ndarray, np.ndarray]], int, int]:
-        """(sequences, rows cut, rows with nothing left to train)."""
-        texts = map(self.template.tokens, conversations)
-        labelled = ((tokens.ids, self._labels(tokens)) for tokens in texts)
+    ) -> tuple[list[tuple[np.ndarray, np.ndarray]], int, int, int]:
+        """(sequences, rows read for them, rows cut, rows with nothing left to train)."""
+        waiting = iter(conversations)
+        labelled = ((tokens.ids, self._labels(tokens)) for tokens in map(self.template.tokens, waiting))
         if self.packing:
-            return list(islice(_packed(labelled, self.length), most)), 0, 0
+            packed = list(islice(_packed(labelled, self.length), most))
+            return packed, len(conversations) - length_hint(waiting), 0, 0
         made: list[tuple[np.ndarray, np.ndarray]] = []
         cut = emptied = 0
-        for ids, labels in labelled:
-            if len(made) == most:
-                break
+        while len(made) != most and (pair := next(labelled, None)) is not None:
+            ids, labels = pair
             cut += len(ids) > self.length
             if (labels[1 : self.length] == UNTRAINED).all():
                 emptied += 1
             else:
                 made.append((ids[: self.length], labels[: self.length]))
-        return made, cut, emptied
+        return made, len(conversations) - length_hint(waiting), cut, emptied
 
     def _labels(self, tokens: Tokens) -> np.ndarray:
         if not self.answers_only:

@@ -28,7 +28,8 @@ LoRA on {_in_words(recipe["targets"])}, merged back; every other tensor is the p
 Recipe `{healing["recipe_name"]}`: {fields}; seed {healing["seed"]}.
 
 Trained on {data["sequences"]:,} sequences ({data["trained_tokens"]:,} trained tokens) of {data["used"]:,} rows;
-{data["dropped"]:,} rows were dropped and {data["cut"]:,} cut.
+{data["dropped"]:,} rows were dropped,
+{data["spare"]:,} not needed, and {data["cut"]:,} cut.
 Data fingerprint `{data["fingerprint"][:16]}`; `healing.json` has the curves.
 
 | held-out loss, nats per token | |
