@@ -51,38 +51,25 @@ def test_a_tensor_can_be_put_together_from_several_files(tmp_path: Path) -> None
     assert load_file(tmp_path / "out" / "model.safetensors")["t"].tobytes() == b"cdeXY901"
 
 
-@pytest.mark.parametrize("answer", [errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, 0])
-def test_where_the_kernel_cannot_copy_python_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: int) -> None:
-    """0 stands for a file system that answers 'nothing copied'."""
-
-    def copy_file_range(*_: Any) -> int:
-        if answer:
-            raise OSError(answer, os.strerror(answer))
-        return 0
-
-    monkeypatch.setattr(os, "copy_file_range", copy_file_range)
-    data = np.random.default_rng(0).bytes(100_000)
+@pytest.mark.parametrize("buffer_bytes", [1, 7, 4096, 1 << 20])
+def test_a_range_is_copied_whole_whatever_the_buffer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buffer_bytes: int
+) -> None:
+    monkeypatch.setattr(checkpoint_writer, "_BUFFER_BYTES", buffer_bytes)
+    data = np.random.default_rng(0).bytes(10_000)
     (tmp_path / "a").write_bytes(data)
-    part = ByteRange(path=tmp_path / "a", offset=7, length=90_000)
+    part = ByteRange(path=tmp_path / "a", offset=7, length=9_000)
+    made = NewTensor(name="t", dtype="U8", shape=(9_000,), nbytes=9_000, parts=(part,))
     with new_checkpoint(tmp_path / "out", sources=[], nbytes=1) as writer:
-        writer.write_tensors(
-            [NewTensor(name="t", dtype="U8", shape=(90_000,), nbytes=90_000, parts=(part,))], max_shard_bytes=10**9
-        )
-    assert load_file(tmp_path / "out" / "model.safetensors")["t"].tobytes() == data[7:90_007]
+        writer.write_tensors([made], max_shard_bytes=10**9)
+    assert load_file(tmp_path / "out" / "model.safetensors")["t"].tobytes() == data[7:9_007]
 
 
-@pytest.mark.parametrize("pieces", [1, 3, 4096])
-def test_writes_that_are_cut_short_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
-    write = os.write
-    monkeypatch.delattr(os, "copy_file_range")
-    monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:pieces]))
-    (tmp_path / "a").write_bytes(bytes(range(200)))
-    part = ByteRange(path=tmp_path / "a", offset=0, length=200)
+def test_bytes_may_be_made_at_the_moment_they_are_written(tmp_path: Path) -> None:
+    made = NewTensor(name="t", dtype="U8", shape=(5,), nbytes=5, parts=(b"ab", lambda: b"cde"))
     with new_checkpoint(tmp_path / "out", sources=[], nbytes=1) as writer:
-        writer.write_tensors(
-            [NewTensor(name="t", dtype="U8", shape=(200,), nbytes=200, parts=(part,))], max_shard_bytes=10**9
-        )
-    assert load_file(tmp_path / "out" / "model.safetensors")["t"].tobytes() == bytes(range(200))
+        writer.write_tensors([made], max_shard_bytes=10**9)
+    assert load_file(tmp_path / "out" / "model.safetensors")["t"].tobytes() == b"abcde"
 
 
 def test_a_source_that_shrinks_while_it_is_read_is_no_checkpoint(tmp_path: Path) -> None:
