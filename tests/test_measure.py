@@ -85,6 +85,7 @@ def test_a_pruned_model_costs_what_its_own_counts_say(shared: Path, tmp_path: Pa
     assert run_here({**REQUEST, "folder": str(pruned)})["flops"]["per_token"] == flops
 
 
+@pytest.mark.slow
 def test_a_run_in_its_own_process_shows_speed_memory_and_energy(toy: Path, tmp_path: Path) -> None:
     found = moeits.measure(
         toy,
@@ -129,6 +130,7 @@ def test_sparsity_is_the_share_of_zeros_of_either_sign(toy: Path) -> None:
     assert moeits.measure(toy, run=False).sparsity == 2 / total
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_run_is_one_sentence(toy: Path) -> None:
     config = json.loads((toy / "config.json").read_text())
     (toy / "config.json").write_text(json.dumps({**config, "hidden_act": "no such thing"}))

@@ -4,6 +4,7 @@ codecarbon reads RAPL counters of the CPU and NVML counters of the GPU where it 
 CPU's load and its rated power. The memory's share is always an estimate. No network is used.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -94,11 +95,13 @@ def check_country(country: str | None) -> str | None:
 
 def _tracker(country: str | None) -> Any:
     codecarbon = need("codecarbon", extra="measure")
+    # It greets on standard error before it has read its own log_level.
+    logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
     # The energy does not depend on the country; codecarbon's offline tracker wants one all the same.
     return codecarbon.OfflineEmissionsTracker(
         country_iso_code=country or "ESP",
         tracking_mode="process",
-        save_to_file=False,
+        output_methods=[],
         log_level="critical",
         allow_multiple_runs=True,
     )
