@@ -48,8 +48,8 @@ def run() -> str:
             shutil.rmtree(folder / "pruned")
     header = ("experts kept", "GiB", "moeits prune, s", "cp -r, s", "prune / cp")
     return (
-        f"The whole `prune` of a checkpoint in the page cache to a new folder, beside `cp -r` of what it wrote; the disk "
-        f"is synchronised before each. {REPEATS} repeats in turn.\n\n" + table(header, rows)
+        f"The whole `prune` of a checkpoint in the page cache to a new folder, beside `cp -r` of what it wrote; the "
+        f"disk is synchronised before each. {REPEATS} repeats in turn.\n\n" + table(header, rows)
     )
 
 

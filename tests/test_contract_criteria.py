@@ -8,7 +8,8 @@ import pytest
 from moeits.criteria import CRITERIA, Criterion, criterion_named
 from moeits.errors import EvidenceError, MoeitsError, SettingError
 from moeits.evidence import Evidence
-from moeits.plan import PruningPlan, plan
+from moeits.plan import plan
+from moeits.pruning_plan import PruningPlan
 from tests.toys import random_redundancy, toy_evidence
 
 

@@ -1,7 +1,7 @@
 """Who may import whom (docs/architecture.md), read off the source.
 
 A new module gets its name in one line of `ROOMS`. What a room may import from stands in `DOORS`; a line may import
-every stage, a stage no other stage, `plan` excepted, whose type is what stages pass on.
+every stage, a stage no other stage.
 """
 
 import ast
@@ -17,11 +17,11 @@ SOURCE = Path(__file__).parents[1] / "src" / "moeits"
 # room -> its modules. A package stands for all that is in it, and may use itself freely.
 ROOMS = {
     "words": (
-        "architectures checkpoint criteria elimination errors estimators evidence hub layout progress sizes version"
+        "architectures checkpoint criteria elimination errors estimators evidence hub layout progress pruning_plan "
+        "sizes version"
     ),
     "files": "card checkpoint_writer finished_layers pruned_config run_folder side_files",
-    "plan": "plan",
-    "stages": "inspect prune score",
+    "stages": "inspect plan prune score",
     "runtime": "modeling_moeits runtime",
     "healing": "heal healing",
     "evaluation": "evaluate evaluation",
@@ -35,17 +35,16 @@ ROOMS = {
 # room -> the rooms that its modules may import from.
 DOORS = {
     "words": "words",
-    "files": "words files plan",
-    "plan": "words",
-    "stages": "words files plan",
+    "files": "words files",
+    "stages": "words files",
     "runtime": "words files runtime",
-    "healing": "words files plan runtime healing",
-    "evaluation": "words files plan runtime evaluation",
-    "measuring": "words files plan runtime measuring",
+    "healing": "words files runtime healing",
+    "evaluation": "words files runtime evaluation",
+    "measuring": "words files runtime measuring",
     "comparing": "words comparing evaluation",
-    "lines": "words files plan stages runtime healing evaluation measuring comparing lines",
-    "report": "words plan runtime report",
-    "outside": "words files plan stages runtime healing evaluation measuring comparing lines report outside",
+    "lines": "words files stages runtime healing evaluation measuring comparing lines",
+    "report": "words runtime report",
+    "outside": "words files stages runtime healing evaluation measuring comparing lines report outside",
 }
 
 # What `pip install moeits` brings; everything else is imported inside functions, where it is needed.

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from moeits.errors import BudgetOutOfReach, EvidenceError, PlanError, SettingError
 from moeits.evidence import Evidence
-from moeits.plan import Planner, PruningPlan, check_groups, even_out, plan, summarize
+from moeits.plan import Planner, plan
+from moeits.pruning_plan import PruningPlan, check_groups, even_out, summarize
 from tests.test_elimination import paper_algorithm_3
 from tests.toys import random_redundancy, toy_evidence
 

@@ -19,8 +19,8 @@ import moeits
 from moeits.checkpoint import Checkpoint
 from moeits.errors import PlanError
 from moeits.layout import MoELayout
-from moeits.plan import PruningPlan
 from moeits.prune import Copy, Drop, Rename, Take, fates, new_tensors
+from moeits.pruning_plan import PruningPlan
 from tests.toys import (
     MODEL_TYPES,
     fuse,

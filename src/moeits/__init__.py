@@ -15,8 +15,9 @@ from moeits.evidence import Evidence
 from moeits.heal import Healing, heal
 from moeits.inspect import Inspection, inspect
 from moeits.measure import Footprint, measure
-from moeits.plan import PruningPlan, plan
+from moeits.plan import plan
 from moeits.prune import prune
+from moeits.pruning_plan import PruningPlan
 from moeits.report import report
 from moeits.runtime import load
 from moeits.score import score

@@ -8,7 +8,7 @@ from typing import Any
 from moeits.checkpoint import Checkpoint
 from moeits.evidence import NOISE_MARGIN
 from moeits.layout import MoELayout
-from moeits.plan import PruningPlan
+from moeits.pruning_plan import PruningPlan
 from moeits.sizes import format_size
 from moeits.version import __version__
 

@@ -8,7 +8,7 @@ from moeits.checkpoint import Checkpoint
 from moeits.errors import BudgetOutOfReach, SettingError
 from moeits.evidence import Evidence
 from moeits.layout import MoELayout
-from moeits.plan import PruningPlan
+from moeits.pruning_plan import PruningPlan
 from moeits.sizes import format_size, parse_size
 
 

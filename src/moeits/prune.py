@@ -14,9 +14,9 @@ from moeits.checkpoint_writer import ByteRange, NewTensor, check_output, new_che
 from moeits.errors import PlanError, SettingError
 from moeits.evidence import Evidence
 from moeits.layout import MoELayer, MoELayout
-from moeits.plan import PruningPlan, check_groups, even_out, summarize
 from moeits.progress import Progress, silent
 from moeits.pruned_config import LOADER_FILE, pruned_config
+from moeits.pruning_plan import PruningPlan, check_groups, even_out, summarize
 from moeits.side_files import copy_side_files
 from moeits.sizes import parse_size
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from moeits.errors import CheckpointError
 from moeits.layout import MoELayout, per_layer_config
-from moeits.plan import PruningPlan
+from moeits.pruning_plan import PruningPlan
 from moeits.version import __version__
 
 LOADER_FILE = "modeling_moeits.py"

@@ -14,9 +14,10 @@ from moeits.evidence import Evidence
 from moeits.heal import check_healing
 from moeits.heal import heal as heal_stage
 from moeits.layout import MoELayout
-from moeits.plan import PruningPlan, plan
+from moeits.plan import plan
 from moeits.progress import Progress, silent
 from moeits.prune import check_request, prune
+from moeits.pruning_plan import PruningPlan
 from moeits.score import score
 
 

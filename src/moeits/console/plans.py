@@ -7,7 +7,7 @@ from typing import Any
 from moeits.console import out, table, written
 from moeits.evidence import NOISE_MARGIN, Evidence
 from moeits.inspect import Inspection, LayerRow
-from moeits.plan import PruningPlan
+from moeits.pruning_plan import PruningPlan
 from moeits.sizes import format_size
 
 

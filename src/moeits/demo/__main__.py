@@ -15,8 +15,8 @@ from moeits import console
 from moeits.console import plans
 from moeits.demo import MODEL, TRAIN, VALID
 from moeits.evaluation.perplexity import Text, perplexity_of, read_text
-from moeits.plan import PruningPlan
 from moeits.progress import silent
+from moeits.pruning_plan import PruningPlan
 from moeits.runtime import need
 
 TAUS = (2.0, 1.25, 0.5)
@@ -36,7 +36,9 @@ def main() -> None:
     console.out(f"$ moeits inspect {MODEL.name}")
     plans.show_inspection(found, {})
     unpruned = _loss(MODEL)
-    rows = [("unpruned", str(sum(row.experts for row in found.layers)), "", f"{unpruned:.3f}", "", "")]
+    rows: list[tuple[str, ...]] = [
+        ("unpruned", str(sum(row.experts for row in found.layers)), "", f"{unpruned:.3f}", "", "")
+    ]
     for tau in TAUS:
         rows += _simplified(folder, tau, unpruned)
     console.out("\nValidation loss in nats per token, on text that the model has not seen:\n")

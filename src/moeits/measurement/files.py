@@ -7,8 +7,8 @@ import numpy as np
 
 from moeits.checkpoint import DTYPES, Checkpoint, TensorInfo
 from moeits.layout import MoELayout
-from moeits.plan import PruningPlan
 from moeits.progress import Progress, silent
+from moeits.pruning_plan import PruningPlan
 
 _CHUNK_ENTRIES = 2**26
 
