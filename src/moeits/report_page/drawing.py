@@ -54,7 +54,7 @@ class Drawing:
         figures = need("matplotlib.figure", extra="report")
         self._matplotlib = matplotlib
         with matplotlib.rc_context(_STYLE):
-            self.figure = figures.Figure(figsize=(width, height), layout="constrained")
+            self.figure = figures.Figure(figsize=(width, height), dpi=72, layout="constrained")
             self.axes: Any = self.figure.subplots()
             self.axes.set_axisbelow(True)
 
@@ -81,6 +81,8 @@ class Drawing:
     def x_pixels(self) -> dict[str, float]:
         """Where the x axis lies in the SVG's own units, so that the page can move a marker along it."""
         self.figure.draw_without_rendering()
+        # Laid out once more while it is saved, the axes would move away from what is said here.
+        self.figure.set_layout_engine("none")
         box, (low, high) = self.axes.get_window_extent(), self.axes.get_xlim()
         # SVG has 72 units an inch, the figure's own pixels are `dpi` an inch; its y axis points down.
         unit = 72 / self.figure.dpi
