@@ -32,6 +32,7 @@ lint: install
 	$(BIN)/mypy
 
 test: lint
+	sh scripts/install-chromium.sh
 	$(TEST_ENV) $(BIN)/pytest
 
 check: lint

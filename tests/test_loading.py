@@ -117,6 +117,15 @@ def test_training_a_model_of_unequal_counts_reaches_its_routers(tmp_path: Path) 
         assert layer.mlp.gate.weight.grad.abs().sum() > 0
 
 
+def test_unequal_layers_run_the_same_kernels_as_the_stock_class(tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "toy", dtype="float32")
+    pruned = loaded(keep(toy, UNEVEN, tmp_path / "pruned"))
+    assert pruned.config._experts_implementation == stock(toy).config._experts_implementation
+    assert pruned.config._attn_implementation == stock(toy).config._attn_implementation
+    pruned.set_experts_implementation("batched_mm")
+    assert pruned.config._experts_implementation == "batched_mm"
+
+
 def test_attention_can_still_be_exchanged_after_loading(tmp_path: Path) -> None:
     ours = loaded(keep(make_toy(tmp_path / "toy", dtype="float32"), UNEVEN, tmp_path / "pruned"))
     before = logits(ours, TOKENS)

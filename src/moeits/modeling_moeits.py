@@ -90,6 +90,15 @@ class _PerLayerCounts:
         # Custom code would lose the stock conversion of per-expert files into fused parameters.
         return False
 
+    # What a class can switch, transformers reads off the source of its module; the stock class's is the one to read.
+    @classmethod
+    def _can_set_experts_implementation(cls):
+        return cls._stock._can_set_experts_implementation()
+
+    @classmethod
+    def _can_set_attn_implementation(cls):
+        return cls._stock._can_set_attn_implementation()
+
     def __init__(self, config, *args, **kwargs):
         if getattr(config, "is_heterogeneous", False):
             config.allow_global_per_layer_attribute_access = True
@@ -101,7 +110,7 @@ class _PerLayerCounts:
 @functools.cache
 def per_layer_class(stock):
     """A subclass of a stock model class that reads per-layer counts; of the same name, as `architectures` says."""
-    names = {"__module__": __name__, "__doc__": stock.__doc__, "_auto_class": "AutoModelForCausalLM"}
+    names = {"__module__": __name__, "__doc__": stock.__doc__, "_auto_class": "AutoModelForCausalLM", "_stock": stock}
     return type(stock.__name__, (_PerLayerCounts, stock), names)
 
 
