@@ -116,12 +116,15 @@ def train(job: HealingJob, progress: Progress) -> Trained:
     In a distributed run (accelerate launch) every process calls this; only the main one touches the run's folder.
     Raises HealingError if what trains is not what was asked for, or if the loss is no number any more.
     """
+    arguments = _arguments(job.recipe, job.schedule, job.run.folder, job.seed, len(job.data.held_out) > 0)
+    # Trainer's arguments are what joins the processes; asked before that, each would think that it is the main one.
+    assert arguments.device is not None
     state = accelerate.PartialState()
     if state.is_main_process:
         job.run.check_space(job.trainable_parameters)
         job.run.begin(job.identity(), steps=job.recipe.steps, resume=job.schedule.resume, fresh=job.schedule.fresh)
     state.wait_for_everyone()
-    trainer = _trainer(job, _adapted_model(job), progress)
+    trainer = _trainer(job, arguments, _adapted_model(job), progress)
     loss_before = _loss_before(job, trainer, state.is_main_process)
     started = time.perf_counter()
     saved = job.run.checkpoints()
@@ -161,9 +164,9 @@ def _adapted_model(job: HealingJob) -> Any:
     return model
 
 
-def _trainer(job: HealingJob, model: Any, progress: Progress) -> HealingTrainer:
-    has_held_out = len(job.data.held_out) > 0
-    arguments = _arguments(job.recipe, job.schedule, job.run.folder, job.seed, has_held_out)
+def _trainer(
+    job: HealingJob, arguments: transformers.TrainingArguments, model: Any, progress: Progress
+) -> HealingTrainer:
     teacher = None if job.teacher is None else load_model(Checkpoint.open(job.teacher), job.dtype).to(arguments.device)
     trainer = HealingTrainer(
         objective=objective_of(job.recipe, teacher),
@@ -204,6 +207,8 @@ def _arguments(
 ) -> transformers.TrainingArguments:
     return transformers.TrainingArguments(
         output_dir=str(run),
+        # Said outright, for otherwise accelerate looks for a device and leaves the processes of a CPU run apart.
+        use_cpu=not torch.accelerator.is_available(),
         per_device_train_batch_size=recipe.batch_size,
         gradient_accumulation_steps=recipe.accumulation,
         max_steps=recipe.steps,
