@@ -18,7 +18,7 @@ TINY = {
     "recipe": "small",
     "rank": 4,
     "batch_size": 4,
-    "steps": 3,
+    "steps": 12,
     "sequence_length": 16,
     "packing": False,
     "learning_rate": 1e-2,

@@ -30,14 +30,22 @@ SETTINGS = {
     "learning_rate": 1e-2,
     "evaluate_every": EVERY,
 }
-KILLED = """
+IN_A_PROCESS = """
 import os, signal, sys
 import moeits
+model, data, output, last, settings = sys.argv[1:]
 def progress(what, done, total):
-    if what == "healing" and done == int(sys.argv[4]):
+    if what == "healing" and done == int(last):
         os.kill(os.getpid(), signal.SIGKILL)
-moeits.heal(sys.argv[1], data=sys.argv[2], output=sys.argv[3], progress=progress, **eval(sys.argv[5]))
+moeits.heal(model, data=data, output=output, progress=progress, **eval(settings))
 """
+
+
+def heal_in_a_process(pruned: Path, data: Path, output: Path, *, killed_at: int = 0, **changes) -> int:
+    """Heal in a process of its own, with one thread, and kill it at a step; its exit code."""
+    arguments = [str(pruned), str(data), str(output), str(killed_at), repr({**SETTINGS, **changes})]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    return subprocess.run([sys.executable, "-c", IN_A_PROCESS, *arguments], env=environment, check=False).returncode
 
 
 @pytest.fixture(scope="module")
@@ -55,14 +63,11 @@ def test_a_run_killed_at_a_random_step_and_resumed_gives_the_same_bytes(material
     pruned, data = material
     step = random.SystemRandom().randrange(EVERY + 1, STEPS)
     output = tmp_path / "resumed"
-    arguments = [str(pruned), str(data), str(output), str(step), repr(SETTINGS)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, check=False)
-    assert killed.returncode == -signal.SIGKILL, f"step {step}"
+    assert heal_in_a_process(pruned, data, output, killed_at=step) == -signal.SIGKILL, f"step {step}"
     assert not output.exists()
     assert (tmp_path / "resumed.healing" / f"checkpoint-{(step - 1) // EVERY * EVERY}").is_dir()
-    moeits.heal(pruned, data=data, output=output, resume=True, **SETTINGS)
-    moeits.heal(pruned, data=data, output=tmp_path / "whole", **SETTINGS)
+    assert heal_in_a_process(pruned, data, output, resume=True) == 0
+    assert heal_in_a_process(pruned, data, tmp_path / "whole") == 0
     resumed, whole, before = read_tensors(output), read_tensors(tmp_path / "whole"), read_tensors(pruned)
     assert [n for n in whole if resumed[n].tobytes() != whole[n].tobytes()] == [], f"killed at step {step}"
     assert any(before[n].tobytes() != whole[n].tobytes() for n in whole)
