@@ -6,6 +6,7 @@ on a grid of ln n, each shared between its two neighbours, and all pairs of E we
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import log
 
 import numpy as np
@@ -28,11 +29,18 @@ def expected_information(counts: Sequence[np.ndarray]) -> np.ndarray:
     size = int(log(n) / _GRID_STEP) + 2
     bins = np.stack([_on_log_grid(weight, np.ones(weight.size), size) for weight in counts])
     narrow = np.stack([_on_log_grid(weight, 1 - 1 / weight, size) for weight in counts])
+    excess, curvature = _kernels(n, size)
+    correction = narrow @ curvature @ narrow.T * (n / max(n - 1, 1)) - bins @ curvature @ bins.T
+    return (bins @ excess @ bins.T + correction) / n
+
+
+@lru_cache(maxsize=4)
+def _kernels(n: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """`_poisson_excess` on the grid, (size, size) each; the same for all weights of N entries, so kept for the next."""
     # Cell (k, l) of the grid has mean count exp(step (k + l)) / N, so the kernels depend on k + l only.
     excess, curvature = _poisson_excess(np.exp(_GRID_STEP * np.arange(2 * size - 1)) / n)
     cell = np.add.outer(np.arange(size), np.arange(size))
-    correction = narrow @ curvature[cell] @ narrow.T * (n / max(n - 1, 1)) - bins @ curvature[cell] @ bins.T
-    return (bins @ excess[cell] @ bins.T + correction) / n
+    return excess[cell], curvature[cell]
 
 
 def _poisson_excess(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
