@@ -1,5 +1,6 @@
 """A killed healing goes on where it was, and ends where it would have ended."""
 
+import errno
 import os
 import random
 import signal
@@ -141,3 +142,24 @@ def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_last_good_st
     monkeypatch.undo()
     healing = moeits.heal(pruned, data=data, output=tmp_path / "out", resume=True, **{**SETTINGS, "steps": EVERY})
     assert healing.best_step == EVERY
+
+
+def test_a_disk_that_fills_up_while_training_is_a_sentence_and_the_last_state_is_kept(
+    material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from moeits.healing import training
+
+    pruned, data = material
+    save = training.HealingTrainer._save
+
+    def full_at_the_second(trainer, output_dir=None, state_dict=None):
+        if trainer.state.global_step > EVERY:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(trainer, output_dir, state_dict)
+
+    monkeypatch.setattr(training.HealingTrainer, "_save", full_at_the_second)
+    with pytest.raises(MoeitsError, match=r"became full while training; step 3 is kept: make room and go on"):
+        moeits.heal(pruned, data=data, output=tmp_path / "out", **SETTINGS)
+    monkeypatch.undo()
+    moeits.heal(pruned, data=data, output=tmp_path / "out", resume=True, **SETTINGS)
+    assert (tmp_path / "out" / "config.json").exists()

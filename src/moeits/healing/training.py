@@ -3,8 +3,11 @@
 This module imports torch and transformers; nothing imports it before a model is healed.
 """
 
+import errno
+import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,11 @@ from typing import Any
 import accelerate
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from moeits.checkpoint import Checkpoint
-from moeits.errors import HealingError
+from moeits.errors import HealingError, OutputError
 from moeits.healing.adapters import adapt, check_same_weights, check_trainable, factors_of
 from moeits.healing.batches import Sequences, collate
 from moeits.healing.job import HealingJob, Schedule, Trained
@@ -27,6 +31,8 @@ from moeits.runtime import load
 
 ADAPTER_FILE = "adapter.safetensors"
 _HELD_OUT_BATCH = 8
+# Less than this left on a disk, and a failed write was for want of room.
+_LITTLE_SPACE = 1 << 20
 
 
 class HealingTrainer(transformers.Trainer):
@@ -132,7 +138,8 @@ def train(job: HealingJob, progress: Progress) -> Trained:
     if reached:
         _restore(trainer, reached[0])
     else:
-        trainer.train(resume_from_checkpoint=str(saved[-1][1]) if saved else None)
+        with _full_disk_as_a_sentence(job.run):
+            trainer.train(resume_from_checkpoint=str(saved[-1][1]) if saved else None)
     return Trained(
         factors=factors_of(trainer.model, job.targets),
         loss_before=loss_before,
@@ -143,6 +150,20 @@ def train(job: HealingJob, progress: Progress) -> Trained:
         peak_memory_bytes=_peak_memory(),
         is_main_process=state.is_main_process,
     )
+
+
+@contextmanager
+def _full_disk_as_a_sentence(run: HealingRun) -> Iterator[None]:
+    """A disk that fills up while a state is saved: torch, safetensors and Python each say it in their own way."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT}
+        if not full and shutil.disk_usage(run.folder).free > _LITTLE_SPACE:
+            raise
+        saved = [step for step, _ in run.checkpoints()]
+        kept = f"step {saved[-1]} is kept: make room and go on with --resume" if saved else "no state was saved before"
+        raise OutputError(f"The disk of {run.folder.parent} became full while training; {kept}.") from None
 
 
 def load_model(checkpoint: Checkpoint, dtype: str) -> Any:
