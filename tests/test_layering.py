@@ -48,7 +48,8 @@ DOORS = {
 }
 
 # What `pip install moeits` brings; everything else is imported inside functions, where it is needed.
-CORE = {"huggingface_hub", "ml_dtypes", "numba", "numpy", "rich", "safetensors", "typer"}
+# llvmlite comes with numba, whose intrinsics are written in it.
+CORE = {"huggingface_hub", "llvmlite", "ml_dtypes", "numba", "numpy", "rich", "safetensors", "typer"}
 # Modules that cannot do without torch. They are imported inside functions only.
 NEED_TORCH = {"modeling_moeits", "healing.adapters", "healing.objective", "healing.training"}
 # Flags and terminals belong to the outside; the library neither parses nor prints.

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -99,6 +98,8 @@ class _Run:
     def __init__(
         self, lm: Any, checkpoint: Checkpoint, settings: dict[str, Any], *, output: Path | None, fresh: bool
     ) -> None:
+        from importlib.metadata import version
+
         self._lm, self._settings, self._model = lm, settings, _model_facts(checkpoint)
         self._versions = {
             "moeits": __version__,

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +161,8 @@ def _not_measured(reduction: float | None, sparsity: float | None, found: dict[s
 
 
 def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
     versions = {"moeits": __version__}
     for name in ("torch", "transformers", "codecarbon"):
         # Without the extra nothing was run, so there is nothing to say.

@@ -14,7 +14,6 @@ from moeits.architectures import Architecture
 from moeits.checkpoint import Checkpoint
 from moeits.errors import NonFiniteWeight, OutputError, SettingError, UnscorableWeight
 from moeits.estimators import RedundancyEstimator, estimator_named
-from moeits.estimators.joint_counts import TABLE_BYTES
 from moeits.evidence import Evidence
 from moeits.finished_layers import FinishedLayers
 from moeits.layout import MoELayout
@@ -168,6 +167,8 @@ class _Scorer:
 
     def _block_size(self, layer: int, projection: str) -> int:
         """How many experts may be encoded at a time."""
+        from moeits.estimators.joint_counts import TABLE_BYTES
+
         moe = self.layout.layers[layer]
         entries, nbytes = self.layout.weight_size(self.checkpoint, layer, projection)
         encoded = 2 * entries

@@ -5,10 +5,10 @@ table from value to bin. A float32 weight takes NumPy's own edges.
 """
 
 import ml_dtypes
-import numba
 import numpy as np
 
 from moeits.errors import NonFiniteWeight, SettingError, UnscorableWeight
+from moeits.estimators.compiling import compiled
 
 _SIXTEEN_BITS = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
@@ -127,7 +127,7 @@ def _bin_float32(flat: np.ndarray, bins: str | int) -> tuple[np.ndarray, np.ndar
     return code[raw], counts[occupied]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _count_patterns(patterns: np.ndarray) -> np.ndarray:  # pragma: no cover - compiled
     counts = np.zeros(65536, np.int64)
     for pattern in patterns:
@@ -135,7 +135,7 @@ def _count_patterns(patterns: np.ndarray) -> np.ndarray:  # pragma: no cover - c
     return counts
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _look_up(patterns: np.ndarray, table: np.ndarray) -> np.ndarray:  # pragma: no cover - compiled
     codes = np.empty(patterns.size, np.uint16)
     for i in range(patterns.size):
@@ -143,7 +143,7 @@ def _look_up(patterns: np.ndarray, table: np.ndarray) -> np.ndarray:  # pragma: 
     return codes
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _bin_evenly(values: np.ndarray, edges: np.ndarray) -> np.ndarray:  # pragma: no cover - compiled
     """`_bin_of` for equal-width edges: guess the bin by division, then correct the guess by the edges themselves."""
     last = edges.size - 2

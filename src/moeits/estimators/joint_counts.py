@@ -6,11 +6,12 @@ depends on. A cell that passes 255 wraps to 0 and is noted in a list, so that th
 
 from math import ceil, log, log2
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+
+from moeits.estimators.compiling import compiled
 
 # Larger tables are counted in bands of rows, one pass over the entries per band, in the same memory.
 TABLE_BYTES = 64 << 20
@@ -72,7 +73,7 @@ def _cells(_, a, b, first, width):  # type: ignore[no-untyped-def]
     return result(a, b, first, width), generate
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def count_pairs(a, b, bins_b, table, wrapped):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     """Count all entries into a uint8 table of zeros, cell a * bins_b + b; how often cells wrapped.
 
@@ -101,7 +102,7 @@ def count_pairs(a, b, bins_b, table, wrapped):  # type: ignore[no-untyped-def]  
     return times
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _count_band(a, b, bins_b, low, high, table, wrapped):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     """`count_pairs` for the entries whose first code is in [low, high), on a table of those rows."""
     times = 0
@@ -117,7 +118,7 @@ def _count_band(a, b, bins_b, low, high, table, wrapped):  # type: ignore[no-unt
     return times
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _take_terms(table, cells, scale):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     """Scaled sum of c ln c over a table that is left empty; `cells` are those that passed 255, ascending, repeated."""
     total = np.int64(0)

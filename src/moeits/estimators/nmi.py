@@ -12,9 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from moeits.errors import SettingError, ShapeMismatch
-from moeits.estimators.binning import bin_weight
 from moeits.estimators.independence import expected_information
-from moeits.estimators.joint_counts import joint_count_log_count
 
 MOST_BINS = 65536
 
@@ -53,6 +51,8 @@ class NMI:
 
         Raises NonFiniteWeight on NaN or infinity, SettingError if its range is too narrow for its number of bins.
         """
+        from moeits.estimators.binning import bin_weight
+
         codes, counts = bin_weight(weight, self.bins)
         return Codes(codes=codes, counts=counts, entropy=_entropy(counts))
 
@@ -63,6 +63,8 @@ class NMI:
         Equals scikit-learn's `normalized_mutual_info_score(..., average_method="geometric")` on the bin numbers.
         Raises ShapeMismatch if the two weights have different sizes.
         """
+        from moeits.estimators.joint_counts import joint_count_log_count
+
         if a.codes.size != b.codes.size:
             raise ShapeMismatch(f"Weights of {a.codes.size} and {b.codes.size} entries cannot be compared.")
         if a.entropy == 0 or b.entropy == 0:

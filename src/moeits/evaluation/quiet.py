@@ -4,7 +4,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from unittest import mock
 
 from moeits.runtime import need
 
@@ -15,6 +14,8 @@ _LOGGERS = ("lm_eval", "lm-eval", "datasets", "transformers", "accelerate")
 @contextmanager
 def quiet() -> Iterator[None]:
     """Only errors are logged, and no progress bar is drawn, until the end of the block."""
+    from unittest import mock  # 60 ms, which no other command should wait for
+
     datasets = need("datasets", extra="eval")
     harness = need("lm_eval.api.task", extra="eval")
     bars = need("transformers", extra="eval").utils.logging
