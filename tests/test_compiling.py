@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numba
@@ -17,16 +18,14 @@ def test_the_package_is_imported_without_numba() -> None:
 
 
 def test_a_kernel_that_cannot_be_kept_on_disk_is_compiled_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    njit = numba.njit
-
     def nowhere_to_write(*, cache: bool = False, **how: Any) -> Callable[..., Any]:
         # What numba 0.68 raises when both the package and the home folder are read-only.
         if cache:
             raise RuntimeError("cannot cache function 'double': no locator available for file 'double.py'")
-        return njit(**how)
+        return numba.njit(**how)
 
     def double(number):  # type: ignore[no-untyped-def]
         return 2 * number
 
-    monkeypatch.setattr(numba, "njit", nowhere_to_write)
+    monkeypatch.setattr("moeits.estimators.compiling.numba", SimpleNamespace(njit=nowhere_to_write))
     assert compiled(double)(21) == 42
