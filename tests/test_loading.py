@@ -3,6 +3,8 @@
 A pruned model computes what the original computes when its router cannot choose the removed experts.
 """
 
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -157,3 +159,17 @@ def test_a_class_that_transformers_does_not_have_is_a_sentence(tmp_path: Path) -
 def test_a_missing_folder_is_a_sentence_and_no_traceback() -> None:
     with pytest.raises(CheckpointError, match="There is no folder"):
         moeits.load("no/such/folder/anywhere")
+
+
+def test_how_many_processes_a_launcher_started_is_asked_when_it_matters_and_not_at_import(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from moeits.runtime import processes
+
+    for said, meant in {"": 1, "1": 1, "4": 4}.items():
+        monkeypatch.setenv("WORLD_SIZE", said)
+        assert processes() == meant
+    monkeypatch.setenv("WORLD_SIZE", "many")
+    assert subprocess.run([sys.executable, "-c", "import moeits"], check=False).returncode == 0
+    with pytest.raises(SettingError, match="WORLD_SIZE=many makes no sense"):
+        processes()

@@ -1,6 +1,5 @@
 """Pruned checkpoint x conversations -> healed checkpoint: a short LoRA training, merged back (paper, 5.2)."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import ceil
@@ -23,13 +22,11 @@ from moeits.healing.template import Template
 from moeits.layout import MoELayout
 from moeits.progress import Progress, silent
 from moeits.pruned_config import LOADER_FILE
-from moeits.runtime import need
+from moeits.runtime import need, processes
 from moeits.side_files import copy_side_files
 from moeits.version import __version__
 
 FORMAT = 1
-# accelerate launch says how many processes share a step.
-_PROCESSES = int(os.environ.get("WORLD_SIZE", "1"))
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -145,7 +142,7 @@ def heal(
         length=chosen.sequence_length,
         packing=chosen.packing,
         answers_only=chosen.loss_on == "answer",
-        most=chosen.sequences * _PROCESSES,
+        most=chosen.sequences * processes(),
         seed=seed,
     )
     sequences = _read_data(sequencer, chosen, data, valid, holdout, samples)
@@ -260,7 +257,7 @@ def _read_data(
         raise SettingError(f"--samples {samples} makes no sense: give 1 or more.")
     if samples is None and not recipe.packing:
         # More rows than this are never trained on; a hub data set is not downloaded further.
-        samples = ceil(recipe.sequences * _PROCESSES / (1 if valid is not None else 1 - holdout))
+        samples = ceil(recipe.sequences * processes() / (1 if valid is not None else 1 - holdout))
     rows = read_rows(data, samples=samples, seed=sequencer.seed)
     return sequencer.split(
         rows, samples=samples, holdout=holdout, valid=None if valid is None else read_rows(valid, seed=sequencer.seed)

@@ -1,6 +1,7 @@
 """The only door to torch and transformers: a pruned checkpoint in the stock model class."""
 
 import importlib
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,3 +47,11 @@ def need(module: str, *, extra: str) -> ModuleType:
         raise MissingExtra(
             f"This needs {error.name or module}, which is not installed: pip install 'moeits[{extra}]'"
         ) from None
+
+
+def processes() -> int:
+    """How many processes share the work, as `accelerate launch` and torchrun say. Raises SettingError."""
+    count = os.environ.get("WORLD_SIZE") or "1"
+    if not count.isdecimal() or int(count) < 1:
+        raise SettingError(f"WORLD_SIZE={count} makes no sense: it is how many processes a launcher has started.")
+    return int(count)

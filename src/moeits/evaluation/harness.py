@@ -1,6 +1,5 @@
 """A checkpoint as a language model of lm-evaluation-harness, which also counts the prompts that did not fit."""
 
-import os
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from math import isfinite
@@ -11,7 +10,7 @@ from moeits.errors import EvaluationError, MissingExtra, SettingError
 from moeits.evaluation.tasks import LoadedTask
 from moeits.layout import per_layer_config
 from moeits.progress import Progress
-from moeits.runtime import load, need
+from moeits.runtime import load, need, processes
 
 BACKENDS = ("hf", "vllm")
 
@@ -112,7 +111,7 @@ def _with_vllm(
 
 def _accelerator() -> Any:
     """What `accelerate launch` made of this process, if it is one of several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if processes() == 1:
         return None
     accelerate = need("accelerate", extra="eval")
     # A process may wait for the slowest one longer than the ten minutes that are usual.
