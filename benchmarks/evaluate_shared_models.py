@@ -1,16 +1,18 @@
 """The three trained models of ../shared/models: unpruned, MoEITS at half of the experts, random with the same counts.
 
+The first two and one random choice also healed, all three by the recipe `small` (benchmarks/heal_shared_models.py).
+
     OMP_NUM_THREADS=1 python -m benchmarks.evaluate_shared_models --work FOLDER
 
-Continuation accuracy on 400 items and loss on held-out text, float32, with paired intervals against the unpruned model.
-About 45 minutes of one core.
+Continuation accuracy on 400 items and loss on held-out text, float32, with paired intervals. About 40 minutes of one
+core, and as much again for the healing.
 """
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pruned_variants import evaluate_variants, prune_variants, table
+from benchmarks.pruned_variants import evaluate_variants, heal_variants, prune_variants, table
 
 SHARED = Path(__file__).parents[2] / "shared"
 HALF = {"moe-tiny-mixtral": 4, "moe-tiny-qwen2moe": 16, "moe-tiny-deepseekv2": 16}
@@ -26,13 +28,17 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(HALF))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     asked = parser.parse_args()
-    for part, how in PARTS.items():
-        for model in asked.models:
-            work = asked.work / model
-            work.mkdir(parents=True, exist_ok=True)
-            variants = prune_variants(SHARED / "models" / model, work, experts_per_layer=HALF[model], seeds=asked.seeds)
-            print(f"\n{model}, {HALF[model]} experts kept in each layer\n")
-            print("\n".join(table(evaluate_variants(variants, work, part, **how))), flush=True)
+    for name in asked.models:
+        work = asked.work / name
+        work.mkdir(parents=True, exist_ok=True)
+        pruned = prune_variants(SHARED / "models" / name, work, experts_per_layer=HALF[name], seeds=asked.seeds)
+        healed = heal_variants(dict(list(pruned.items())[:3]), work)
+        for part, how in PARTS.items():
+            print(f"\n{name}, {HALF[name]} experts kept in each layer: {part}\n")
+            print("\n".join(table(evaluate_variants(pruned, work, part, **how))), flush=True)
+            print(f"\n{name}, healed: {part}\n")
+            rows = table(evaluate_variants(healed, work, part, **how), reference="unpruned, healed")
+            print("\n".join(rows), flush=True)
 
 
 if __name__ == "__main__":

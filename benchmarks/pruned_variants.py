@@ -1,4 +1,4 @@
-"""A model unpruned, pruned by MoEITS, and pruned at random to the same counts: evaluated, and compared item by item.
+"""A model unpruned, pruned by MoEITS, and pruned at random to the same counts, and each healed: compared item by item.
 
 What both scripts of docs/evaluation.md do. Whatever lies in the work folder is not made again, so an interrupted run
 goes on, and a finished one prints its tables at once.
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import moeits
+from benchmarks.heal_shared_models import healing
 from moeits.compare import Difference
 
 
@@ -23,6 +24,15 @@ def prune_variants(model: Path, work: Path, *, experts_per_layer: int, seeds: It
     return variants
 
 
+def heal_variants(variants: dict[str, Path], work: Path) -> dict[str, Path]:
+    """The same variants healed alike, the unpruned one too: what training alone gives it is not what pruning cost."""
+    healed = {}
+    for name, folder in variants.items():
+        healed[f"{name}, healed"] = work / f"{'unpruned' if name == 'unpruned' else folder.name}-healed"
+        healing(healed[f"{name}, healed"], folder)
+    return healed
+
+
 def evaluate_variants(variants: dict[str, Path], work: Path, part: str, **asked: Any) -> dict[str, moeits.Results]:
     """Results of each variant on one part, from the work folder where they are there already."""
     found = {}
@@ -34,21 +44,20 @@ def evaluate_variants(variants: dict[str, Path], work: Path, part: str, **asked:
     return found
 
 
-def table(results: dict[str, moeits.Results]) -> Iterator[str]:
-    """Markdown: one row per metric and variant, each with its paired difference to the unpruned model."""
-    yield "| | variant | value | against unpruned [95 %] | only unpruned right | only variant right |"
+def table(results: dict[str, moeits.Results], *, reference: str = "unpruned") -> Iterator[str]:
+    """Markdown: one row per metric and variant, each with its paired difference to the reference."""
+    yield f"| | variant | value | against {reference} [95 %] | only {reference} right | only variant right |"
     yield "| --- | --- | --- | --- | --- | --- |"
-    compared = {name: moeits.compare(results["unpruned"], each) for name, each in results.items()}
-    own = compared["unpruned"]
+    compared = {name: moeits.compare(results[reference], each) for name, each in results.items()}
+    own = compared[reference]
     metrics = [(task, metric) for task, found in own.tasks.items() for metric in found]
     for task, metric in [*metrics, *(("perplexity", unit) for unit in own.perplexity)]:
         for name, comparison in compared.items():
             found = (comparison.perplexity if task == "perplexity" else comparison.tasks[task])[metric]
-            yield f"| {task} {metric} | {name} | {found.b:.4f} | {_difference(name, found)} |"
+            difference = "- | - | -" if name == reference else _difference(found)
+            yield f"| {task} {metric} | {name} | {found.b:.4f} | {difference} |"
 
 
-def _difference(name: str, found: Difference) -> str:
-    if name == "unpruned":
-        return "- | - | -"
+def _difference(found: Difference) -> str:
     counts = f"{found.only_a} | {found.only_b}" if found.only_a is not None else "- | -"
     return f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}] | {counts}"
