@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,6 +118,41 @@ def test_a_healing_of_another_checkpoint_is_not_resumed(material, interrupted: P
     other = make_pruned(tmp_path / "other", layers=2, seed=1)
     with pytest.raises(HealingError, match="another checkpoint"):
         moeits.heal(other, data=data, output=interrupted, resume=True, **SETTINGS)
+
+
+def test_a_run_is_resumed_with_its_own_held_out_data_only(material, interrupted: Path, tmp_path: Path):
+    """The loss before healing is kept from the run's start: that of another text would say nothing beside it."""
+    pruned, data = material
+    for_looking = write_rows(tmp_path / "valid.jsonl", texts(4))
+    with pytest.raises(HealingError, match="the healing of other"):
+        moeits.heal(pruned, data=data, output=interrupted, resume=True, valid=for_looking, **SETTINGS)
+    healing = {"data": data, "output": tmp_path / "other", **SETTINGS}
+    with pytest.raises(Stopped):
+        moeits.heal(pruned, valid=for_looking, progress=stop_at(EVERY + 1), **healing)
+    write_rows(for_looking, texts(5))
+    with pytest.raises(HealingError, match="other held-out data"):
+        moeits.heal(pruned, valid=for_looking, resume=True, **healing)
+
+
+def test_a_teacher_is_known_by_its_weights_and_not_by_its_place(material, tmp_path: Path):
+    pruned, data = material
+    teacher = pruned.parent / "toy"
+    healing = {"data": data, "output": tmp_path / "out", "objective": "distillation", **SETTINGS}
+    with pytest.raises(Stopped):
+        moeits.heal(pruned, teacher=teacher, progress=stop_at(EVERY + 1), **healing)
+    with pytest.raises(HealingError, match="another teacher"):
+        moeits.heal(pruned, teacher=pruned, resume=True, **healing)
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(teacher, elsewhere)
+    moeits.heal(pruned, teacher=elsewhere, resume=True, **{**healing, "steps": EVERY})
+
+
+def test_a_run_on_more_data_than_its_first_steps_need_can_be_ended_early(material, tmp_path: Path):
+    pruned, _ = material
+    healing = {"data": write_rows(tmp_path / "much.jsonl", texts(200)), "output": tmp_path / "out", **SETTINGS}
+    with pytest.raises(Stopped):
+        moeits.heal(pruned, progress=stop_at(EVERY + 1), **healing)
+    assert moeits.heal(pruned, resume=True, **{**healing, "steps": EVERY}).best_step == EVERY
 
 
 def test_there_must_be_something_to_resume(material, tmp_path: Path):

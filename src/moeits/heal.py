@@ -132,20 +132,22 @@ def heal(
     chosen, notes = _fit_context(recipe_named(recipe, moe.architecture).changed(changes), changes, checkpoint)
     if (chosen.objective == "distillation") != (teacher is not None):
         raise SettingError("--objective distillation and --teacher MODEL (the unpruned model) need each other.")
-    if teacher is not None:
-        _check_teacher(Checkpoint.open(teacher), checkpoint)
+    taught_by = None if teacher is None else _teacher(Checkpoint.open(teacher), checkpoint)
     asked = targets_of(checkpoint, moe, chosen.targets)
     check_output(Path(output), sources=[checkpoint.folder], overwrite=overwrite)
+    run = HealingRun.beside(Path(output))
+    # A resumed run may be ended earlier than it was begun; its data are what it was begun with.
+    whole = replace(chosen, steps=(run.steps() if resume else None) or chosen.steps)
     tokenizer = _tokenizer(checkpoint)
     sequencer = Sequencer(
         template=Template.of(tokenizer, chosen.template),
         length=chosen.sequence_length,
         packing=chosen.packing,
         answers_only=chosen.loss_on == "answer",
-        most=chosen.sequences * processes(),
+        most=whole.sequences * processes(),
         seed=seed,
     )
-    sequences = _read_data(sequencer, chosen, data, valid, holdout, samples)
+    sequences = _read_data(sequencer, whole, data, valid, holdout, samples)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     rhythm = Schedule.of(
         chosen,
@@ -163,11 +165,11 @@ def heal(
         targets=asked,
         data=sequences,
         pad=pad,
-        run=HealingRun.beside(Path(output)),
+        run=run,
         schedule=rhythm,
         seed=seed,
         dtype=dtype,
-        teacher=None if teacher is None else str(teacher),
+        teacher=taught_by,
     )
     from moeits.healing.training import train
 
@@ -203,13 +205,15 @@ def _check_floats(checkpoint: Checkpoint) -> None:
         )
 
 
-def _check_teacher(teacher: Checkpoint, student: Checkpoint) -> None:
+def _teacher(teacher: Checkpoint, student: Checkpoint) -> Checkpoint:
+    """The teacher, if it speaks of the same tokens. Raises SettingError."""
     sizes = teacher.config.get("vocab_size"), student.config.get("vocab_size")
     if sizes[0] != sizes[1]:
         raise HealingError(
             f"--teacher {teacher.source} has a vocabulary of {sizes[0]} tokens, the pruned model {sizes[1]}. The "
             "teacher is the model that was pruned."
         )
+    return teacher
 
 
 def _fit_context(
@@ -272,7 +276,7 @@ def _record(job: HealingJob, trained: Trained, recipe_name: str, notes: list[str
         recipe=job.recipe,
         seed=job.seed,
         data=job.data.facts(),
-        teacher=None if job.teacher is None else Checkpoint.open(job.teacher).source,
+        teacher=None if job.teacher is None else job.teacher.source,
         trainable_parameters=job.trainable_parameters,
         loss_before=trained.loss_before,
         loss_after=trained.loss_after,

@@ -11,6 +11,7 @@ from moeits.healing.recipe import HealingRecipe
 from moeits.healing.run import HealingRun
 from moeits.healing.targets import Target
 from moeits.layout import MoELayout
+from moeits.runtime import processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ class HealingJob:
     schedule: Schedule
     seed: int
     dtype: str
-    teacher: str | None
+    teacher: Checkpoint | None
 
     @property
     def trainable_parameters(self) -> int:
@@ -68,9 +69,11 @@ class HealingJob:
             "fingerprint": self.checkpoint.fingerprint,
             "recipe": recipe,
             "data": self.data.training.digest(),
+            "held_out": self.data.held_out.digest(),
             "seed": self.seed,
             "dtype": self.dtype,
-            "teacher": self.teacher,
+            "teacher": None if self.teacher is None else self.teacher.fingerprint,
+            "processes": processes(),
         }
 
 

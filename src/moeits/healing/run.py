@@ -60,6 +60,10 @@ class HealingRun:
                 f"{before.get('steps')}, or with the steps of a state that was saved ({done}) to stop there."
             )
 
+    def steps(self) -> int | None:
+        """The steps that the run under way was begun with; None if there is none."""
+        return self.read().get("steps") if self.folder.exists() else None
+
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(step, folder) of each complete checkpoint, by step."""
         return sorted(
@@ -98,9 +102,13 @@ class HealingRun:
 
 
 def _what(name: str) -> str:
-    return {"fingerprint": "another checkpoint", "data": "other data", "recipe": "another recipe"}.get(
-        name, f"another {name}"
-    )
+    words = {
+        "fingerprint": "another checkpoint",
+        "data": "other data",
+        "held_out": "other held-out data",
+        "processes": "another number of processes",
+    }
+    return words.get(name, f"another {name}")
 
 
 def _difference(before: Any, now: Any) -> str:

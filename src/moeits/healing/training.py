@@ -188,7 +188,7 @@ def _adapted_model(job: HealingJob) -> Any:
 def _trainer(
     job: HealingJob, arguments: transformers.TrainingArguments, model: Any, progress: Progress
 ) -> HealingTrainer:
-    teacher = None if job.teacher is None else load_model(Checkpoint.open(job.teacher), job.dtype).to(arguments.device)
+    teacher = None if job.teacher is None else load_model(job.teacher, job.dtype).to(arguments.device)
     trainer = HealingTrainer(
         objective=objective_of(job.recipe, teacher),
         balance=balance_of(model, job.moe, job.recipe),
