@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 from moeits import checkpoint_writer
 from moeits.checkpoint_writer import ByteRange, NewTensor, new_checkpoint, split_into_shards
 from moeits.errors import OutputError
+from tests.toys import make_toy
 
 
 def tensor(name: str, nbytes: int, dtype: str = "U8", shape: tuple[int, ...] | None = None) -> NewTensor:
@@ -116,6 +117,84 @@ def test_an_empty_folder_may_be_replaced(tmp_path: Path) -> None:
     with new_checkpoint(tmp_path / "out", sources=[], nbytes=1, overwrite=True) as writer:
         writer.write_text("note", "x")
     assert (tmp_path / "out" / "note").read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    "name", ["thesis.txt", "results.json", ".git/HEAD", "notes/diary.txt", "adapter/mine.txt", "data", "tokenizer/x"]
+)
+def test_a_checkpoint_with_something_else_in_its_folder_is_not_replaced(tmp_path: Path, name: str) -> None:
+    path = make_toy(tmp_path / "out") / name
+    path.parent.mkdir(exist_ok=True)
+    path.mkdir() if name == "data" else path.write_text("mine")
+    with (
+        pytest.raises(OutputError, match="which is no part of a checkpoint, so --overwrite does not replace it"),
+        new_checkpoint(tmp_path / "out", sources=[], nbytes=0, overwrite=True),
+    ):
+        pass
+    assert path.exists()
+
+
+@pytest.mark.parametrize("config", ["{}", "[]", '{"model_type": null}', "", '{"model_type": "toy"}'])
+def test_a_folder_with_a_config_alone_is_no_checkpoint_and_not_replaced(tmp_path: Path, config: str) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "config.json").write_text(config)
+    with (
+        pytest.raises(OutputError, match="is no checkpoint, so --overwrite does not replace it"),
+        new_checkpoint(tmp_path / "project", sources=[], nbytes=0, overwrite=True),
+    ):
+        pass
+    assert (tmp_path / "project" / "config.json").read_text() == config
+
+
+def test_a_checkpoint_with_all_that_belongs_to_one_is_replaced(tmp_path: Path) -> None:
+    out = make_toy(tmp_path / "out", shards=2)
+    parts = ["README.md", "plan.json", "healing.json", "modeling_moeits.py", "LICENSE", "tokenizer.json", "merges.txt"]
+    parts += ["additional_chat_templates/tools.jinja", "adapter/adapter_model.safetensors", ".gitattributes"]
+    for name in parts:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("{}")
+    with new_checkpoint(out, sources=[], nbytes=0, overwrite=True) as writer:
+        writer.write_text("note", "x")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "note"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_comes_to_be_at_the_output_while_it_is_written_is_not_replaced(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "result").write_text("of another run")
+    with (
+        pytest.raises(OutputError, match=r"out (has come to exist|is no checkpoint)"),
+        new_checkpoint(tmp_path / "out", sources=[], nbytes=0, overwrite=overwrite),
+    ):
+        (tmp_path / "other").rename(tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "result"], "and nothing half-written is left"
+
+
+@pytest.mark.parametrize("kind", ["folder", "empty folder", "file", "link"])
+def test_a_name_taken_at_the_last_moment_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    out = tmp_path / "out"
+
+    def takes_the_name(partial: Path, *_: Any, **__: Any) -> None:
+        if kind == "link":
+            out.symlink_to(tmp_path / "nowhere")
+        elif kind == "file":
+            out.write_text("mine")
+        else:
+            out.mkdir()
+        if kind == "folder":
+            (out / "result").write_text("mine")
+        rename(partial, out)
+
+    rename = checkpoint_writer._rename
+    monkeypatch.setattr(checkpoint_writer, "_rename", takes_the_name)
+    with (
+        pytest.raises(OutputError, match="out has come to exist while it was being written"),
+        new_checkpoint(out, sources=[], nbytes=0) as writer,
+    ):
+        writer.write_text("config.json", "{}")
+    assert not (out / "config.json").exists()
 
 
 def test_signals_have_their_own_handlers_again_afterwards(tmp_path: Path) -> None:

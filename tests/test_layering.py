@@ -14,20 +14,21 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "moeits"
 
-# room -> its modules. A package stands for all that is in it, and may use itself freely.
+# room -> its modules. A package stands for all that is in it, and may use itself freely; a module of it can be named
+# apart, as the noun that a stage leaves.
 ROOMS = {
     "words": (
-        "architectures checkpoint criteria elimination errors estimators evidence hub layout progress pruning_plan "
-        "sizes version"
+        "architectures checkpoint criteria elimination errors estimators evaluation.results evidence hub layout "
+        "progress pruning_plan sizes version"
     ),
-    "files": "card checkpoint_writer finished_layers pruned_config run_folder side_files",
+    "files": "card checkpoint_writer finished_layers pruned_config replaceable run_folder side_files",
     "stages": "inspect plan prune score",
     "runtime": "modeling_moeits runtime",
     "healing": "heal healing",
     "evaluation": "evaluate evaluation",
     "measuring": "measure measurement calibrate",
-    "comparing": "compare comparison",
-    "lines": "simplify sweep sweep_points",
+    "comparing": "compare",
+    "lines": "simplify sweep sweep_points sweep_settings",
     "report": "report report_page",
     "outside": "__init__ __main__ cli console demo flags",
 }
@@ -41,9 +42,10 @@ DOORS = {
     "healing": "words files runtime healing",
     "evaluation": "words files runtime evaluation",
     "measuring": "words files runtime measuring",
-    "comparing": "words comparing evaluation",
+    "comparing": "words comparing",
     "lines": "words files stages runtime healing evaluation measuring comparing lines",
-    "report": "words runtime report",
+    # `compare` reads JSON and nothing else, as the report does.
+    "report": "words runtime comparing report",
     "outside": "words files stages runtime healing evaluation measuring comparing lines report outside",
 }
 
@@ -65,7 +67,7 @@ ROOM_OF = {name: room for room, names in ROOMS.items() for name in names.split()
 
 
 def room_of(module: str) -> str:
-    return ROOM_OF[module.split(".")[0]]
+    return ROOM_OF.get(module) or ROOM_OF[module.split(".")[0]]
 
 
 def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
@@ -101,12 +103,14 @@ def at_module_level(tree: ast.Module) -> Iterator[ast.AST]:
 def test_every_module_has_a_room() -> None:
     homeless = {module.split(".")[0] for module in MODULES} - set(ROOM_OF)
     assert not homeless, f"give {homeless} a room in ROOMS, and a line in docs/architecture.md"
+    gone = set(ROOM_OF) - set(MODULES) - {"calibrate"}  # which is announced in the house, and not built
+    assert not gone, f"{gone} have a room in ROOMS, but there are no such modules"
 
 
 def test_a_module_imports_only_from_rooms_whose_door_is_open() -> None:
     for module, tree in MODULES.items():
         for other in own_imports(tree):
-            same_package = other.split(".")[0] == module.split(".")[0]
+            same_package = other.split(".")[0] == module.split(".")[0] and module not in ROOM_OF
             assert same_package or room_of(other) in DOORS[room_of(module)].split(), f"{module} imports {other}"
 
 

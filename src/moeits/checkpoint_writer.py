@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from moeits.checkpoint import INDEX_NAME, SINGLE_NAME
 from moeits.errors import OutputError
 from moeits.progress import Progress, silent
+from moeits.replaceable import check_replaceable
 from moeits.sizes import format_size
 
 _PAGE_BYTES = 4096
@@ -107,7 +108,7 @@ def new_checkpoint(
             partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
             yield CheckpointWriter(partial)
             partial.chmod(0o777 & ~_umask())
-            _put_in_place(partial, output)
+            _put_in_place(partial, output, overwrite=overwrite)
     except BaseException as error:
         if partial is not None:
             shutil.rmtree(partial, ignore_errors=True)
@@ -204,16 +205,20 @@ def check_output(output: Path, *, sources: Iterable[Path], overwrite: bool) -> N
             return
         if not overwrite:
             raise OutputError(f"{output} exists. Choose another --output, or replace it with --overwrite.")
-        if output.is_symlink() or not output.is_dir() or not _is_replaceable(output):
-            raise OutputError(
-                f"{output} is no checkpoint, so --overwrite does not replace it. Choose another --output."
-            )
+        check_replaceable(output)
     except (OSError, RuntimeError) as error:  # RuntimeError: links that go in a circle
         raise OutputError(f"{output} cannot be written: {error}. Choose another --output.") from None
 
 
-def _is_replaceable(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or not any(folder.iterdir())
+def check_file_output(output: Path, *, sources: Iterable[Path]) -> None:
+    """`output` is no folder, lies in no folder of `sources`, and is no file linked from there. Raises OutputError."""
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder. Give the name of a file to --output, such as {output}.safetensors.")
+    real = output.resolve()
+    for source in sources:
+        own = source.resolve()
+        if own in real.parents or any(real == path.resolve() for path in own.iterdir()):
+            raise OutputError(f"{output} lies in the source {source}, which is never touched: choose another --output.")
 
 
 def _check_space(output: Path, nbytes: int) -> None:
@@ -233,22 +238,42 @@ def _why_not_written(output: Path, error: OSError) -> str:
     return f"{output} cannot be written: {error.strerror or error}. Choose another --output."
 
 
-def _put_in_place(partial: Path, output: Path) -> None:
-    """Give the finished folder its name; what it replaces goes only after that."""
-    if not output.exists():
-        partial.rename(output)
+def _put_in_place(partial: Path, output: Path, *, overwrite: bool) -> None:
+    """Give the finished folder its name; what it replaces goes only after that.
+
+    What has come to be there since the output was checked is looked at again: it may be of another run.
+    """
+    if not overwrite or not os.path.lexists(output):
+        _rename(partial, output)
         return
+    check_replaceable(output)
     aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".replaced", dir=output.parent))
     old = aside / "checkpoint"
     try:
         output.rename(old)
-        partial.rename(output)
+        _rename(partial, output)
     except BaseException:
-        if old.exists():
+        if old.exists() and not os.path.lexists(output):
             old.rename(output)
-        aside.rmdir()
+        with suppress(OSError):  # what could not go back stays there
+            aside.rmdir()
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _rename(partial: Path, output: Path) -> None:
+    """Rename a folder to a name that nobody has. Raises OutputError if somebody has it by now."""
+    try:
+        if os.path.lexists(output):  # to an empty folder the system would rename
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        partial.rename(output)
+    except OSError as error:
+        if error.errno in {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}:
+            raise OutputError(
+                f"{output} has come to exist while it was being written: is another run at work there? Choose another "
+                "--output."
+            ) from None
+        raise
 
 
 def _umask() -> int:

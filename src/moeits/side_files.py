@@ -6,36 +6,16 @@ Modelling code, other weight formats and training leftovers are not copied.
 from fnmatch import fnmatch
 from pathlib import Path
 
-from moeits.checkpoint import read_json
+from moeits.checkpoint import SIDE_FILES, read_json
 from moeits.checkpoint_writer import CheckpointWriter
 from moeits.pruned_config import LOADER_FILE
-
-# Compared in lower case: licences come as LICENSE, License.txt and license.md.
-COPIED = (
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "*.tiktoken",
-    "*.model",
-    "chat_template*",
-    "additional_chat_templates/*",
-    "generation_config.json",
-    "*processor_config.json",
-    "license*",
-    "licence*",
-    "copying*",
-    "notice*",
-    "use_policy*",
-)
 
 
 def copy_side_files(folder: Path, writer: CheckpointWriter) -> list[str]:
     """Copy what belongs to the checkpoint; returns the names of code files that were left out."""
     for path in sorted([*folder.glob("*"), *folder.glob("additional_chat_templates/*")]):
         name = path.relative_to(folder).as_posix()
-        if path.suffix == ".py" or not path.is_file() or not any(fnmatch(name.lower(), each) for each in COPIED):
+        if path.suffix == ".py" or not path.is_file() or not any(fnmatch(name.lower(), each) for each in SIDE_FILES):
             continue
         if name == "tokenizer_config.json" and "auto_map" in (config := read_json(path)):
             # It names tokenizer code that is left out; with it, loading would look for that code.
