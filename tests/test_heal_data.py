@@ -103,6 +103,17 @@ def test_the_end_of_sequence_is_trained_even_where_it_is_the_padding(tmp_path: P
     assert (batch["labels"][batch["attention_mask"] == 0] == UNTRAINED).all()
 
 
+def test_the_end_of_sequence_is_trained_also_where_the_tokenizer_adds_it_by_itself(tmp_path: Path):
+    from tokenizers.processors import TemplateProcessing
+
+    made = sequencer(tmp_path, chat=False, answers_only=True)
+    plain = trained_words(made, INSTRUCTION)
+    made.template.tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", made.template.tokenizer.eos_token_id)]
+    )
+    assert trained_words(made, INSTRUCTION) == plain == "w3 <eos>"
+
+
 def test_packing_loses_no_token_and_fills_every_sequence_but_the_last(tmp_path: Path):
     apart, packed = (
         sequencer(tmp_path, packing=packing, length=8).split(texts(), samples=None, holdout=0, valid=None)

@@ -59,6 +59,9 @@ class Template:
         if eos not in ids[-2:]:
             ids.append(eos)
             answer.append(True)
+        # Where the tokenizer adds it by itself, it lies in no piece of the text.
+        if ids[-1] == eos:
+            answer[-1] = True
         return Tokens(np.array(ids, np.int32), np.array(answer, bool))
 
     def _chat(self, conversation: Conversation) -> list[tuple[str, bool]]:
