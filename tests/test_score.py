@@ -1,7 +1,6 @@
 """Scoring a checkpoint: R_ij = sum_m w_m NMI(W_m of i, W_m of j), whatever the files, threads and memory."""
 
 import hashlib
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,7 +136,7 @@ def test_a_copied_expert_is_wholly_redundant_and_a_permuted_one_is_not_seen(tmp_
 
 def small_memory(monkeypatch: pytest.MonkeyPatch, experts: int, nbytes: int) -> int:
     """A memory bound that holds two blocks of so many encoded experts of a toy on one thread."""
-    monkeypatch.setattr(importlib.import_module("moeits.score"), "TABLE_BYTES", 1000)
+    monkeypatch.setattr(NMI, "working_bytes", lambda _, entries, itemsize: 1000 + (4 * entries if itemsize == 4 else 0))
     entries = 384
     return 1000 + nbytes * entries * (2 if nbytes == 4 else 1) + 2 * experts * 2 * entries
 

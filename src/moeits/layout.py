@@ -6,7 +6,7 @@ is done.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,7 @@ import numpy as np
 
 from moeits.architectures import Architecture, architecture_of
 from moeits.checkpoint import Checkpoint, TensorInfo
-from moeits.errors import CheckpointError
-
-_LAYER_OF = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+from moeits.errors import CheckpointError, UnscorableWeight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +28,16 @@ class ExpertSizes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightSize:
+    """What one projection of one expert weighs, and what it takes to read it."""
+
+    entries: int
+    itemsize: int
+    read_bytes: int
+    """Bytes held while it is read: where projections stand side by side, all of them are read at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class MoELayer:
     """The experts of one decoder layer, by tensor name."""
 
@@ -37,20 +45,23 @@ class MoELayer:
     num_experts: int
     top_k: int
     groups: int
+    least_per_group: int
+    """Experts that each of several groups must keep."""
     block: str
     """Name of the MoE block, with its trailing dot."""
     experts: Mapping[int, Mapping[str, str]]
     """Expert -> what follows its number -> tensor name. Empty in a fused layer."""
     fused: Mapping[str, str]
     """Name in the architecture -> tensor name. Empty in a layer of per-expert tensors."""
-    router: tuple[str, ...]
+    router: Mapping[str, int]
+    """Tensor name -> the axis of the experts."""
     shared: tuple[str, ...]
     sizes: ExpertSizes
 
     @property
-    def expert_rows(self) -> tuple[str, ...]:
-        """Tensors whose axis 0 is the expert axis."""
-        return (*self.router, *self.fused.values())
+    def expert_axes(self) -> dict[str, int]:
+        """Tensors that hold something of every expert -> the axis of the experts in them."""
+        return {**self.router, **dict.fromkeys(self.fused.values(), 0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +75,7 @@ class MoELayout:
     def of(cls, checkpoint: Checkpoint) -> "MoELayout":
         """Find the experts of a checkpoint. Raises CheckpointError where its tensors and its config disagree."""
         architecture = architecture_of(checkpoint.config)
-        by_layer: dict[int, dict[str, TensorInfo]] = {}
-        for name, info in checkpoint.tensors.items():
-            if found := _LAYER_OF.search(name):
-                by_layer.setdefault(int(found[1]), {})[name] = info
+        by_layer = _by_layer(architecture, checkpoint.tensors)
         expected = _moe_layers(architecture, checkpoint.config, by_layer)
         layers = {i: _read_layer(architecture, checkpoint.config, i, by_layer[i]) for i in expected}
         if not layers:
@@ -75,37 +83,56 @@ class MoELayout:
         return cls(architecture=architecture, layers=layers)
 
     def read(self, checkpoint: Checkpoint, layer: int, expert: int, projection: str) -> np.ndarray:
-        """Weight of one projection of one expert, (rows, cols), in its stored dtype; the same for every layout."""
-        moe, tensor = self.layers[layer], self.architecture.projections[projection]
+        """Weight of one projection of one expert, (outputs, inputs), in its stored dtype; the same for every layout."""
+        moe, architecture = self.layers[layer], self.architecture
         if moe.experts:
-            return checkpoint.read(moe.experts[expert][tensor])
-        for name, stacked in self.architecture.fused.items():
-            if projection in stacked:
-                rows = checkpoint.tensors[moe.fused[name]].shape[1] // len(stacked)
-                start = stacked.index(projection) * rows
-                return checkpoint.read(moe.fused[name], (expert, slice(start, start + rows)))
-        raise AssertionError(f"{self.architecture.model_type} names no fused tensor for {projection}")
+            return checkpoint.read(moe.experts[expert][architecture.projections[projection]])
+        name, stacked = self._fused_with(projection)
+        at, parts = stacked.index(projection), len(stacked)
+        if architecture.stacking == "rows":
+            rows = checkpoint.tensors[moe.fused[name]].shape[1] // parts
+            return checkpoint.read(moe.fused[name], (expert, slice(at * rows, (at + 1) * rows)))
+        whole = checkpoint.read(moe.fused[name], (expert,))
+        width = whole.shape[1] // parts
+        own = slice(at * width, (at + 1) * width) if architecture.stacking == "columns" else slice(at, None, parts)
+        return np.ascontiguousarray(whole[:, own].T)
 
-    def weight_size(self, checkpoint: Checkpoint, layer: int, projection: str) -> tuple[int, int]:
-        """Entries and bytes of one projection of one expert."""
+    def weight_size(self, checkpoint: Checkpoint, layer: int, projection: str) -> WeightSize:
+        """Size of one projection of one expert."""
         moe = self.layers[layer]
         if moe.experts:
-            info = checkpoint.tensors[moe.experts[0][self.architecture.projections[projection]]]
-            return info.parameters, info.nbytes
-        name, stacked = next(item for item in self.architecture.fused.items() if projection in item[1])
-        info, share = checkpoint.tensors[moe.fused[name]], moe.num_experts * len(stacked)
-        return info.parameters // share, info.nbytes // share
+            info, share = checkpoint.tensors[moe.experts[0][self.architecture.projections[projection]]], 1
+        else:
+            name, stacked = self._fused_with(projection)
+            info, share = checkpoint.tensors[moe.fused[name]], moe.num_experts * len(stacked)
+        beside = 0 if moe.experts or self.architecture.stacking == "rows" else info.nbytes // moe.num_experts
+        entries, nbytes = info.parameters // share, info.nbytes // share
+        return WeightSize(entries=entries, itemsize=nbytes // entries, read_bytes=nbytes + beside)
 
     def weight_name(self, layer: int, expert: int, projection: str) -> str:
         """What to call a weight in a message: its tensor's name, and the expert where the tensor holds them all."""
         moe = self.layers[layer]
         if moe.experts:
             return moe.experts[expert][self.architecture.projections[projection]]
-        return next(
-            f"{moe.fused[name]}[{expert}] ({projection})"
-            for name, stacked in self.architecture.fused.items()
-            if projection in stacked
-        )
+        return f"{moe.fused[self._fused_with(projection)[0]]}[{expert}] ({projection})"
+
+    def check_scorable(self) -> None:
+        """Every expert has its weights as matrices. Raises UnscorableWeight where they are packed, say by GPTQ."""
+        for layer, moe in self.layers.items():
+            wanted = self.architecture.projections.values() if moe.experts else self.architecture.fused
+            found = moe.experts[0] if moe.experts else moe.fused
+            if missing := next((name for name in wanted if name not in found), None):
+                stem = missing.removesuffix("weight")
+                instead = ", ".join(name for name in found if name.startswith(stem))
+                raise UnscorableWeight(
+                    f"Layer {layer} has its experts quantized ({instead} instead of {missing}): such weights can be "
+                    "moved but not scored. Score the bf16 checkpoint that this one was made from, and prune this one "
+                    "by that plan."
+                )
+
+    def _fused_with(self, projection: str) -> tuple[str, tuple[str, ...]]:
+        """The fused tensor that holds a projection, and all that are stacked in it."""
+        return next(item for item in self.architecture.fused.items() if projection in item[1])
 
 
 def per_layer_config(config: Mapping[str, Any]) -> Mapping[int, Mapping[str, Any]]:
@@ -118,6 +145,17 @@ def per_layer_config(config: Mapping[str, Any]) -> Mapping[int, Mapping[str, Any
         raise CheckpointError(
             f"per_layer_config in config.json should map layers to their settings ({error})."
         ) from None
+
+
+def _by_layer(architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> dict[int, dict[str, TensorInfo]]:
+    """The tensors of each decoder layer, which is wherever the architecture's blocks lie in."""
+    before = {re.escape(block.split("{layer}")[0]) for block in architecture.blocks}
+    layer_of = re.compile(rf"(?:{'|'.join(sorted(before))})(\d+)\.")
+    by_layer: dict[int, dict[str, TensorInfo]] = {}
+    for name, info in tensors.items():
+        if found := layer_of.match(name):
+            by_layer.setdefault(int(found[1]), {})[name] = info
+    return by_layer
 
 
 def _moe_layers(
@@ -167,24 +205,29 @@ def _read_layer(
     inside = {name.removeprefix(block): info for name, info in tensors.items() if name.startswith(block)}
     experts = _per_expert(architecture, block, inside)
     fused = {name: block + name for name in inside if _is_fused(architecture, name)}
-    router = tuple(block + name for name in architecture.router if name in inside)
+    router = {block + name: architecture.expert_axis.get(name, 0) for name in _routers(architecture) if name in inside}
     shared = tuple(block + name for name in inside if name.startswith(architecture.shared))
-    known = {*fused.values(), *router, *shared}.union(*(of.values() for of in experts.values()))
-    for name in inside:
-        if block + name not in known:
-            raise CheckpointError(
-                f"{block}{name} is none of the tensors that a {architecture.model_type} MoE block has, so it is not "
-                "clear whether it belongs to an expert. See docs/extending.md."
-            )
+    _check_roles(
+        architecture,
+        [block + name for name in inside],
+        {
+            "a routed expert": {name for of in experts.values() for name in of.values()},
+            "all routed experts": set(fused.values()),
+            "the router": set(router),
+            "what is shared": set(shared),
+        },
+    )
     count, top_k = _counts(architecture, config, index)
     _check_complete(architecture, block, index, count, experts, fused)
-    _check_rows(index, count, {name: tensors[name] for name in (*router, *fused.values())})
+    _check_expert_axes(index, count, tensors, {**router, **dict.fromkeys(fused.values(), 0)})
     _check_weights(architecture, experts, fused, tensors)
+    groups = _groups(architecture, config, count)
     return MoELayer(
         index=index,
         num_experts=count,
         top_k=top_k,
-        groups=_groups(architecture, config, count),
+        groups=groups,
+        least_per_group=1 if groups == 1 else _asked(architecture.least_per_group, config),
         block=block,
         experts=experts,
         fused=fused,
@@ -197,12 +240,37 @@ def _read_layer(
 def _block(architecture: Architecture, index: int, tensors: Mapping[str, TensorInfo]) -> str | None:
     """The MoE block of a layer: the name under which its router is found, if it is."""
     blocks = (block.format(layer=index) + "." for block in architecture.blocks)
-    return next((block for block in blocks if block + architecture.router[0] in tensors), None)
+    weights = [name for name in (architecture.router[0], architecture.router_in_memory) if name]
+    return next((block for block in blocks if any(block + name in tensors for name in weights)), None)
+
+
+def _routers(architecture: Architecture) -> tuple[str, ...]:
+    return tuple(name for name in (*architecture.router, architecture.router_in_memory) if name)
+
+
+def _check_roles(architecture: Architecture, inside: Iterable[str], roles: Mapping[str, set[str]]) -> None:
+    """Every tensor of a MoE block has exactly one role: its fate follows from it."""
+    for name in inside:
+        own = [role for role, names in roles.items() if name in names]
+        if not own:
+            raise CheckpointError(
+                f"{name} is none of the tensors that a {architecture.model_type} MoE block has, so it is not clear "
+                "whether it belongs to an expert. See docs/extending.md."
+            )
+        if len(own) > 1:
+            raise CheckpointError(
+                f"{name} would be of {' and of '.join(own)} by the description of {architecture.model_type}, so it is "
+                "not clear what becomes of it. See docs/extending.md."
+            )
 
 
 def _is_fused(architecture: Architecture, name: str) -> bool:
-    """A fused tensor of the architecture, or what goes with one row by row: `_bias`, `_scale_inv`, `_blocks`, ..."""
-    return any(name == own or name.startswith((own + "_", own + ".")) for own in architecture.fused)
+    return any(_belongs_to(name, own) for own in architecture.fused)
+
+
+def _belongs_to(name: str, own: str) -> bool:
+    """A tensor itself, or what goes with it expert by expert: `_bias`, `_scale_inv`, `_blocks`, ..."""
+    return name == own or name.startswith((own + "_", own + "."))
 
 
 def _per_expert(architecture: Architecture, block: str, inside: Mapping[str, TensorInfo]) -> dict[int, dict[str, str]]:
@@ -249,7 +317,8 @@ def _check_complete(
     fused: Mapping[str, str],
 ) -> None:
     """All experts 0..count-1 with all their projections, in exactly one of the two layouts."""
-    if bool(experts) == bool(fused) or (fused and not fused.keys() >= architecture.fused.keys()):
+    whole = all(any(_belongs_to(name, own) for name in fused) for own in architecture.fused)
+    if bool(experts) == bool(fused) or (fused and not whole):
         wanted = " and ".join(architecture.fused)
         raise CheckpointError(
             f"Layer {index} should have its experts either one by one or fused as {wanted}: under {block} there are "
@@ -266,15 +335,17 @@ def _check_complete(
         )
     for expert, tensors in experts.items():
         for tensor in architecture.projections.values():
-            if tensor not in tensors:
+            # A packed weight (`gate_proj.qweight`, `gate_proj.scales`) can be moved, so it only has to be there.
+            if not any(name.startswith(tensor.removesuffix("weight")) for name in tensors):
                 raise CheckpointError(f"Layer {index}, expert {expert} has no {tensor}. Download the checkpoint again.")
 
 
-def _check_rows(index: int, count: int, tensors: Mapping[str, TensorInfo]) -> None:
-    for name, info in tensors.items():
-        if not info.shape or info.shape[0] != count:
+def _check_expert_axes(index: int, count: int, tensors: Mapping[str, TensorInfo], axis_of: Mapping[str, int]) -> None:
+    for name, axis in axis_of.items():
+        shape = tensors[name].shape
+        if len(shape) <= axis or shape[axis] != count:
             raise CheckpointError(
-                f"{name} has shape {list(info.shape)}, but layer {index} has {count} experts by config.json. "
+                f"{name} has shape {list(shape)}, but layer {index} has {count} experts by config.json. "
                 "The checkpoint and its config.json are not of one model."
             )
 
@@ -285,20 +356,22 @@ def _check_weights(
     fused: Mapping[str, str],
     tensors: Mapping[str, TensorInfo],
 ) -> None:
-    """A matrix per expert and projection; in a fused tensor one of equal height for each projection stacked in it."""
+    """A matrix per expert and projection; in a fused tensor one of equal size for each projection stacked in it."""
     for of in experts.values():
         for tensor in architecture.projections.values():
-            _check_matrix(tensors[of[tensor]], axes=2, stacked=1)
+            if tensor in of:
+                _check_matrix(tensors[of[tensor]], axes=2, stacked=1, along=0)
+    along = 1 if architecture.stacking == "rows" else 2
     for name, stacked in architecture.fused.items():
         if name in fused:
-            _check_matrix(tensors[fused[name]], axes=3, stacked=len(stacked))
+            _check_matrix(tensors[fused[name]], axes=3, stacked=len(stacked), along=along)
 
 
-def _check_matrix(info: TensorInfo, *, axes: int, stacked: int) -> None:
-    if len(info.shape) != axes or not info.parameters or info.shape[-2] % stacked:
+def _check_matrix(info: TensorInfo, *, axes: int, stacked: int, along: int) -> None:
+    if len(info.shape) != axes or not info.parameters or info.shape[along] % stacked:
         raise CheckpointError(
             f"{info.name} has shape {list(info.shape)}, where a weight with {axes} axes"
-            + (f", the second made of {stacked} equal parts," if stacked > 1 else "")
+            + (f", the {('second', 'third')[along - 1]} made of {stacked} equal parts," if stacked > 1 else "")
             + " should be. Download the checkpoint again."
         )
 
@@ -309,7 +382,7 @@ def _sizes(
     tensors: Mapping[str, TensorInfo],
     experts: Mapping[int, Mapping[str, str]],
     fused: Mapping[str, str],
-    router: tuple[str, ...],
+    router: Iterable[str],
 ) -> ExpertSizes:
     """Sizes of one expert, which must be those of every expert of the layer."""
 

@@ -6,6 +6,7 @@ number is ever recomputed, so what is kept is kept to the bit, in any dtype.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 
 from moeits.card import model_card
@@ -30,9 +31,11 @@ class Copy:
 
 @dataclass(frozen=True)
 class Take:
-    """The expert axis comes first: keep the rows of the kept experts."""
+    """Of all experts: keep the rows of the kept ones."""
 
     rows: tuple[int, ...]
+    axis: int = 0
+    """The axis of the experts."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def check_plan(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout) -> Non
 def fates(layer: MoELayer, kept: Sequence[int]) -> dict[str, Fate]:
     """The fate of every tensor of one MoE block, by name. What is outside MoE blocks is copied."""
     result: dict[str, Fate] = dict.fromkeys(layer.shared, Copy())
-    result |= dict.fromkeys(layer.expert_rows, Take(tuple(kept)))
+    result |= {name: Take(tuple(kept), axis) for name, axis in layer.expert_axes.items()}
     new_number = {expert: number for number, expert in enumerate(kept)}
     for expert, tensors in layer.experts.items():
         for tensor, name in tensors.items():
@@ -140,8 +143,8 @@ def new_tensors(checkpoint: Checkpoint, moe: MoELayout, kept: Mapping[int, Seque
                 made.append(_moved(info, info.name))
             case Rename(name):
                 made.append(_moved(info, name))
-            case Take(rows):
-                made.append(_rows(info, rows))
+            case Take(rows, axis):
+                made.append(_rows(info, rows, axis))
             case Drop():
                 pass
     names = [tensor.name for tensor in made]
@@ -154,18 +157,19 @@ def _moved(info: TensorInfo, name: str) -> NewTensor:
     return NewTensor(name=name, dtype=info.dtype, shape=info.shape, nbytes=info.nbytes, parts=(whole,))
 
 
-def _rows(info: TensorInfo, rows: Sequence[int]) -> NewTensor:
+def _rows(info: TensorInfo, rows: Sequence[int], axis: int) -> NewTensor:
     """Rows of a row-major tensor are contiguous bytes; neighbouring rows are moved together."""
-    row_bytes = info.nbytes // info.shape[0]
+    before, count, after = prod(info.shape[:axis]), info.shape[axis], info.shape[axis + 1 :]
+    row_bytes = info.nbytes // (before * count)
     parts: list[ByteRange] = []
-    for row in rows:
+    for row in (outer * count + row for outer in range(before) for row in rows):
         start = info.offset + row * row_bytes
         if parts and parts[-1].offset + parts[-1].length == start:
             parts[-1] = replace(parts[-1], length=parts[-1].length + row_bytes)
         else:
             parts.append(ByteRange(path=info.shard, offset=start, length=row_bytes))
-    shape = (len(rows), *info.shape[1:])
-    return NewTensor(name=info.name, dtype=info.dtype, shape=shape, nbytes=row_bytes * len(rows), parts=tuple(parts))
+    shape, nbytes = (*info.shape[:axis], len(rows), *after), row_bytes * before * len(rows)
+    return NewTensor(name=info.name, dtype=info.dtype, shape=shape, nbytes=nbytes, parts=tuple(parts))
 
 
 def _check_layout(layout: str, model_type: str) -> None:

@@ -51,7 +51,8 @@ def score(
     """
     checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model, revision=revision)
     layout = MoELayout.of(checkpoint)
-    measure = estimator_named(estimator, bins=bins)
+    layout.check_scorable()
+    measure = estimator_named(estimator, **({} if bins == "auto" else {"bins": bins}))
     weights = _projection_weights(layout.architecture, preset, projection_weights)
     if diagonal not in DIAGONALS:
         raise SettingError(f"--diagonal {diagonal} makes no sense: it is {' or '.join(DIAGONALS)}.")
@@ -81,7 +82,7 @@ def score(
 def _projection_weights(
     architecture: Architecture, preset: str, by_hand: Mapping[str, float] | None
 ) -> dict[str, float]:
-    names = tuple(architecture.projections)
+    names = architecture.projection_names
     if preset not in PRESETS:
         raise SettingError(f"--preset {preset} makes no sense: it is {' or '.join(PRESETS)}.")
     if by_hand is None:
@@ -167,14 +168,11 @@ class _Scorer:
 
     def _block_size(self, layer: int, projection: str) -> int:
         """How many experts may be encoded at a time."""
-        from moeits.estimators.joint_counts import TABLE_BYTES
 
         moe = self.layout.layers[layer]
-        entries, nbytes = self.layout.weight_size(self.checkpoint, layer, projection)
-        encoded = 2 * entries
-        # While a thread encodes it holds the stored weight, and as many bytes again where that is float32: its bins
-        # before they are renumbered.
-        working = self.threads * (nbytes * (2 if nbytes > encoded else 1) + TABLE_BYTES)
+        size = self.layout.weight_size(self.checkpoint, layer, projection)
+        encoded = self.estimator.encoded_bytes(size.entries)
+        working = self.threads * (size.read_bytes + self.estimator.working_bytes(size.entries, size.itemsize))
         fit = (self.memory_bytes - working) // encoded
         if fit >= moe.num_experts:
             return moe.num_experts

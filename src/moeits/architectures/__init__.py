@@ -7,7 +7,7 @@ To add one: write `architectures/<model_type>.py` and add its name to `ARCHITECT
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from moeits.errors import UnknownArchitecture
 
@@ -20,7 +20,7 @@ def every_layer(config: Config, layer: int) -> bool:  # noqa: ARG001
 
 
 def one_group(config: Config) -> int:  # noqa: ARG001
-    """The rule of a family whose router chooses among all experts."""
+    """The rule of a family whose router chooses among all experts, and of one whose groups may be of one expert."""
     return 1
 
 
@@ -32,16 +32,23 @@ class Architecture:
     """As in config.json; also the name of the file that describes it."""
     blocks: tuple[str, ...]
     """Names of the MoE block, `{layer}` standing for the number of the decoder layer. Checkpoints written from
-    transformers' memory may use another name than those on the hub, hence a tuple."""
+    transformers' memory may use another name than those on the hub, hence a tuple; the one in memory comes last."""
     expert: str = "experts.{expert}.{tensor}"
     """A tensor of one routed expert. `{tensor}` is anything: weights, biases and scales move together."""
-    projections: Mapping[str, str]
-    """Projection -> `{tensor}` of its weight, in the order in which their redundancies are averaged."""
+    projections: Mapping[str, str] = field(default_factory=dict)
+    """Projection -> `{tensor}` of its weight, in the order in which their redundancies are averaged. Empty where no
+    checkpoint has its experts one by one."""
     fused: Mapping[str, tuple[str, ...]]
-    """The same experts as 3-D tensors with the expert axis first: name -> the projections stacked in it, along the
-    second axis."""
+    """The same experts as 3-D tensors with the expert axis first: name -> the projections stacked in it."""
+    stacking: Literal["rows", "columns", "alternating columns"] = "rows"
+    """How. In rows: (E, 2 I, H), one projection below the other. In columns every matrix is stored the other way round,
+    (E, H, 2 I), and the projections stand side by side or take turns."""
     router: tuple[str, ...]
-    """Tensors whose axis 0 is the expert axis, selection biases included; the first one must be there."""
+    """Tensors with one entry or row per expert, selection biases included; the first one must be there."""
+    router_in_memory: str = ""
+    """Name of the first one where transformers holds experts fused, if it is another one there."""
+    expert_axis: Mapping[str, int] = field(default_factory=dict)
+    """The axis of the experts in those tensors of the router where it is not the first."""
     shared: tuple[str, ...] = ()
     """Prefixes of what else is in the MoE block: shared experts and their gates."""
     num_experts_keys: tuple[str, ...]
@@ -50,8 +57,15 @@ class Architecture:
     is_moe_layer: Callable[[Config, int], bool] = every_layer
     groups: Callable[[Config], int] = one_group
     """Number of expert groups that the router's choice is limited by; 1 where it is not."""
+    least_per_group: Callable[[Config], int] = one_group
+    """Experts that each group must keep for the router to work, where its choice is limited by groups."""
     authors_code_weights: Mapping[str, float] = field(default_factory=dict)
     """Projection weights of `--preset authors-code`, where they differ from the mean (method.md, section 8)."""
+
+    @property
+    def projection_names(self) -> tuple[str, ...]:
+        """The matrices of an expert, in the order in which their redundancies are averaged."""
+        return tuple(projection for stacked in self.fused.values() for projection in stacked)
 
     def num_experts_key(self, config: Config) -> str | None:
         """The key under which this config keeps the number of experts, if any."""

@@ -5,7 +5,8 @@ and E (E - 1) / 2 comparisons. To add one: write its file and add its class to `
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -14,7 +15,10 @@ from moeits.errors import SettingError
 
 
 class RedundancyEstimator(Protocol):
-    """What `score` needs of an estimator. Both methods are called from several threads at once."""
+    """What `score` needs of an estimator. `encode` and `compare` are called from several threads at once.
+
+    Its settings are the keyword arguments of its constructor, each with a default.
+    """
 
     name: ClassVar[str]
 
@@ -31,17 +35,29 @@ class RedundancyEstimator(Protocol):
     def floor(self, encoded: Sequence[Any]) -> np.ndarray:
         """(E, E), diagonal 0: what `compare` is expected to give for independent weights; zeros if unbiased."""
 
+    def encoded_bytes(self, entries: int) -> int:
+        """Bytes that one encoded weight of so many entries holds, at most. `--memory` is kept by this number."""
+
+    def working_bytes(self, entries: int, itemsize: int) -> int:
+        """Bytes that one thread needs at most, beside stored and encoded weights, to encode a weight of so many entries
+        of `itemsize` bytes, or to compare two of them."""
+
 
 from moeits.estimators.nmi import NMI  # noqa: E402
 
-ESTIMATORS: tuple[type[NMI], ...] = (NMI,)
+ESTIMATORS: tuple[type[RedundancyEstimator], ...] = (NMI,)
 
 
 def estimator_named(name: str, **settings: Any) -> RedundancyEstimator:
-    """The estimator of that name, set up. Raises SettingError if there is none, with the nearest known name."""
+    """The estimator of that name, set up. Raises SettingError if there is none, with the nearest known name, or if it
+    has no such setting."""
     known = {estimator.name: estimator for estimator in ESTIMATORS}
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise SettingError(f"There is no estimator {name!r}.{hint} Known: {', '.join(known)}.")
-    return known[name](**settings)
+    make: Callable[..., RedundancyEstimator] = known[name]
+    for setting in settings:
+        if setting not in inspect.signature(make).parameters:
+            raise SettingError(f"--estimator {name} has no {setting}: leave --{setting} out.")
+    return make(**settings)

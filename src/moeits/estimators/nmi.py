@@ -89,6 +89,15 @@ class NMI:
                     floor[i, j] = floor[j, i] = expected
         return floor
 
+    def encoded_bytes(self, entries: int) -> int:
+        return 2 * entries
+
+    def working_bytes(self, entries: int, itemsize: int) -> int:
+        """A table of joint counts; and while float32 is encoded, its bins before they are renumbered."""
+        from moeits.estimators.joint_counts import TABLE_BYTES
+
+        return TABLE_BYTES + (4 * entries if itemsize > 2 else 0)
+
 
 def _checked_bins(bins: str | int) -> str | int:
     if bins == "auto":
