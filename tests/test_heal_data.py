@@ -62,6 +62,7 @@ def test_the_same_conversation_is_the_same_in_every_form(row):
         {"instruction": "w1", "output": ""},
         {"text": "  "},
         {"something": "else"},
+        {"conversations": [{"from": ["gpt"], "value": "w1"}, {"from": None, "value": "w1"}, "w1"]},
     ],
 )
 def test_a_row_without_an_answer_is_no_conversation(row):
@@ -160,6 +161,11 @@ def test_an_answer_beyond_the_sequence_drops_the_row(tmp_path: Path):
         short.split([TALK], samples=None, holdout=0, valid=None)
 
 
+def test_held_out_rows_without_anything_to_measure_are_one_sentence(tmp_path: Path):
+    with pytest.raises(HealingError, match="--valid has no row with an answer"):
+        sequencer(tmp_path).split(texts(), samples=None, holdout=0, valid=[{"text": " "}])
+
+
 def test_jsonl_json_and_parquet_hold_the_same_rows(tmp_path: Path):
     parquet, arrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
     rows = conversations(3)
@@ -190,13 +196,14 @@ def test_a_hub_data_set_is_streamed_and_shuffled(monkeypatch: pytest.MonkeyPatch
     [
         ("a.jsonl", '{"text": "w1"}\n{"text"\n', "a.jsonl, line 2 is no JSON"),
         ("a.jsonl", "[1]\n", "line 1|row 1 is a list"),
+        ("a.jsonl", b'{"text": "w1"}\n{"text": "caf\xe9"}\n', "a.jsonl, line 2 is no UTF-8 .*0xe9"),
         ("a.json", "{}", "should hold a list of rows"),
         ("a.csv", "x", "neither .jsonl nor .json nor .parquet"),
         ("a.parquet", "x", "cannot be read as Parquet"),
     ],
 )
-def test_a_file_that_holds_no_rows_is_one_sentence(tmp_path: Path, name: str, content: str, message: str):
-    (tmp_path / name).write_text(content)
+def test_a_file_that_holds_no_rows_is_one_sentence(tmp_path: Path, name: str, content: str | bytes, message: str):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(HealingError, match=message):
         list(read_rows(tmp_path / name))
 

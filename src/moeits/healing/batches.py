@@ -103,7 +103,7 @@ class Sequencer:
     ) -> TrainingData:
         """Sequences of at most `samples` rows, a share `holdout` of them (or the rows of `valid`) held out.
 
-        Raises HealingError if nothing is left to train on.
+        Raises HealingError if nothing is left to train on, or if `valid` holds nothing to measure.
         """
         conversations, seen, without_answer = self._sample(rows, samples)
         if not seen:
@@ -115,6 +115,8 @@ class Sequencer:
         held_out = self._sequences(
             conversations[:apart] if valid is None else self._sample(valid, None)[0], _MOST_HELD_OUT
         )[0]
+        if valid is not None and not held_out:
+            raise HealingError("--valid has no row with an answer, or a text, to measure the loss on.")
         if not training:
             raise HealingError(
                 f"No row of --data has a token to train on within the first {self.length}. Raise --sequence-length."

@@ -48,11 +48,11 @@ def read_rows(data: str | Path, *, samples: int | None = None, seed: int = 0) ->
     if path.is_file():
         readers = {".jsonl": _jsonl, ".json": _json, ".parquet": _parquet}
         if path.suffix not in readers:
-            raise HealingError(f"--data {path} is neither .jsonl nor .json nor .parquet. Convert it to one of them.")
+            raise HealingError(f"{path} is neither .jsonl nor .json nor .parquet. Convert it to one of them.")
         yield from readers[path.suffix](path)
         return
     if path.exists() or str(data).count("/") != 1:
-        raise HealingError(f"--data {data} is no file, and no hub data set (org/name) either.")
+        raise HealingError(f"{data} is no file, and no hub data set (org/name) either.")
     yield from _hub_rows(str(data), samples, seed)
 
 
@@ -81,7 +81,8 @@ def _turn(turn: Any) -> Turn | None:
     if not isinstance(turn, Mapping):
         return None
     role, text = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-    return Turn(_ROLES[role], text) if role in _ROLES and isinstance(text, str) else None
+    known = isinstance(role, str) and role in _ROLES
+    return Turn(_ROLES[role], text) if known and isinstance(text, str) else None
 
 
 def _answered(turns: Conversation) -> Conversation | None:
@@ -91,12 +92,15 @@ def _answered(turns: Conversation) -> Conversation | None:
 
 
 def _jsonl(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode())
+            except UnicodeDecodeError as error:
+                odd = f"{error.reason} {line[error.start]:#04x}"
+                raise HealingError(f"{path.name}, line {number} is no UTF-8 ({odd}). Convert the file.") from None
             except json.JSONDecodeError as error:
                 raise HealingError(f"{path.name}, line {number} is no JSON: {error}.") from None
             yield from _only_objects(path, number, [row])
