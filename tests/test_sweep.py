@@ -90,7 +90,8 @@ class Stages:
             monkeypatch.setattr(points, stage.__name__, stage)
 
     def _begin(self, stage: str, output: Path) -> None:
-        step = (stage, f"{output.parent.name}/{output.name}")
+        depth = 3 if output.parent.name.startswith("random-") else 2
+        step = (stage, "/".join(output.parts[-depth:]))
         if step == self.stop_before:
             raise KeyboardInterrupt
         self.done.append(step)
@@ -113,10 +114,9 @@ class Stages:
         output.write_text("{}")
 
 
-def full_sweep(toy: Path, run: Path, tau: str = "0,1,9") -> Sweep:
-    return moeits.sweep(
-        toy, tau=tau, output=run, evaluate="continuation", heal="data.jsonl", recipe="small", measure=True
-    )
+def full_sweep(toy: Path, run: Path, tau: str = "0,1,9", **changes: Any) -> Sweep:
+    asked = {"evaluate": "continuation", "heal": "data.jsonl", "recipe": "small", "measure": True, "control": 2}
+    return moeits.sweep(toy, tau=tau, output=run, **{**asked, **changes})
 
 
 def test_every_point_is_evaluated_before_and_after_healing(
@@ -127,26 +127,130 @@ def test_every_point_is_evaluated_before_and_after_healing(
     folders = list(dict.fromkeys(point.folder for point in run.points))
     assert len(folders) == 3
     assert folders[-1] == "unpruned", "at tau 9 everything stays"
+    healed = {"plan.json", "unhealed.json", "healing.json", "healed.json"}
     for folder in folders:
+        controls = set() if folder == "unpruned" else {"random-0", "random-1"}
         parts = {path.name for path in (tmp_path / "run" / folder).iterdir()}
-        assert parts == {"plan.json", "unhealed.json", "footprint.json", "healing.json", "healed.json"}
-    assert len(stages.done) == len(set(stages.done)) == 4 * len(folders)
-    ledger = json.loads((tmp_path / "run" / "ledger.json").read_text())["entries"]
-    assert [entry["stage"] for entry in ledger].count("healing") == 3
+        assert parts == healed | {"footprint.json"} | controls
+        for control in controls:
+            parts = {path.name for path in (tmp_path / "run" / folder / control).iterdir()}
+            assert parts == (healed if control == "random-0" else {"plan.json", "unhealed.json"})
+    # Four files at each of three points, four at the two random choices of each of two.
+    assert len(stages.done) == len(set(stages.done)) == 4 * 3 + 4 * 2
+
+
+def ledger(run: Path) -> list[dict[str, Any]]:
+    return json.loads((run / "ledger.json").read_text())["entries"]
+
+
+def test_the_control_keeps_as_many_experts_in_each_layer_chosen_by_its_seed(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Stages(monkeypatch)
+    full_sweep(toy, tmp_path / "run", "0,1")
+    for point in (tmp_path / "run").glob("experts-*"):
+        plans = [moeits.PruningPlan.load(path / "plan.json") for path in (point, *sorted(point.glob("random-*")))]
+        assert [(plan.criterion, plan.settings.get("seed")) for plan in plans] == [
+            ("moeits", None),
+            ("random", 0),
+            ("random", 1),
+        ]
+        assert len({tuple(map(len, plan.kept.values())) for plan in plans}) == 1
+        assert len({tuple(plan.kept.items()) for plan in plans}) == 3, "the seeds chose the same experts"
+
+
+def test_what_the_control_costs_is_not_charged_to_the_product(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Stages(monkeypatch)
+    full_sweep(toy, tmp_path / "run")
+    full_sweep(toy, tmp_path / "without", control=0)
+    entries, without = ledger(tmp_path / "run"), ledger(tmp_path / "without")
+    controls = [entry for entry in entries if entry["stage"].startswith("control: ")]
+    product = [(entry["stage"], entry["point"]) for entry in entries if entry not in controls]
+    assert product == [(entry["stage"], entry["point"]) for entry in without]
+    assert sorted({entry["point"].split("/")[1] for entry in controls}) == ["random-0", "random-1"]
+    assert [entry["stage"] for entry in controls].count("control: healing") == 2, "seed 0 at each of two points"
+
+
+def test_more_seeds_later_add_their_own_files_only(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = Stages(monkeypatch)
+    full_sweep(toy, tmp_path / "run", "0", control=1)
+    stages.done.clear()
+    full_sweep(toy, tmp_path / "run", "0", control=3)
+    assert stages.done == [("evaluate", f"experts-6/random-{seed}/unhealed.json") for seed in (1, 2)]
+    full_sweep(toy, tmp_path / "run", "0", control=0)
+    assert json.loads((tmp_path / "run" / "sweep.json").read_text())["settings"]["control"] == 3
+
+
+@pytest.mark.parametrize(
+    ("control", "sentence"), [(1, "--control in a sweep needs --evaluate"), (-1, "--control -1 makes no sense")]
+)
+def test_a_control_of_nothing_is_refused(toy: Path, tmp_path: Path, control: int, sentence: str) -> None:
+    with pytest.raises(SettingError, match=sentence):
+        moeits.sweep(toy, tau="1", output=tmp_path / "run", control=control)
+
+
+def test_a_footprint_asked_for_later_heals_nothing_again(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = Stages(monkeypatch)
+    full_sweep(toy, tmp_path / "run", "0", measure=False, control=0)
+    stages.done.clear()
+    full_sweep(toy, tmp_path / "run", "0", control=0)
+    assert [stage for stage, _ in stages.done] == ["measure", "measure"], "of the unpruned model and of the point"
+
+
+def test_footprints_of_one_run_are_all_measured_in_the_same_way(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Stages(monkeypatch)
+    moeits.sweep(toy, tau="0", output=tmp_path / "run", measure=True, dtype="float32")
+    with pytest.raises(SettingError, match=r"measuring was .*\"dtype\": \"float32\".*--fresh"):
+        moeits.sweep(toy, tau="0,1", output=tmp_path / "run", measure=True, dtype="bfloat16")
+
+
+def test_other_data_of_the_same_name_are_other_data(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Stages(monkeypatch)
+    for name in ("one", "two", "copy"):
+        folder = tmp_path / name / "data"
+        (folder / "continuation").mkdir(parents=True)
+        (folder / "continuation" / "test.jsonl").write_text("two" if name == "two" else "one")
+        (folder / "text.jsonl").write_text("one")
+
+    def evaluated(name: str, text: str) -> Sweep:
+        data = tmp_path / name / "data"
+        asked = {"evaluate": "continuation", "data_dir": data, "perplexity": tmp_path / text / "data" / "text.jsonl"}
+        return moeits.sweep(toy, tau="0", output=tmp_path / "run", **asked)
+
+    evaluated("one", "one")
+    evaluated("copy", "copy")
+    for name, text in (("two", "one"), ("one", "two")):
+        (tmp_path / "two" / "data" / "text.jsonl").write_text("two")
+        with pytest.raises(SettingError, match=r"evaluation was .*\"sha256\""):
+            evaluated(name, text)
+    assert str(tmp_path) not in (tmp_path / "run" / "sweep.json").read_text()
+
+
+def test_taus_are_added_to_those_that_the_folder_has(toy: Path, tmp_path: Path) -> None:
+    moeits.sweep(toy, tau="0,1", output=tmp_path / "run")
+    again = moeits.sweep(toy, tau="0.5,1", output=tmp_path / "run")
+    assert [point.tau for point in again.points] == [0, 0.5, 1]
+    assert json.loads((tmp_path / "run" / "sweep.json").read_text()) == json.loads(json.dumps(again.facts()))
 
 
 def test_a_stopped_sweep_goes_on_and_repeats_nothing(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Stages(monkeypatch)
-    full_sweep(toy, tmp_path / "whole")
+    full_sweep(toy, tmp_path / "whole", "0,9", control=1)
     for number, step in enumerate(whole.done):
         stages, run = Stages(monkeypatch), tmp_path / f"run-{number}"
         stages.stop_before = step
         with pytest.raises(KeyboardInterrupt):
-            full_sweep(toy, run)
+            full_sweep(toy, run, "0,9", control=1)
         stages.stop_before = None
-        full_sweep(toy, run)
+        full_sweep(toy, run, "0,9", control=1)
         assert sorted(stages.done) == sorted(whole.done)
 
 
@@ -162,7 +266,7 @@ def test_a_finished_sweep_does_nothing_and_another_tau_adds_its_own_point(
     with pytest.raises(SettingError, match="evaluation was"):
         moeits.sweep(toy, tau="1", output=tmp_path / "run", evaluate="boolq")
     full_sweep(toy, tmp_path / "run", "0,1")
-    assert len({name.split("/")[0] for _, name in stages.done}) == 1
+    assert len({name.split("/")[0] for _, name in stages.done if "random" not in name}) == 1
 
 
 def test_healing_without_evaluation_is_refused(toy: Path, tmp_path: Path) -> None:

@@ -80,6 +80,9 @@ FLAGS: dict[str, Any] = {
     "sweep heal": Annotated[
         Path | None, typer.Option(metavar="DATA", help="Heal every point on these data, and evaluate it again.")
     ],
+    "control": Annotated[
+        int, typer.Option(metavar="N", help="Beside every point evaluate N random choices of as many experts.")
+    ],
     "sweep recipe": Annotated[str, typer.Option(help="How it is healed, as --recipe of heal.")],
     "sweep batch_size": Annotated[int, typer.Option(help="Prompts at a time in an evaluation.")],
     "sweep measure": Annotated[bool, typer.Option("--measure", metavar="", help="Take the footprint of every point.")],

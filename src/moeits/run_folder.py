@@ -7,6 +7,7 @@
     RUN/experts-678/plan.json         who stays where 678 experts do
     RUN/experts-678/unhealed.json     results of the pruned model, footprint.json what it costs
     RUN/experts-678/healing.json      how it was healed, healed.json the results after that
+    RUN/experts-678/random-0/         the control: as many experts in every layer, chosen at random with seed 0
 
 Kept sets of one elimination order are nested, so the number of experts names the set: taus that keep as many share a
 folder, and a finer grid of taus finds the points of a coarser one finished.
@@ -28,6 +29,17 @@ class PointFolder:
     """The folder of one set of kept experts."""
 
     path: Path
+    seed: int | None = None
+    """Of a control, a random choice; None where the criterion chose."""
+
+    @property
+    def name(self) -> str:
+        """What the run calls it: its path within the run."""
+        return self.path.name if self.seed is None else f"{self.path.parent.name}/{self.path.name}"
+
+    def control(self, seed: int) -> "PointFolder":
+        """The folder of a random choice of as many experts in every layer."""
+        return PointFolder(self.path / f"random-{seed}", seed=seed)
 
     @property
     def plan(self) -> Path:
@@ -111,14 +123,19 @@ class RunFolder:
         known = {**before["settings"]}
         # What was not asked for before is added to the points; what was asked for differently cannot be mixed.
         both = [name for name in known if name not in OPTIONAL or None not in (known[name], settings[name])]
-        differing = [name for name in both if known[name] != settings[name]]
+        differing = [name for name in both if name != "control" and known[name] != settings[name]]
         if differing:
             was = "; ".join(f"{name} was {json.dumps(known[name])}" for name in differing)
             raise SettingError(
                 f"{self.path} holds a sweep with other settings ({was}). Choose another --output, or start again with "
                 "--fresh."
             )
-        return {name: known.get(name) if value is None else value for name, value in settings.items()}
+        together = {name: known.get(name) if value is None else value for name, value in settings.items()}
+        return together | {"control": max(known.get("control", 0), settings["control"])}
+
+    def taus(self) -> tuple[float, ...]:
+        """The taus of the sweeps that the folder holds so far; none if there is no sweep yet."""
+        return tuple(point["tau"] for point in read_sweep(self.sweep)["points"]) if self.sweep.exists() else ()
 
     def _forget(self) -> None:
         """Remove what sweeps write, and nothing else."""
@@ -134,7 +151,7 @@ class RunFolder:
 
 
 # Settings of work that a sweep may do without.
-OPTIONAL = ("evaluation", "healing")
+OPTIONAL = ("evaluation", "healing", "measuring")
 
 
 def read_sweep(path: Path) -> dict[str, Any]:
@@ -143,6 +160,7 @@ def read_sweep(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
         if value["kind"] != "sweep" or value["format"] != 1:
             raise ValueError(f"it has format {value['format']}")
+        [float(point["tau"]) for point in value["points"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SettingError(
             f"{path} is no sweep that moeits wrote ({type(error).__name__}: {error}). Start again with --fresh."

@@ -12,9 +12,11 @@ from moeits.evidence import Evidence
 from moeits.measurement.ledger import Ledger
 from moeits.plan import Planner
 from moeits.progress import Progress, silent
-from moeits.run_folder import RunFolder
+from moeits.pruning_plan import PruningPlan
+from moeits.run_folder import PointFolder, RunFolder
 from moeits.score import score
 from moeits.sweep_points import PointWork
+from moeits.sweep_settings import facts_of
 from moeits.version import __version__
 
 FORMAT = 1
@@ -43,6 +45,11 @@ class Sweep:
     fingerprint: str
     settings: Mapping[str, Any]
     points: tuple[SweepPoint, ...]
+    """Of all taus that the run was asked for so far, ascending."""
+
+    def folders(self, taus: Sequence[float]) -> list[str]:
+        """Names of the folders of these taus, each once."""
+        return list(dict.fromkeys(point.folder for point in self.points if point.tau in taus))
 
     def facts(self) -> dict[str, Any]:
         """The sweep as the JSON value of sweep.json."""
@@ -81,6 +88,7 @@ def sweep(
     heal: str | Path | None = None,
     recipe: str = "paper",
     steps: int | None = None,
+    control: int = 0,
     measure: bool = False,
     energy: bool = False,
     country: str | None = None,
@@ -100,10 +108,11 @@ def sweep(
 
     Paper: section 6.2, Figure 2. What each tau leaves is known at once. With `evaluate` (tasks, as `moeits evaluate`
     takes them) or `perplexity`, the unpruned model and every pruned one are evaluated; with `heal` (data) each pruned
-    one is then healed by `recipe` and evaluated again; with `measure` its footprint is taken. Taus that keep the same
-    experts are one point. All results are files in the folder `output`, a finished one is never made again, and a
-    checkpoint is removed when its point is finished. Seconds of every stage go to the run's ledger, and joules too with
-    `energy`.
+    one is then healed by `recipe` and evaluated again; with `measure` its footprint is taken. With `control` as many
+    random choices of the same counts (seeds 0, 1, ...) are evaluated beside each, and the first of them is healed too.
+    Taus that keep the same experts are one point. All results are files in the folder `output`, a finished one is never
+    made again, taus are added to those that the folder has, and a checkpoint is removed when its point is finished.
+    Seconds of every stage go to the run's ledger, and joules too with `energy`.
 
     Raises what the stages raise, and SettingError if the folder holds a sweep of another checkpoint or other settings.
     """
@@ -128,13 +137,15 @@ def sweep(
     if evaluate is None and perplexity is None:
         evaluation = {}
     healing = {} if heal is None else {"data": heal, "recipe": recipe, "steps": steps}
-    if healing and not evaluation:
-        raise SettingError("--heal in a sweep needs --evaluate TASKS or --perplexity TEXT: what should it show?")
+    footprint = {"energy": energy, "country": country, "dtype": dtype} if measure else {}
+    _check_purpose(evaluation, healing, control)
     asked = {
         "scoring": {**scoring, "bins": str(bins)},
         "min_experts": min_experts,
-        "evaluation": _by_name(evaluation),
-        "healing": _by_name(healing),
+        "evaluation": facts_of(evaluation),
+        "healing": facts_of(healing),
+        "measuring": facts_of(footprint),
+        "control": control,
     }
     settings = run.begin(fingerprint=checkpoint.fingerprint, settings=asked, fresh=fresh)
     ledger = Ledger(run.ledger, energy=energy, country=country)
@@ -144,17 +155,27 @@ def sweep(
         with ledger.stage("scoring"):
             how: dict[str, Any] = {**scoring, "threads": threads, "memory": memory, "fresh": fresh}
             evidence = score(checkpoint, output=run.evidence, progress=progress, **how)
-    found = cut(Planner(evidence, min_experts=min_experts), taus, settings, run)
+    found = cut(Planner(evidence, min_experts=min_experts), sorted({*run.taus(), *taus}), settings, run)
+    points = [PointFolder(run.path / name) for name in found.folders(taus)]
+    controls = choose_at_random(evidence, points, control, min_experts)
     PointWork(
         checkpoint=checkpoint,
         run=run,
         ledger=ledger,
         evaluation=evaluation,
         healing=healing,
-        footprint={"energy": energy, "country": country, "dtype": dtype} if measure else {},
+        footprint=footprint,
         progress=progress,
-    ).all_points([run.unpruned.path.name, *(point.folder for point in found.points)])
+    ).all_points([run.unpruned, *(each for each in points if each != run.unpruned), *controls])
     return found
+
+
+def _check_purpose(evaluation: Mapping[str, Any], healing: Mapping[str, Any], control: int) -> None:
+    if control < 0:
+        raise SettingError(f"--control {control} makes no sense: give 0 or more random choices.")
+    for flag, given in (("--heal", healing), ("--control", control)):
+        if given and not evaluation:
+            raise SettingError(f"{flag} in a sweep needs --evaluate TASKS or --perplexity TEXT: what should it show?")
 
 
 def cut(planner: Planner, taus: Sequence[float], settings: Mapping[str, Any], run: RunFolder) -> Sweep:
@@ -180,10 +201,23 @@ def cut(planner: Planner, taus: Sequence[float], settings: Mapping[str, Any], ru
     return found
 
 
-def _by_name(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Arguments with paths by their last part: a run says what it was made with, not where that lay on a machine."""
-    shown = {name: Path(v).name if isinstance(v, Path) or "/" in str(v) else v for name, v in arguments.items()}
-    return shown or None
+def choose_at_random(
+    evidence: Evidence, points: Sequence[PointFolder], seeds: int, min_experts: int | None
+) -> list[PointFolder]:
+    """The control of every pruned point: the plans of as many experts in every layer, chosen by these many seeds."""
+    controls = []
+    for seed in range(seeds):
+        planner = Planner(evidence, criterion="random", min_experts=min_experts, seed=seed)
+        for point in points:
+            plan = PruningPlan.load(point.plan)
+            if plan.summary["experts_kept"] == plan.summary["experts_before"]:
+                continue
+            chosen = point.control(seed)
+            chosen.path.mkdir(exist_ok=True)
+            if not chosen.plan.exists():
+                planner.plan(like=plan).save(chosen.plan)
+            controls.append(chosen)
+    return controls
 
 
 def parse_taus(text: str) -> tuple[float, ...]:
