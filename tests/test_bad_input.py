@@ -578,6 +578,25 @@ def test_evidence_that_cannot_be_written_is_a_sentence(shell: Shell, output: str
     shell.refuses("score", "toy", "--output", output, saying=output)
 
 
+@pytest.mark.usefixtures("furnished")
+@pytest.mark.parametrize(
+    "output", ["toy/model.safetensors", "toy/e.safetensors", "toy/a/e.safetensors", "link/e.safetensors", "older-toy"]
+)
+def test_evidence_is_never_written_into_the_model_that_is_scored(shell: Shell, tmp_path: Path, output: str) -> None:
+    (tmp_path / "older-toy").symlink_to(tmp_path / "toy" / "model.safetensors")
+    shell.refuses("score", "toy", "--output", output, saying="the source toy, which is never touched")
+
+
+@pytest.mark.usefixtures("toy", "plan")
+def test_a_plan_is_not_written_over_what_it_is_made_from(shell: Shell, tmp_path: Path) -> None:
+    moeits.score("toy").save("e.safetensors")
+    (tmp_path / "link").symlink_to("e.safetensors")
+    for output in ("e.safetensors", "link", "../" + tmp_path.name + "/e.safetensors"):
+        shell.refuses("plan", "e.safetensors", "--tau", "1", "--output", output, saying="is what the plan is made from")
+    shell.refuses("plan", "e.safetensors", "--like", "plan.json", "--output", "plan.json", saying="is made from")
+    shell.refuses("plan", "e.safetensors", "--tau", "1", "--output", "toy/model.safetensors", saying="of a checkpoint")
+
+
 # ------------------------------------------------------------------------------------- what happens while writing
 
 

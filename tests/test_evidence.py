@@ -1,6 +1,8 @@
 """Evidence on disk: what scoring found, with all that planning needs to know."""
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,11 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from moeits import finished_layers
 from moeits.checkpoint import Checkpoint
 from moeits.errors import EvidenceError, MoeitsError, OutputError
-from moeits.evidence import Evidence
+from moeits.evidence import Evidence, write_whole
+from moeits.finished_layers import FinishedLayers
 from moeits.layout import MoELayout
 from moeits.plan import plan
 from moeits.score import score
@@ -212,3 +216,68 @@ def test_evidence_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
         made_up(layers=1).save(path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["evidence"]
+
+
+# ---------------------------------------------------------------------------------------------- where files go
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path, link: bool) -> None:
+    pipe = output = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    if link:
+        output = tmp_path / "link"
+        output.symlink_to(pipe)
+    with ThreadPoolExecutor(1) as reader:
+        read = reader.submit(pipe.read_bytes)
+        write_whole(output, b"content")
+        assert read.result(timeout=10) == b"content"
+    assert pipe.is_fifo()
+    assert output.is_symlink() == link
+
+
+def test_a_device_is_written_to_and_stays_a_device(toy: Path) -> None:
+    score(toy, output="/dev/null")
+    assert Path("/dev/null").is_char_device()
+    assert not Path("/dev/null.partial").exists()
+
+
+def test_a_link_stays_a_link_to_what_is_written(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("target")
+    for content in (b"new", b"replaced"):
+        write_whole(tmp_path / "link", content)
+        assert (tmp_path / "target").read_bytes() == content
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_no_small_file_is_written_over_a_file_of_a_checkpoint(toy: Path, name: str) -> None:
+    before = (toy / name).read_bytes()
+    with pytest.raises(OutputError, match="is a file of a checkpoint, which is not written over"):
+        made_up().save(toy / name)
+    assert (toy / name).read_bytes() == before
+    write_whole(toy / "results.json", b"{}")
+
+
+def test_what_is_finished_of_another_scoring_is_not_forgotten(tmp_path: Path) -> None:
+    output, matrices = tmp_path / "evidence", {"redundancy": np.eye(3)}
+    one, other = (FinishedLayers(output, fingerprint=name, settings={}, fresh=False) for name in ("one", "other"))
+    one.put(0, matrices)
+    other.put(0, matrices)
+    FinishedLayers(output, fingerprint="one", settings={}, fresh=True)
+    assert one.get(0) is None
+    assert other.get(0) is not None
+    other.remove()
+    assert not [*tmp_path.iterdir()], "the last one takes the folder with it"
+
+
+def test_what_another_release_finished_is_not_taken_for_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def finished() -> FinishedLayers:
+        return FinishedLayers(tmp_path / "evidence", fingerprint="one", settings={}, fresh=False)
+
+    finished().put(0, {"redundancy": np.eye(3)})
+    assert finished().get(0) is not None
+    monkeypatch.setattr(finished_layers, "FORMAT", finished_layers.FORMAT + 1)
+    assert finished().get(0) is None

@@ -1,13 +1,14 @@
 """The finished layers of a scoring that is under way, so that a killed one goes on where it was.
 
-They lie in `EVIDENCE.partial/` beside the evidence, under the fingerprint of the checkpoint and the settings, and are
-removed when the evidence is complete. There is no other cache anywhere.
+They lie in `EVIDENCE.partial/` beside the evidence, in a folder that the fingerprint of the checkpoint and the settings
+give its name, and are removed when the evidence is complete. There is no other cache anywhere.
 """
 
 import hashlib
 import json
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,19 @@ import numpy as np
 from moeits.errors import OutputError
 from moeits.evidence import write_whole
 
+# Goes up whenever a release computes other numbers from the same weights and settings, or keeps them in another way.
+FORMAT = 1
+
 
 class FinishedLayers:
     """Matrices of finished layers on disk; nothing at all when there is no output to keep them beside."""
 
     def __init__(self, output: Path | None, *, fingerprint: str, settings: Mapping[str, Any], fresh: bool) -> None:
+        if output is not None and output.exists() and not output.is_file():
+            output = None  # beside a pipe or /dev/null there is no place for a folder
         self._all = None if output is None else output.with_name(output.name + ".partial")
-        key = hashlib.sha256(json.dumps([fingerprint, dict(settings)], sort_keys=True).encode()).hexdigest()[:16]
+        what = json.dumps([FORMAT, fingerprint, dict(settings)], sort_keys=True)
+        key = hashlib.sha256(what.encode()).hexdigest()[:16]
         self._mine = None if self._all is None else self._all / key
         if fresh:
             self.remove()
@@ -54,9 +61,12 @@ class FinishedLayers:
         write_whole(path, save(dict(matrices)))
 
     def remove(self) -> None:
-        """Forget everything that was kept."""
-        if self._all is not None:
-            shutil.rmtree(self._all, ignore_errors=True)
+        """Forget what was kept of this scoring. What another one keeps beside it stays."""
+        if self._all is None or self._mine is None:
+            return
+        shutil.rmtree(self._mine, ignore_errors=True)
+        with suppress(OSError):  # there is none, or another scoring has layers in it
+            self._all.rmdir()
 
     def _path(self, layer: int) -> Path | None:
         return None if self._mine is None else self._mine / f"layer-{layer}.safetensors"

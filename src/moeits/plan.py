@@ -10,7 +10,7 @@ import numpy as np
 
 from moeits.criteria import Criterion, criterion_named
 from moeits.elimination import EliminationOrder
-from moeits.errors import BudgetOutOfReach, PlanError, SettingError
+from moeits.errors import BudgetOutOfReach, OutputError, PlanError, SettingError
 from moeits.evidence import Evidence
 from moeits.pruning_plan import PruningPlan, check_groups, summarize
 from moeits.sizes import format_size, parse_size
@@ -36,8 +36,10 @@ def plan(
     experts than `min_experts`, by default its top_k. With `output` the plan is also written there.
 
     Raises SettingError for arguments that make no sense, BudgetOutOfReach if floors are reached first, EvidenceError
-    for broken evidence.
+    for broken evidence, OutputError if the plan cannot be written.
     """
+    if output is not None:
+        _check_output(Path(output), evidence, like)
     evidence = evidence if isinstance(evidence, Evidence) else Evidence.load(evidence)
     planner = Planner(evidence, criterion=criterion, min_experts=min_experts, seed=seed)
     made = planner.plan(tau=tau, reduction=reduction, max_size=max_size, experts_per_layer=experts_per_layer, like=like)
@@ -249,6 +251,13 @@ class Planner:
     @cached_property
     def _above_noise(self) -> dict[str, Any]:
         return self.evidence.above_noise() if self.criterion.needs_redundancy else {}
+
+
+def _check_output(output: Path, *inputs: object) -> None:
+    """The plan is not written over what it is made from. Raises OutputError."""
+    for path in inputs:
+        if isinstance(path, (str, Path)) and output.is_file() and Path(path).exists() and output.samefile(path):
+            raise OutputError(f"--output {output} is what the plan is made from. Choose another --output.")
 
 
 def _finite(value: float, flag: str) -> float:

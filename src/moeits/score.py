@@ -12,7 +12,8 @@ import numpy as np
 
 from moeits.architectures import Architecture
 from moeits.checkpoint import Checkpoint
-from moeits.errors import NonFiniteWeight, OutputError, SettingError, UnscorableWeight
+from moeits.checkpoint_writer import check_file_output
+from moeits.errors import NonFiniteWeight, SettingError, UnscorableWeight
 from moeits.estimators import RedundancyEstimator, estimator_named
 from moeits.evidence import Evidence
 from moeits.finished_layers import FinishedLayers
@@ -59,8 +60,8 @@ def score(
     settings = {"preset": preset, **measure.settings, "projection_weights": weights, "diagonal": diagonal}
     threads, memory_bytes = _thread_count(threads), parse_size(memory, "--memory")
     output = None if output is None else Path(output)
-    if output is not None and output.is_dir():
-        raise OutputError(f"{output} is a folder. Give the name of a file to --output, such as {output}.safetensors.")
+    if output is not None:
+        check_file_output(output, sources=[checkpoint.folder])
     key = {"estimator": estimator, **settings}
     finished = FinishedLayers(output, fingerprint=checkpoint.fingerprint, settings=key, fresh=fresh)
     with ThreadPoolExecutor(threads) as pool:
