@@ -227,3 +227,29 @@ def test_interrupting_is_one_line(
         cli.main()
     assert ended.value.code == 130
     assert capsys.readouterr().err.strip() == "moeits: Interrupted."
+
+
+# ---------------------------------------------------------------------------------------------------------- demo
+
+
+def test_the_demo_replaces_its_own_folder_and_nobody_elses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from moeits.demo import __main__ as demo
+
+    for name in ("mine", "mine/below"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    for taken in ("mine", "file"):
+        monkeypatch.setattr(sys, "argv", ["demo", str(tmp_path / taken)])
+        with pytest.raises(SystemExit) as ended:
+            demo.main()
+        assert ended.value.code == 2
+        assert "is of no earlier demo. Remove it, or name another folder." in capsys.readouterr().err
+    assert (tmp_path / "mine" / "below").is_dir()
+    for free in ("new", "deep/new", "empty"):
+        demo.new_folder(tmp_path / free)
+        (tmp_path / free / "result").touch()
+        demo.new_folder(tmp_path / free)
+        assert not (tmp_path / free / "result").exists(), "the second demo begins with an empty folder"

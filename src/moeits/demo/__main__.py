@@ -3,6 +3,7 @@
 Every loss stands beside its controls: the unpruned model, and as many experts chosen at random.
 """
 
+import os
 import shutil
 import statistics
 import sys
@@ -14,6 +15,7 @@ import moeits
 from moeits import console
 from moeits.console import plans
 from moeits.demo import MODEL, TRAIN, VALID
+from moeits.errors import MoeitsError, OutputError
 from moeits.evaluation.perplexity import Text, perplexity_of, read_text
 from moeits.progress import silent
 from moeits.pruning_plan import PruningPlan
@@ -25,12 +27,35 @@ HEALING_STEPS = 100
 RANDOM_SEEDS = (0, 1, 2)
 WINDOW = 512
 
+# By this file in it a folder is known to be of an earlier demo, and may be replaced.
+MARKER = ".moeits-demo"
+
 
 def main() -> None:
-    """The whole demo, into a folder that is replaced."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo-output")
-    if folder.exists():
-        shutil.rmtree(folder)
+    """The whole demo; what is wrong is one sentence, as on the command line."""
+    try:
+        demonstrate(Path(sys.argv[1] if len(sys.argv) > 1 else "demo-output"))
+    except MoeitsError as error:
+        console.error(str(error))
+        sys.exit(2)
+
+
+def new_folder(folder: Path) -> None:
+    """Make the folder of the demo; what an earlier demo left there is removed. Raises OutputError."""
+    try:
+        if folder.is_dir() and (folder / MARKER).is_file():
+            shutil.rmtree(folder)
+        elif os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+            raise OutputError(f"{folder} exists and is of no earlier demo. Remove it, or name another folder.")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / MARKER).touch()
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made: {error.strerror or error}. Name another folder.") from None
+
+
+def demonstrate(folder: Path) -> None:
+    """The whole demo, into a folder that is replaced if an earlier one made it."""
+    new_folder(folder)
     start = time.perf_counter()
     found = moeits.inspect(MODEL)
     console.out(f"$ moeits inspect {MODEL.name}")
