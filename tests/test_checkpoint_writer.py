@@ -104,6 +104,22 @@ def test_a_new_checkpoint_can_be_read_by_whom_the_umask_allows(tmp_path: Path) -
     assert (tmp_path / "out" / "note").stat().st_mode & 0o777 == 0o640
 
 
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, fsync = [], os.fsync
+
+    def noted(number: int) -> None:
+        assert not (tmp_path / "out").exists()
+        synced.append(Path(f"/proc/self/fd/{number}").readlink().name)
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with new_checkpoint(tmp_path / "out", sources=[], nbytes=1) as writer:
+        writer.write_tensors([tensor("a", 9), tensor("b", 9)], max_shard_bytes=10)
+        writer.write_text("note", "x")
+    assert {*synced} >= {path.name for path in (tmp_path / "out").iterdir()}
+    assert synced[-1].endswith(".partial"), "the folder itself, after its files"
+
+
 def test_folders_on_the_way_to_an_output_are_made_and_stay(tmp_path: Path) -> None:
     with new_checkpoint(tmp_path / "a" / "b" / "out", sources=[], nbytes=1) as writer:
         writer.write_json("config.json", {"a": 1})

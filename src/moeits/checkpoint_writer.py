@@ -108,6 +108,7 @@ def new_checkpoint(
             partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
             yield CheckpointWriter(partial)
             partial.chmod(0o777 & ~_umask())
+            _sync(partial)
             _put_in_place(partial, output, overwrite=overwrite)
     except BaseException as error:
         if partial is not None:
@@ -274,6 +275,16 @@ def _rename(partial: Path, output: Path) -> None:
                 "--output."
             ) from None
         raise
+
+
+def _sync(folder: Path) -> None:
+    """Put a finished folder on the disk, so that its name still promises its content after a loss of power."""
+    for path in (*folder.rglob("*"), folder):
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def _umask() -> int:
