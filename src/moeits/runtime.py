@@ -12,6 +12,9 @@ from moeits.errors import CheckpointError, MissingExtra, SettingError
 from moeits.layout import per_layer_config
 from moeits.pruned_config import class_name
 
+# What a model may be loaded in; auto is what its files have.
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
 
 def load(path: str | Path, **kwargs: Any) -> Any:
     """The stock transformers model of a checkpoint, whether its layers keep equal counts or not.
@@ -55,3 +58,22 @@ def processes() -> int:
     if not count.isdecimal() or int(count) < 1:
         raise SettingError(f"WORLD_SIZE={count} makes no sense: it is how many processes a launcher has started.")
     return int(count)
+
+
+def checked_dtype(name: str, known: tuple[str, ...] = DTYPES) -> str:
+    """A dtype by name, if it is one that models can be run in. Raises SettingError."""
+    if name not in known:
+        raise SettingError(f"There is no dtype {name!r} here. Known: {', '.join(known)}.")
+    return name
+
+
+def checked_device(name: str | None) -> str:
+    """A device of torch by name: the one asked for, else the first accelerator, else the CPU. Raises SettingError."""
+    torch = need("torch", extra="load")
+    if name is None:
+        return str(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SettingError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
+    return name

@@ -10,7 +10,7 @@ from moeits.errors import EvaluationError, MissingExtra, SettingError
 from moeits.evaluation.tasks import LoadedTask
 from moeits.layout import per_layer_config
 from moeits.progress import Progress
-from moeits.runtime import load, need, processes
+from moeits.runtime import checked_device, checked_dtype, load, need, processes
 
 BACKENDS = ("hf", "vllm")
 
@@ -59,6 +59,7 @@ def language_model(
     """
     if backend not in BACKENDS:
         raise SettingError(f"There is no backend {backend!r}. Known: {', '.join(BACKENDS)}.")
+    checked_dtype(dtype)
     make = _with_transformers if backend == "hf" else _with_vllm
     model = make(checkpoint, batch_size, dtype, device)
     model.progress = progress
@@ -74,8 +75,10 @@ def _with_transformers(
     huggingface = need("lm_eval.models.huggingface", extra="eval")
     tokenizer = _tokenizer(checkpoint)
     accelerator = _accelerator()
-    where = str(accelerator.device) if accelerator is not None else _device(device)
-    model = load(checkpoint.folder, dtype=_checked_dtype(dtype), device_map="auto" if where == "split" else {"": where})
+    where = str(accelerator.device) if accelerator is not None else device
+    if where != "split":
+        where = checked_device(where)
+    model = load(checkpoint.folder, dtype=dtype, device_map="auto" if where == "split" else {"": where})
     counted = type("HFLM", (CutPrompts, huggingface.HFLM), {})
     made = counted(pretrained=model.eval(), tokenizer=tokenizer, batch_size=batch_size)
     if accelerator is not None:
@@ -133,26 +136,6 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
             "tokenizer_config.json of the model it was made from into its folder."
         )
     return tokenizer
-
-
-def _device(asked: str | None) -> str:
-    """A device of torch by name: the one asked for, else the first accelerator, else the CPU; or `split`."""
-    torch = need("torch", extra="load")
-    if asked is None:
-        return str(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else "cpu"
-    try:
-        if asked != "split":
-            torch.empty(0, device=asked)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SettingError(f"--device {asked} cannot be used here: {str(error).splitlines()[0]}") from None
-    return asked
-
-
-def _checked_dtype(name: str) -> str:
-    torch = need("torch", extra="load")
-    if name != "auto" and not isinstance(getattr(torch, name, None), torch.dtype):
-        raise SettingError(f"There is no dtype {name!r}. Known: auto, float32, bfloat16, float16.")
-    return name
 
 
 # ------------------------------------------------------------------------------------------------ one task
