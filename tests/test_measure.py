@@ -3,15 +3,18 @@
 import json
 import struct
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 
 import moeits
 from moeits.errors import EvaluationError, SettingError
 from moeits.measurement import energy as energy_module
+from moeits.measurement import running
 from moeits.measurement.energy import EnergyMeter, check_country
 from moeits.measurement.ledger import Ledger
 from moeits.measurement.running import _why, run_here
@@ -146,11 +149,52 @@ def test_a_model_that_cannot_be_run_is_one_sentence(toy: Path) -> None:
         ({"repeats": 0}, "--repeats 0 makes no sense"),
         ({"prompt_tokens": 60, "new_tokens": 10}, "make 70 tokens, but the model's context is 64"),
         ({"country": "Spain"}, "ISO code of three letters"),
+        ({"energy_seconds": 0.0}, "--energy-seconds 0 makes no sense"),
+        ({"dtype": "int8"}, "no dtype 'int8'"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(toy: Path, arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(SettingError, match=sentence):
         moeits.measure(toy, **arguments)
+
+
+def test_a_device_that_is_not_there_is_one_sentence(toy: Path) -> None:
+    with pytest.raises(SettingError, match="--device cuda:77 cannot be used here"):
+        run_here({**REQUEST, "folder": str(toy), "device": "cuda:77"})
+
+
+def test_joules_are_divided_by_every_pass_that_was_metered(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = 0
+
+    class Counted:
+        def __call__(self, ids: Any, **_: Any) -> Any:
+            nonlocal passes
+            passes += 1
+            return SimpleNamespace(logits=torch.zeros(1, ids.shape[1], 4), past_key_values=None)
+
+    def metered(work: Any, **_: Any) -> Any:
+        return work(), energy_module.Energy(seconds=1.0, joules=50.0, mode="by hand")
+
+    monkeypatch.setattr(running, "energy_of", metered)
+    asked = {**REQUEST, "energy": True, "energy_seconds": 0.01}
+    found = running._energy_of_decoding(torch, Counted(), torch.zeros(1, 3, dtype=torch.long), 1, asked)
+    assert found["tokens"] == passes > 0
+    assert found["joules_per_token"] == 50.0 / passes
+
+
+def test_a_numbered_gpu_is_waited_for_and_its_own_memory_is_measured() -> None:
+    """There is no GPU here: what is called is recorded. A clock that does not wait times the giving of orders."""
+    called: list[tuple[str, Any]] = []
+    gpu = SimpleNamespace(
+        accelerator=SimpleNamespace(synchronize=lambda device: called.append(("wait", str(device)))),
+        cuda=SimpleNamespace(max_memory_allocated=lambda device: called.append(("memory", str(device))) or 7),
+    )
+    device = torch.device("cuda:1")
+    running._timed(gpu, device, lambda: called.append(("work", None)))
+    assert running._peak_bytes(gpu, device) == 7
+    assert called == [("wait", "cuda:1"), ("work", None), ("wait", "cuda:1"), ("memory", "cuda:1")]
+    running._timed(gpu, torch.device("cpu"), lambda: None)
+    assert len(called) == 4
 
 
 def test_energy_that_cannot_be_measured_is_a_sentence_and_never_a_guess(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from moeits.measurement.energy import check_country
 from moeits.measurement.files import Parameters, file_bytes, parameters_of, reduction_of, sparsity_of
 from moeits.measurement.running import run_apart
 from moeits.progress import Progress, silent
-from moeits.runtime import need
+from moeits.runtime import checked_dtype, need
 from moeits.version import __version__
 
 FORMAT = 1
@@ -83,6 +83,8 @@ def measure(
     Raises CheckpointError if the checkpoint is broken, SettingError for arguments that make no sense, EvaluationError
     if the model cannot be run, MissingExtra without torch.
     """
+    if not energy_seconds > 0:
+        raise SettingError(f"--energy-seconds {energy_seconds:g} makes no sense: give more than 0.")
     asked = {
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
@@ -90,7 +92,7 @@ def measure(
         "energy": energy,
         "energy_seconds": energy_seconds,
         "country": check_country(country),
-        "dtype": dtype,
+        "dtype": checked_dtype(dtype),
         "device": device,
     }
     checkpoint = Checkpoint.open(model, revision=revision)

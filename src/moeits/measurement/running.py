@@ -20,7 +20,7 @@ from typing import Any
 
 from moeits.errors import EvaluationError, MoeitsError
 from moeits.measurement.energy import energy_of
-from moeits.runtime import load, need
+from moeits.runtime import checked_device, load, need
 
 
 def run_apart(request: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def run_here(request: dict[str, Any]) -> dict[str, Any]:
     """Load the model and run it, in this process. All numbers of one call are of the same loaded model."""
     torch = need("torch", extra="measure")
     need("transformers", extra="measure")
-    device = request["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(checked_device(request["device"]))
     before, began = _resident_bytes(), perf_counter()
     model = load(request["folder"], dtype=request["dtype"]).to(device).eval()
     load_seconds = perf_counter() - began
@@ -75,14 +75,14 @@ def run_here(request: dict[str, Any]) -> dict[str, Any]:
         "memory": {
             "peak_bytes": peak,
             "before_loading_bytes": before,
-            "of": "process" if device == "cpu" else "device",
+            "of": "device" if device.type == "cuda" else "process",
         },
         "prefill": _speed(prefill, prompt),
         "decode": _speed(decode, new),
         "flops": {"per_token": flops / prompt, "tokens": prompt},
         "energy": energy,
         "machine": {
-            "device": torch.cuda.get_device_name() if device == "cuda" else device,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
             "threads": torch.get_num_threads(),
             "dtype": str(model.dtype).removeprefix("torch."),
             "experts": experts,
@@ -90,25 +90,36 @@ def run_here(request: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _timed(torch: Any, device: str, work: Callable[[], Any]) -> float:
+def _timed(torch: Any, device: Any, work: Callable[[], Any]) -> float:
+    """Seconds of the work, done and not only begun."""
+    _wait(torch, device)
     began = perf_counter()
     work()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    _wait(torch, device)
     return perf_counter() - began
 
 
+def _wait(torch: Any, device: Any) -> None:
+    """An accelerator takes orders faster than it carries them out."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def _decode(torch: Any, model: Any, ids: Any, new: int) -> float:
-    """Seconds of `new` tokens, one after the other, the most likely each time; the prompt's own pass not counted."""
+    """Seconds of `new` tokens after a prompt, whose own pass is not counted."""
     out = model(ids, use_cache=True)
 
     def tokens() -> None:
-        state = out
-        for _ in range(new):
-            token = state.logits[:, -1:].argmax(-1)
-            state = model(token, past_key_values=state.past_key_values, use_cache=True)
+        _generate(model, out, new)
 
-    return _timed(torch, ids.device.type, tokens)
+    return _timed(torch, ids.device, tokens)
+
+
+def _generate(model: Any, state: Any, new: int) -> None:
+    """`new` tokens, one after the other, the most likely each time."""
+    for _ in range(new):
+        token = state.logits[:, -1:].argmax(-1)
+        state = model(token, past_key_values=state.past_key_values, use_cache=True)
 
 
 def _speed(seconds: list[float], tokens: int) -> dict[str, Any]:
@@ -124,21 +135,21 @@ def _speed(seconds: list[float], tokens: int) -> dict[str, Any]:
 
 
 def _energy_of_decoding(torch: Any, model: Any, ids: Any, new: int, request: dict[str, Any]) -> dict[str, Any]:
-    """Decode for at least so many seconds: the counters behind the joules are slow."""
-    generated, spent = 0, 0.0
+    """Generate for at least so many seconds: the counters behind the joules are slow."""
+    passes = 0
 
     def work() -> None:
-        nonlocal generated, spent
-        while spent < request["energy_seconds"]:
-            # After one token, so that the joules are of generating and not of reading a prompt.
-            spent += _decode(torch, model, ids[:, :1], new)
-            generated += new
+        nonlocal passes
+        began = perf_counter()
+        while request["energy"] and perf_counter() - began < request["energy_seconds"]:
+            # The prompt is one token, whose pass is like that of any token that is generated.
+            _generate(model, model(ids[:, :1], use_cache=True), new)
+            _wait(torch, ids.device)
+            passes += 1 + new
 
-    if not request["energy"]:
-        work = lambda: None  # noqa: E731 - nothing to run
     _, found = energy_of(work, wanted=request["energy"], country=request["country"])
-    joules = None if found.joules is None else found.joules / generated
-    return {**asdict(found), "joules_per_token": joules, "tokens": generated}
+    joules = None if found.joules is None else found.joules / passes
+    return {**asdict(found), "joules_per_token": joules, "tokens": passes}
 
 
 def _flops(model: Any, ids: Any) -> int:
@@ -159,10 +170,10 @@ def _resident_bytes() -> int | None:
     return _status("VmRSS")
 
 
-def _peak_bytes(torch: Any, device: str) -> int | None:
+def _peak_bytes(torch: Any, device: Any) -> int | None:
     """The most memory so far: of the device on a GPU, else of this process."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     # ru_maxrss would also count the process that this one was forked from.
     if (peak := _status("VmHWM")) is not None:
         return peak
