@@ -104,19 +104,21 @@ def test_a_new_checkpoint_can_be_read_by_whom_the_umask_allows(tmp_path: Path) -
     assert (tmp_path / "out" / "note").stat().st_mode & 0o777 == 0o640
 
 
-def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced, fsync = [], os.fsync
+def test_a_checkpoint_is_on_the_disk_before_it_replaces_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, synced, fsync = make_toy(tmp_path / "out"), [], os.fsync
 
     def noted(number: int) -> None:
-        assert not (tmp_path / "out").exists()
+        assert not (out / "note").exists(), "it was replaced before it was on the disk"
         synced.append(Path(f"/proc/self/fd/{number}").readlink().name)
         fsync(number)
 
     monkeypatch.setattr(os, "fsync", noted)
-    with new_checkpoint(tmp_path / "out", sources=[], nbytes=1) as writer:
+    with new_checkpoint(out, sources=[], nbytes=1, overwrite=True) as writer:
         writer.write_tensors([tensor("a", 9), tensor("b", 9)], max_shard_bytes=10)
         writer.write_text("note", "x")
-    assert {*synced} >= {path.name for path in (tmp_path / "out").iterdir()}
+    assert {*synced} >= {path.name for path in out.iterdir()}
     assert synced[-1].endswith(".partial"), "the folder itself, after its files"
 
 

@@ -108,7 +108,6 @@ def new_checkpoint(
             partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
             yield CheckpointWriter(partial)
             partial.chmod(0o777 & ~_umask())
-            _sync(partial)
             _put_in_place(partial, output, overwrite=overwrite)
     except BaseException as error:
         if partial is not None:
@@ -248,6 +247,8 @@ def _put_in_place(partial: Path, output: Path, *, overwrite: bool) -> None:
         _rename(partial, output)
         return
     check_replaceable(output)
+    # Syncing takes twice as long as writing. What is new can be made again, what is replaced cannot.
+    _sync(partial)
     aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".replaced", dir=output.parent))
     old = aside / "checkpoint"
     try:
