@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 import moeits
-from moeits.errors import HealingError, MoeitsError, OutputError, SettingError
+from moeits.errors import HealingError, MissingExtra, MoeitsError, OutputError, SettingError
 from tests.healing_toys import conversations, make_pruned, texts, write_rows, write_tokenizer
 from tests.toys import fuse, make_toy, read_config, read_tensors
 
 torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 
 TINY = {"recipe": "small", "rank": 4, "batch_size": 4, "steps": 2, "sequence_length": 16, "learning_rate": 1e-2}
 
@@ -187,6 +188,45 @@ def test_settings_that_make_no_sense_are_one_sentence(pruned: Path, data: Path, 
     refuse("need each other", pruned, data, out, SettingError, objective="distillation")
     refuse("--holdout 1 makes no sense", pruned, data, out, SettingError, holdout=1.0)
     refuse("--template chat needs a chat template", pruned, data, out, template="chat")
+    refuse("no dtype 'foo' here. Known: auto, float32, bfloat16", pruned, data, out, SettingError, dtype="foo")
+    refuse("--seed -1 makes no sense", pruned, data, out, SettingError, seed=-1)
+    refuse("--evaluate-every 0 makes no sense", pruned, data, out, SettingError, evaluate_every=0)
+    refuse("--save-every -3 makes no sense", pruned, data, out, SettingError, save_every=-3)
+    refuse("--report-to nonsense makes no sense. Known: .*wandb", pruned, data, out, SettingError, report_to="nonsense")
+
+
+def test_a_service_to_report_to_that_is_not_installed_is_named(pruned: Path, data: Path, tmp_path: Path, monkeypatch):
+    services = "transformers.integrations.integration_utils.get_available_reporting_integrations"
+    monkeypatch.setattr(services, list)
+    refuse("needs wandb, which is not installed", pruned, data, tmp_path / "out", MissingExtra, report_to="wandb")
+
+
+def test_a_model_that_cannot_be_loaded_leaves_no_run_behind(
+    pruned: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from moeits.healing import training
+
+    def too_large(*_, **__):
+        raise HealingError("no room for the model")
+
+    monkeypatch.setattr(training, "load", too_large)
+    refuse("no room", pruned, data, tmp_path / "out")
+    monkeypatch.undo()
+    moeits.heal(pruned, data=data, output=tmp_path / "out", **TINY)
+
+
+def test_several_gpus_without_a_launcher_are_one_sentence(
+    pruned: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(transformers.TrainingArguments, "n_gpu", 2)
+    refuse("2 GPUs are visible.*accelerate launch -m moeits heal", pruned, data, tmp_path / "out")
+
+
+def test_a_model_split_among_devices_is_one_sentence(
+    pruned: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    refuse("by FSDP yet", pruned, data, tmp_path / "out")
 
 
 def test_targets_that_match_nothing_are_one_sentence(data: Path, tmp_path: Path):

@@ -22,11 +22,15 @@ from moeits.healing.template import Template
 from moeits.layout import MoELayout
 from moeits.progress import Progress, silent
 from moeits.pruned_config import LOADER_FILE
-from moeits.runtime import need, processes
+from moeits.runtime import checked_dtype, need, processes
 from moeits.side_files import copy_side_files
 from moeits.version import __version__
 
 FORMAT = 1
+# What the frozen model may be held in. float16 would need its loss scaled, which bfloat16 does without.
+DTYPES = ("auto", "float32", "bfloat16")
+# numpy's generators take no more.
+_LARGEST_SEED = 2**32 - 1
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -125,6 +129,9 @@ def heal(
     Raises HealingError if training cannot start, or must stop; CheckpointError, SettingError, OutputError as elsewhere.
     """
     given = locals()
+    checked_dtype(dtype, DTYPES)
+    if not 0 <= seed <= _LARGEST_SEED:
+        raise SettingError(f"--seed {seed} makes no sense: give 0 to {_LARGEST_SEED}.")
     changes = {field: given[field] for field in FIELDS}
     checkpoint = Checkpoint.open(model, revision=revision)
     moe = MoELayout.of(checkpoint)
@@ -133,11 +140,20 @@ def heal(
     if (chosen.objective == "distillation") != (teacher is not None):
         raise SettingError("--objective distillation and --teacher MODEL (the unpruned model) need each other.")
     taught_by = None if teacher is None else _teacher(Checkpoint.open(teacher), checkpoint)
+    rhythm = Schedule.of(
+        chosen,
+        evaluate_every=evaluate_every,
+        save_every=save_every,
+        report_to=report_to,
+        gradient_checkpointing=gradient_checkpointing,
+        resume=resume,
+        fresh=fresh,
+    )
     asked = targets_of(checkpoint, moe, chosen.targets)
     check_output(Path(output), sources=[checkpoint.folder], overwrite=overwrite)
     run = HealingRun.beside(Path(output))
     # A resumed run may be ended earlier than it was begun; its data are what it was begun with.
-    whole = replace(chosen, steps=(run.steps() if resume else None) or chosen.steps)
+    whole = replace(chosen, steps=(run.steps() if resume and not fresh else None) or chosen.steps)
     tokenizer = _tokenizer(checkpoint)
     sequencer = Sequencer(
         template=Template.of(tokenizer, chosen.template),
@@ -149,15 +165,6 @@ def heal(
     )
     sequences = _read_data(sequencer, whole, data, valid, holdout, samples)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    rhythm = Schedule.of(
-        chosen,
-        evaluate_every=evaluate_every,
-        save_every=save_every,
-        report_to=tuple(filter(None, (report_to or "").split(","))),
-        gradient_checkpointing=gradient_checkpointing,
-        resume=resume,
-        fresh=fresh,
-    )
     job = HealingJob(
         checkpoint=checkpoint,
         moe=moe,

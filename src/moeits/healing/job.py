@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from moeits.checkpoint import Checkpoint
+from moeits.errors import MissingExtra, SettingError
 from moeits.healing.batches import TrainingData
 from moeits.healing.merging import FactorsByName
 from moeits.healing.recipe import HealingRecipe
 from moeits.healing.run import HealingRun
 from moeits.healing.targets import Target
 from moeits.layout import MoELayout
-from moeits.runtime import processes
+from moeits.runtime import need, processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,11 +31,36 @@ class Schedule:
 
     @classmethod
     def of(
-        cls, recipe: HealingRecipe, *, evaluate_every: int | None, save_every: int | None, **others: Any
+        cls,
+        recipe: HealingRecipe,
+        *,
+        evaluate_every: int | None,
+        save_every: int | None,
+        report_to: str | None,
+        **others: Any,
     ) -> "Schedule":
-        """Five looks and five checkpoints, unless told otherwise."""
+        """Five looks and five checkpoints, unless told otherwise. Raises SettingError, MissingExtra."""
+        for name, steps in (("evaluate", evaluate_every), ("save", save_every)):
+            if steps is not None and steps < 1:
+                raise SettingError(f"--{name}-every {steps} makes no sense: give 1 step or more.")
         every = evaluate_every or max(1, recipe.steps // 5)
-        return cls(evaluate_every=every, save_every=-(-(save_every or every) // every) * every, **others)
+        services = tuple(name.strip() for name in (report_to or "").split(",") if name.strip())
+        return cls(
+            evaluate_every=every,
+            save_every=-(-(save_every or every) // every) * every,
+            report_to=tuple(map(_checked_service, services)),
+            **others,
+        )
+
+
+def _checked_service(name: str) -> str:
+    """A service that Trainer can report to from here."""
+    services = need("transformers.integrations.integration_utils", extra="heal")
+    if name not in services.INTEGRATION_TO_CALLBACK:
+        raise SettingError(f"--report-to {name} makes no sense. Known: {', '.join(services.INTEGRATION_TO_CALLBACK)}.")
+    if name not in services.get_available_reporting_integrations():
+        raise MissingExtra(f"--report-to {name} needs {name}, which is not installed: pip install {name}")
+    return name
 
 
 @dataclass(frozen=True, kw_only=True)

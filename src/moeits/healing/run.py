@@ -29,18 +29,14 @@ class HealingRun:
     def beside(cls, output: Path) -> "HealingRun":
         return cls(output.with_name(output.name + ".healing"))
 
-    def begin(self, facts: Mapping[str, Any], *, steps: int, resume: bool, fresh: bool) -> None:
-        """Make the folder, or with `resume` check that it is of the same run. Raises HealingError where it is not.
+    def check(self, facts: Mapping[str, Any], *, steps: int, resume: bool, fresh: bool) -> None:
+        """Whether a run may begin here, or go on. Raises HealingError if not; nothing is changed.
 
         Fewer steps than before may be asked for where they are done already: that ends a run early.
         """
-        if fresh:
-            self.remove()
-        if not self.folder.exists():
-            if resume:
+        if fresh or not self.folder.exists():
+            if resume and not fresh:
                 raise HealingError(f"There is nothing to resume: {self.folder} is not there. Start without --resume.")
-            self.folder.mkdir(parents=True)
-            self._write({**facts, "steps": steps})
             return
         if not resume:
             raise HealingError(
@@ -59,6 +55,14 @@ class HealingRun:
                 f"{self.folder} holds a healing of {before.get('steps')} steps. Resume it with --steps "
                 f"{before.get('steps')}, or with the steps of a state that was saved ({done}) to stop there."
             )
+
+    def begin(self, facts: Mapping[str, Any], *, steps: int, fresh: bool) -> None:
+        """Make the folder, where there is none to go on in."""
+        if fresh:
+            self.remove()
+        if not self.folder.exists():
+            self.folder.mkdir(parents=True)
+            self._write({**facts, "steps": steps})
 
     def steps(self) -> int | None:
         """The steps that the run under way was begun with; None if there is none."""

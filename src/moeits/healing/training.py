@@ -4,6 +4,7 @@ This module imports torch and transformers; nothing imports it before a model is
 """
 
 import errno
+import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -125,12 +126,18 @@ def train(job: HealingJob, progress: Progress) -> Trained:
     arguments = _arguments(job.recipe, job.schedule, job.run.folder, job.seed, len(job.data.held_out) > 0)
     # Trainer's arguments are what joins the processes; asked before that, each would think that it is the main one.
     assert arguments.device is not None
-    state = accelerate.PartialState()
+    _check_devices(arguments.n_gpu)
+    state, how = accelerate.PartialState(), job.schedule
     if state.is_main_process:
         job.run.check_space(job.trainable_parameters)
-        job.run.begin(job.identity(), steps=job.recipe.steps, resume=job.schedule.resume, fresh=job.schedule.fresh)
+        job.run.check(job.identity(), steps=job.recipe.steps, resume=how.resume, fresh=how.fresh)
+    # Before the run begins: models that cannot be loaded leave nothing behind.
+    model = _adapted_model(job)
+    teacher = None if job.teacher is None else load_model(job.teacher, job.dtype).to(arguments.device)
+    if state.is_main_process:
+        job.run.begin(job.identity(), steps=job.recipe.steps, fresh=how.fresh)
     state.wait_for_everyone()
-    trainer = _trainer(job, arguments, _adapted_model(job), progress)
+    trainer = _trainer(job, arguments, model, teacher, progress)
     loss_before = _loss_before(job, trainer, state.is_main_process)
     started = time.perf_counter()
     saved = job.run.checkpoints()
@@ -150,6 +157,21 @@ def train(job: HealingJob, progress: Progress) -> Trained:
         peak_memory_bytes=_peak_memory(),
         is_main_process=state.is_main_process,
     )
+
+
+def _check_devices(visible: int) -> None:
+    """One process trains on one device, and holds the whole model. Raises HealingError."""
+    if visible > 1:
+        # Trainer would wrap the model in DataParallel, which moves weights that adapters were tied to.
+        raise HealingError(
+            f"{visible} GPUs are visible, and one process trains on one. Start a process for each with accelerate "
+            "launch -m moeits heal ..., or show only one: CUDA_VISIBLE_DEVICES=0 moeits heal ..."
+        )
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise HealingError(
+            "Healing cannot split a model among devices by FSDP yet: its adapters are read from the whole model. "
+            "Configure accelerate for several GPUs without FSDP."
+        )
 
 
 @contextmanager
@@ -186,9 +208,8 @@ def _adapted_model(job: HealingJob) -> Any:
 
 
 def _trainer(
-    job: HealingJob, arguments: transformers.TrainingArguments, model: Any, progress: Progress
+    job: HealingJob, arguments: transformers.TrainingArguments, model: Any, teacher: Any, progress: Progress
 ) -> HealingTrainer:
-    teacher = None if job.teacher is None else load_model(job.teacher, job.dtype).to(arguments.device)
     trainer = HealingTrainer(
         objective=objective_of(job.recipe, teacher),
         balance=balance_of(model, job.moe, job.recipe),
