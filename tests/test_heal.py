@@ -145,10 +145,22 @@ def test_the_command_shows_counts_and_losses(pruned: Path, data: Path, tmp_path:
     monkeypatch.setattr(sys, "argv", ["moeits", *arguments, *flags])
     with pytest.raises(SystemExit) as ended:
         main()
-    shown = capsys.readouterr().out
+    shown, noise = capsys.readouterr()
     assert ended.value.code == 0
     assert "24 rows: 8 used, 1 held out, 0 dropped, 15 not needed, 0 cut" in shown
     assert "merged" in shown
+    assert noise == ""
+
+
+def test_healing_leaves_the_bars_and_the_loggers_of_its_libraries_as_they_were(
+    pruned: Path, data: Path, tmp_path: Path
+):
+    import logging
+
+    bars, logger = transformers.utils.logging, logging.getLogger("transformers")
+    before = bars.is_progress_bar_enabled(), logger.level
+    moeits.heal(pruned, data=data, output=tmp_path / "out", **TINY)
+    assert (bars.is_progress_bar_enabled(), logger.level) == before
 
 
 # ------------------------------------------------------------------------------------------------------- bad input

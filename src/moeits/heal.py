@@ -22,7 +22,7 @@ from moeits.healing.template import Template
 from moeits.layout import MoELayout
 from moeits.progress import Progress, silent
 from moeits.pruned_config import LOADER_FILE
-from moeits.runtime import checked_dtype, need, processes
+from moeits.runtime import checked_dtype, need, processes, quiet
 from moeits.side_files import copy_side_files
 from moeits.version import __version__
 
@@ -180,13 +180,14 @@ def heal(
     )
     from moeits.healing.training import train
 
-    trained = train(job, progress)
-    healing = _record(job, trained, recipe, notes)
-    if not trained.is_main_process:
-        return healing
-    healing = _write(
-        job, trained, healing, Path(output), keep_adapter=keep_adapter, overwrite=overwrite, progress=progress
-    )
+    with quiet():
+        trained = train(job, progress)
+        healing = _record(job, trained, recipe, notes)
+        if not trained.is_main_process:
+            return healing
+        healing = _write(
+            job, trained, healing, Path(output), keep_adapter=keep_adapter, overwrite=overwrite, progress=progress
+        )
     job.run.remove()
     return healing
 

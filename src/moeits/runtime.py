@@ -1,7 +1,10 @@
 """The only door to torch and transformers: a pruned checkpoint in the stock model class."""
 
 import importlib
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -50,6 +53,24 @@ def need(module: str, *, extra: str) -> ModuleType:
         raise MissingExtra(
             f"This needs {error.name or module}, which is not installed: pip install 'moeits[{extra}]'"
         ) from None
+
+
+@contextmanager
+def quiet(*others: str) -> Iterator[None]:
+    """transformers and what is below it, and `others`, log errors only and draw no bars, until the end of the block.
+
+    The library never prints, and progress has its own way.
+    """
+    bars = need("transformers", extra="load").utils.logging
+    loggers = [logging.getLogger(name) for name in ("transformers", "accelerate", *others)]
+    with ExitStack() as restore:
+        for logger in loggers:
+            restore.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        if bars.is_progress_bar_enabled():
+            bars.disable_progress_bar()
+            restore.callback(bars.enable_progress_bar)
+        yield
 
 
 def processes() -> int:
