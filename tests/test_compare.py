@@ -119,6 +119,38 @@ def test_results_of_differently_drawn_examples_are_refused():
         compare(one, replace(other, settings={"processes": 2}))
 
 
+def with_row(made: Results, **facts) -> Results:
+    """The same results with more facts about the task t."""
+    return replace(made, tasks={"t": {**made.tasks["t"], **facts}})
+
+
+def test_results_with_examples_from_other_files_are_refused():
+    ours, theirs = {"t/train.jsonl": "ours"}, {"t/train.jsonl": "theirs"}
+    shown = results({"t": [1, 0]}, num_fewshot=15)
+    with pytest.raises(EvaluationError, match="different examples: the files of t were not the same"):
+        compare(with_row(shown, files=ours), with_row(shown, files=theirs))
+    # Without examples only the items count, and those are compared one by one.
+    asked = results({"t": [1, 0]})
+    assert compare(with_row(asked, files=ours), with_row(asked, files=theirs)).tasks
+
+
+def test_prompts_that_were_cut_to_another_length_are_refused():
+    made = results({"t": [1, 0]})
+    short, long = (replace(made, settings={"context_tokens": tokens}) for tokens in (512, 2048))
+    fitting = {"requests_cut": 0}
+    assert compare(with_row(short, prompts=fitting), with_row(long, prompts=fitting)).tasks
+    with pytest.raises(EvaluationError, match="different prompts: t was cut to 512 tokens in the first and to 2048"):
+        compare(with_row(short, prompts={"requests_cut": 1}), with_row(long, prompts=fitting))
+
+
+def test_another_precision_is_said_beside_the_difference():
+    made = results({"t": [1, 0]})
+    one, other = (replace(made, settings={"dtype": dtype, "backend": "hf"}) for dtype in ("float32", "bfloat16"))
+    assert compare(one, one).notes == ()
+    (note,) = compare(one, other).facts()["notes"]
+    assert note == "The first was run with --dtype float32, the second with bfloat16: that is part of the difference."
+
+
 def test_results_of_different_items_are_refused():
     with pytest.raises(EvaluationError, match="different items of t: 2 in the first, 1 in the second"):
         compare(results({"t": [1, 0]}), results({"t": [1]}))

@@ -40,6 +40,8 @@ class Comparison:
 
     a: Mapping[str, Any]
     b: Mapping[str, Any]
+    notes: tuple[str, ...]
+    """What else than the models may have made a difference: a sentence each."""
     resamples: int
     seed: int
     tasks: Mapping[str, Mapping[str, Difference]]
@@ -73,6 +75,7 @@ def compare(
     comparison = Comparison(
         a=_model(a),
         b=_model(b),
+        notes=tuple(_other_differences(a, b)),
         resamples=resamples,
         seed=seed,
         tasks={name: dict(_task_differences(name, a, b, resamples, rng)) for name in names},
@@ -190,6 +193,17 @@ def _check_same_question(name: str, a: Results, b: Results) -> None:
             f"The results are of different examples: {name} was asked by {processes[0]} processes in the first and "
             f"{processes[1]} in the second, and the harness draws other examples then. Evaluate both with as many."
         )
+    if one["num_fewshot"] and one.get("files") != other.get("files"):
+        raise EvaluationError(
+            f"The results are of different examples: the files of {name} were not the same in both. Evaluate both with "
+            "the same --data-dir."
+        )
+    context = [results.settings.get("context_tokens") for results in (a, b)]
+    if context[0] != context[1] and any((row.get("prompts") or {}).get("requests_cut") for row in (one, other)):
+        raise EvaluationError(
+            f"The results are of different prompts: {name} was cut to {context[0]} tokens in the first and to "
+            f"{context[1]} in the second. Evaluate both with fewer shots, so that nothing is cut."
+        )
     if one["version"] != other["version"]:
         raise EvaluationError(
             f"The results are of different versions of {name}: {one['version']} and {other['version']}. Evaluate both "
@@ -201,6 +215,14 @@ def _check_same_question(name: str, a: Results, b: Results) -> None:
             f"{other['n_samples']['effective']} in the second, and not the same ones. Evaluate both with the same data "
             "and --limit."
         )
+
+
+def _other_differences(a: Results, b: Results) -> Iterable[str]:
+    """The precision is a choice that may be compared, as any other of a model's; it must only be said."""
+    for setting in ("dtype", "backend"):
+        one, other = a.settings.get(setting), b.settings.get(setting)
+        if one != other:
+            yield f"The first was run with --{setting} {one}, the second with {other}: that is part of the difference."
 
 
 def _loaded(results: str | Path | Results) -> Results:

@@ -31,6 +31,8 @@ def show_results(results: Results, arguments: dict[str, Any]) -> None:
 def show_comparison(comparison: Comparison, arguments: dict[str, Any]) -> None:
     """Metric by metric: a, b, the difference with its interval, and who had right what the other had not."""
     out(f"a is {comparison.a['source']}, b is {comparison.b['source']}; from and to bound b - a with 95 % confidence")
+    for note in comparison.notes:
+        out(f"note: {note}")
     for task, metrics in comparison.tasks.items():
         _show_differences(f"{task}, {next(iter(metrics.values())).items} items", metrics)
     if comparison.perplexity:
