@@ -5,7 +5,7 @@ masks what they give wherever torch multiplies by that weight.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -21,23 +21,34 @@ TOLERANCE = 1e-5
 
 @contextmanager
 def routers_masked(model: Any, kept: Mapping[int, Sequence[int]], experts: int) -> Iterator[None]:
-    """Within the block, `model` cannot choose experts that are not in `kept` (decoder layer -> expert ids)."""
-    gone = {}
-    for layer, chosen in kept.items():
-        routers = [p for p in model.model.layers[layer].mlp.parameters() if p.ndim == 2 and p.shape[0] == experts]
-        assert len(routers) == 1, "the layer should have exactly one router"
-        gone[id(routers[0])] = torch.tensor(sorted(set(range(experts)) - set(chosen)), dtype=torch.long)
-    linear, masked = torch.nn.functional.linear, set()
+    """Within the block, `model` cannot choose experts that are not in `kept` (decoder layer -> expert ids).
 
-    def linear_with_removed_experts(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
-        result = linear(x, weight, *rest)
-        if id(weight) in gone:
-            masked.add(id(weight))
-            result = result.index_fill(-1, gone[id(weight)], float("-inf"))
-        return result
+    Where a router adds a bias to choose by, a removed expert's is -inf too.
+    """
+    gone: dict[int, torch.Tensor] = {}
+    with ExitStack() as restored:
+        for layer, chosen in kept.items():
+            removed = torch.tensor(sorted(set(range(experts)) - set(chosen)), dtype=torch.long)
+            at = model.model.layers[layer]
+            named = [*at.named_parameters(), *at.named_buffers()]
+            own = [tensor for name, tensor in named if "proj" not in name and "norm" not in name]
+            routers = [tensor for tensor in own if tensor.ndim == 2 and tensor.shape[0] == experts]
+            assert len(routers) == 1, "the layer should have exactly one router"
+            gone[id(routers[0])] = removed
+            for bias in (tensor for tensor in own if tensor.numel() == experts):
+                restored.callback(bias.data.copy_, bias.data.clone())
+                bias.data[..., removed] = float("-inf")
+        linear, masked = torch.nn.functional.linear, set()
 
-    with mock.patch.object(torch.nn.functional, "linear", linear_with_removed_experts):
-        yield
+        def linear_with_removed_experts(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+            result = linear(x, weight, *rest)
+            if id(weight) in gone:
+                masked.add(id(weight))
+                result = result.index_fill(-1, gone[id(weight)], float("-inf"))
+            return result
+
+        with mock.patch.object(torch.nn.functional, "linear", linear_with_removed_experts):
+            yield
     assert masked == set(gone), "some router never went through the mask: this oracle would prove nothing"
 
 

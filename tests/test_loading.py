@@ -15,13 +15,12 @@ from transformers import AutoModelForCausalLM
 
 import moeits
 from moeits.errors import CheckpointError, SettingError
-from tests.masked import TOLERANCE, continuation, logits, routers_masked
-from tests.toys import MODEL_TYPES, VOCAB, fuse, make_toy, moe_layers, read_config
+from tests.masked import TOLERANCE, logits, routers_masked
+from tests.toys import VOCAB, make_toy, moe_layers, read_config
 
 EXPERTS = 6
 TOKENS = torch.arange(2 * 20).reshape(2, 20) * 7 % VOCAB
 UNEVEN = {0: (0, 2, 3, 5), 1: (1, 4), 2: (0, 1, 3, 4, 5)}
-EQUAL = {0: (0, 2, 3), 1: (1, 4, 5), 2: (2, 3, 4)}
 FEW = {0: (3,), 1: (1, 4), 2: (0, 1, 3)}
 
 
@@ -41,61 +40,6 @@ def keep(toy: Path, kept: Mapping[int, tuple[int, ...]], output: Path, layout: s
     edited = replace(made, kept={layer: kept[layer] for layer in moe_layers(read_config(toy))})
     moeits.prune(toy, plan=edited, output=output, layout=layout)
     return output
-
-
-def kept_of(toy: Path, kept: Mapping[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
-    return {layer: kept[layer] for layer in moe_layers(read_config(toy))}
-
-
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
-class TestEveryArchitecture:
-    """The same specification for whatever is registered."""
-
-    @pytest.mark.parametrize("kept", [UNEVEN, EQUAL, FEW], ids=["uneven", "equal", "fewer than top_k"])
-    def test_a_pruned_model_computes_what_the_masked_original_computes(
-        self, tmp_path: Path, model_type: str, kept: Mapping[int, tuple[int, ...]]
-    ) -> None:
-        toy = make_toy(tmp_path / "toy", model_type, dtype="float32")
-        pruned = keep(toy, kept, tmp_path / "pruned")
-        original, ours = stock(toy), loaded(pruned)
-        with routers_masked(original, kept_of(toy, kept), EXPERTS):
-            expected, expected_text = logits(original, TOKENS), continuation(original, TOKENS)
-        assert (logits(ours, TOKENS) - expected).abs().max() < TOLERANCE
-        assert torch.equal(continuation(ours, TOKENS), expected_text)
-        remote = stock(pruned, trust_remote_code=kept is not EQUAL)
-        assert torch.equal(logits(remote, TOKENS), logits(ours, TOKENS)), "both ways of loading build the same model"
-        assert type(remote).__name__ == type(original).__name__
-
-    def test_removing_another_expert_computes_something_else(self, tmp_path: Path, model_type: str) -> None:
-        toy = make_toy(tmp_path / "toy", model_type, dtype="float32")
-        ours = loaded(keep(toy, UNEVEN, tmp_path / "pruned"))
-        original, other = stock(toy), {**UNEVEN, 1: (1, 5)}
-        with routers_masked(original, kept_of(toy, other), EXPERTS):
-            assert (logits(ours, TOKENS) - logits(original, TOKENS)).abs().max() > 100 * TOLERANCE
-
-    def test_an_uneven_plan_can_be_evened_out_for_stock_loaders(self, tmp_path: Path, model_type: str) -> None:
-        toy = make_toy(tmp_path / "toy", model_type, dtype="float32")
-        plan = moeits.simplify(toy, tau=0.5, output=tmp_path / "pruned", layout="uniform")
-        assert len(set(map(len, plan.kept.values()))) == 1
-        original = stock(toy)
-        with routers_masked(original, plan.kept, EXPERTS):
-            expected = logits(original, TOKENS)
-        assert (logits(stock(tmp_path / "pruned"), TOKENS) - expected).abs().max() < TOLERANCE
-        assert not list((tmp_path / "pruned").glob("*.py"))
-
-    def test_a_fused_checkpoint_loads_as_its_per_expert_twin_does(self, tmp_path: Path, model_type: str) -> None:
-        toy = make_toy(tmp_path / "toy", model_type, dtype="float32")
-        one = loaded(keep(toy, UNEVEN, tmp_path / "one"))
-        other = loaded(keep(fuse(toy, tmp_path / "fused"), UNEVEN, tmp_path / "other"))
-        assert torch.equal(logits(one, TOKENS), logits(other, TOKENS))
-
-    def test_what_was_loaded_can_be_saved_and_loaded_again(self, tmp_path: Path, model_type: str) -> None:
-        toy = make_toy(tmp_path / "toy", model_type, dtype="float32")
-        ours = loaded(keep(toy, UNEVEN, tmp_path / "pruned"))
-        ours.save_pretrained(tmp_path / "saved")
-        again = loaded(tmp_path / "saved")
-        assert torch.equal(logits(again, TOKENS), logits(ours, TOKENS))
-        assert torch.equal(logits(stock(tmp_path / "saved", trust_remote_code=True), TOKENS), logits(ours, TOKENS))
 
 
 def test_where_fewer_experts_than_top_k_are_kept_the_layer_picks_them_all(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import moeits
 from tests.masked import TOLERANCE, continuation, logits, routers_masked
-from tests.test_prune import file_hashes, unfused
-from tests.toys import fuse, num_experts, read_config, read_tensors, reshard
+from tests.test_prune import file_hashes
+from tests.toys import assert_same_model, fuse, num_experts, read_config, read_tensors, reshard
 
 TEXT = "The history of the village begins with a mill by the river, which the"
 
@@ -112,7 +112,6 @@ def test_storage_changes_no_score_no_plan_and_no_tensor(trained: Path, evidence_
     one = evidence_of(trained)
     plan = moeits.plan(one, tau=1.0)
     moeits.prune(trained, plan=plan, output=tmp_path / "one")
-    whole = read_tensors(tmp_path / "one")
     for name, folder in (
         ("shards", reshard(trained, tmp_path / "shards", shards=3)),
         ("fused", fuse(trained, tmp_path / "fused", shards=2)),
@@ -122,9 +121,7 @@ def test_storage_changes_no_score_no_plan_and_no_tensor(trained: Path, evidence_
         other = moeits.plan(found, tau=1.0)
         assert (other.kept, other.order, other.summary) == (plan.kept, plan.order, plan.summary)
         moeits.prune(folder, plan=other, output=tmp_path / f"pruned-{name}")
-        tensors = unfused(tmp_path / f"pruned-{name}")
-        assert tensors.keys() == whole.keys()
-        assert all(tensors[tensor].tobytes() == whole[tensor].tobytes() for tensor in whole)
+        assert_same_model(tmp_path / f"pruned-{name}", tmp_path / "one")
 
 
 def test_the_same_command_twice_gives_the_same_bytes(trained: Path, tmp_path: Path) -> None:

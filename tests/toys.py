@@ -1,17 +1,22 @@
-"""Tiny random checkpoints on disk, made in the test: kilobytes, no torch, good enough for stock transformers to load.
+"""Tiny random checkpoints on disk, made in the test: kilobytes, good enough for stock transformers to load.
 
     make_toy(folder, "mixtral", experts=8, dtype="float16", shards=3)
     reshard(folder, other, shards=2)        the same tensors in other files
-    fuse(folder, other)                     the same experts as 3-D tensors, as transformers 5 holds them in memory
+    fuse(folder, other)                     the same model as transformers 5 holds it in memory, experts as 3-D tensors
     read_tensors(folder)                    all tensors by name, through stock safetensors
     toy_evidence({0: redundancy})           evidence of a model that is nowhere on disk
+
+Which tensors a toy has is asked of the family's stock class, built small; only their numbers are made here. A family
+whose class cannot be made small by the keys of `_SMALL` gets its own few in `_PECULIAR`; nothing else is needed.
 
 Expert e of a layer is a mix of what all experts of the layer share and of its own noise, with a share that differs from
 expert to expert, so that redundancies have a spread and an order.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +24,24 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from moeits.architectures import ARCHITECTURES, Architecture, architecture_of
+from moeits.architectures import ARCHITECTURES, architecture_of
+from moeits.checkpoint import Checkpoint
 from moeits.evidence import Evidence, LayerFacts
-from moeits.layout import ExpertSizes
+from moeits.layout import ExpertSizes, MoELayout
+from tests.stock import loaded_state, stock
 
 HIDDEN, WIDTH, DENSE_WIDTH, HEADS, HEAD_DIM, VOCAB = 32, 12, 40, 4, 8, 64
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
+_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 MODEL_TYPES = tuple(architecture.model_type for architecture in ARCHITECTURES)
 
-_COMMON = {
+ONE_BY_ONE = tuple(architecture.model_type for architecture in ARCHITECTURES if architecture.projections)
+"""Families whose files have a tensor for each expert; of the others there is one form only."""
+FORMS = (*MODEL_TYPES, *(f"{model_type} fused" for model_type in ONE_BY_ONE))
+
+# What a config needs to be small, where its class has such a key. Tests may rely on these sizes.
+_SMALL: Mapping[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": HIDDEN,
     "num_attention_heads": HEADS,
@@ -39,45 +52,37 @@ _COMMON = {
     "eos_token_id": 0,
     "pad_token_id": 1,
     "tie_word_embeddings": False,
+    "head_dim": HEAD_DIM,
+    "moe_intermediate_size": WIDTH,
+    "intermediate_size": DENSE_WIDTH,
+    "shared_expert_intermediate_size": 16,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "q_lora_rank": None,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": HEAD_DIM,
+    "qk_rope_head_dim": HEAD_DIM,
+    "v_head_dim": HEAD_DIM,
+    "sliding_window": 8,
 }
-_OWN: Mapping[str, Mapping[str, Any]] = {
-    "mixtral": {"architectures": ["MixtralForCausalLM"], "intermediate_size": WIDTH, "head_dim": HEAD_DIM},
-    "qwen2_moe": {
-        "architectures": ["Qwen2MoeForCausalLM"],
-        "moe_intermediate_size": WIDTH,
-        "intermediate_size": DENSE_WIDTH,
-        "shared_expert_intermediate_size": 16,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-    },
-    "qwen3_moe": {
-        "architectures": ["Qwen3MoeForCausalLM"],
-        "moe_intermediate_size": WIDTH,
-        "intermediate_size": DENSE_WIDTH,
-        "head_dim": HEAD_DIM,
-        "decoder_sparse_step": 1,
-        "mlp_only_layers": [],
-    },
-    "olmoe": {"architectures": ["OlmoeForCausalLM"], "intermediate_size": WIDTH},
-    "deepseek_v2": {
-        "architectures": ["DeepseekV2ForCausalLM"],
-        "moe_intermediate_size": WIDTH,
-        "intermediate_size": DENSE_WIDTH,
-        "n_shared_experts": 1,
-        "first_k_dense_replace": 1,
-        "kv_lora_rank": 16,
-        "q_lora_rank": None,
-        "qk_nope_head_dim": HEAD_DIM,
-        "qk_rope_head_dim": HEAD_DIM,
-        "v_head_dim": HEAD_DIM,
-        "head_dim": HEAD_DIM,
-        "topk_method": "greedy",
-        "n_group": None,
-        "topk_group": None,
-        "routed_scaling_factor": 1.0,
-        "norm_topk_prob": False,
-    },
-}
+_PECULIAR: Mapping[str, Mapping[str, Any]] = {}
+
+
+@cache
+def _small(model_type: str) -> Mapping[str, Any]:
+    """The keys that make a config of this family small."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(model_type)
+    small = {
+        key: value for key, value in _SMALL.items() if getattr(config, key, None) is not None or key == "pad_token_id"
+    }
+    if "moe_intermediate_size" not in small:
+        small["intermediate_size"] = WIDTH
+    name = AutoModelForCausalLM._model_mapping[type(config)].__name__
+    return {**small, "pad_token_id": 1, **_PECULIAR.get(model_type, {}), "architectures": [name]}
 
 
 def toy_config(
@@ -87,8 +92,7 @@ def toy_config(
     architecture = architecture_of({"model_type": model_type, "num_experts": experts})
     return {
         "model_type": model_type,
-        **_COMMON,
-        **_OWN[model_type],
+        **_small(model_type),
         architecture.num_experts_keys[0]: experts,
         architecture.top_k_key: top_k,
         "num_hidden_layers": layers,
@@ -98,22 +102,31 @@ def toy_config(
 
 
 def toy_tensors(config: Mapping[str, Any], *, seed: int = 0) -> dict[str, np.ndarray]:
-    """All tensors of a model with this config, experts one by one, in the config's dtype."""
-    architecture, rng = architecture_of(config), np.random.default_rng(seed)
-    tensors = {"model.embed_tokens.weight": _normal(rng, VOCAB, HIDDEN, scale=1.0)}
-    for layer in range(config["num_hidden_layers"]):
-        at = f"model.layers.{layer}."
-        tensors |= {at + name: value for name, value in _attention(config, rng)}
-        tensors |= {
-            at + name: _norm(rng, HIDDEN) for name in ("input_layernorm.weight", "post_attention_layernorm.weight")
-        }
-        if architecture.is_moe_layer(config, layer):
-            tensors |= dict(_moe_block(architecture, config, layer, rng))
-        else:
-            tensors |= dict(_mlp(at + "mlp.", DENSE_WIDTH, rng))
-    tensors["model.norm.weight"] = _norm(rng, HIDDEN)
-    tensors["lm_head.weight"] = _normal(rng, VOCAB, HIDDEN)
-    return {name: value.astype(DTYPES[config["dtype"]]) for name, value in tensors.items()}
+    """All tensors of a model with this config, in the dtype and under the names that the stock class gives them."""
+    rng = np.random.default_rng(seed)
+    shares: dict[str, np.ndarray] = {}
+    common: dict[str, np.ndarray] = {}
+    tensors = {}
+    for name, (dtype, shape) in stock(config).on_disk.items():
+        value = _numbers(rng, name, shape)
+        layer = re.match(r".*?layers\.\d+\.", name)
+        numbered = re.search(r"\.experts\.(\d+)\.", name)
+        fused = len(shape) == 3 and shape[0] == num_experts(config)
+        if layer and (numbered or fused):
+            share = shares.setdefault(layer[0], rng.uniform(0.2, 0.95, num_experts(config)))
+            share = share[int(numbered[1])] if numbered else share[:, None, None]
+            alike = common.setdefault(re.sub(r"\.experts\.\d+\.", ".", name), _numbers(rng, name, shape[-2:]))
+            value = share * alike + np.sqrt(1 - share**2) * value
+        tensors[name] = value.astype(DTYPES[_NAMES[dtype]])
+    return tensors
+
+
+def _numbers(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    if len(shape) == 1 and name.endswith("norm.weight"):
+        return 1 + 0.1 * rng.standard_normal(shape, dtype=np.float32)
+    # Routers that tell tokens apart, embeddings that are told apart.
+    scale = 1.0 if re.search(r"embed_tokens|\.(gate|router|wg|layer)\.weight$", name) else 0.3
+    return scale * rng.standard_normal(shape, dtype=np.float32)
 
 
 def make_toy(
@@ -169,23 +182,32 @@ def reshard(source: Path, folder: Path, *, shards: int) -> Path:
 
 
 def fuse(source: Path, folder: Path, *, shards: int = 1) -> Path:
-    """The same model with the experts of each layer as (E, 2I, H) and (E, H, I) tensors, under their name in memory."""
-    config, tensors = read_config(source), read_tensors(source)
-    architecture = architecture_of(config)
-    for layer in moe_layers(config):
-        inside, fused_inside = (architecture.blocks[at].format(layer=layer) + "." for at in (0, -1))
-        for name, projections in architecture.fused.items():
-            stacked = [
-                [
-                    tensors.pop(inside + architecture.expert.format(expert=e, tensor=architecture.projections[p]))
-                    for p in projections
-                ]
-                for e in range(num_experts(config))
-            ]
-            tensors[fused_inside + name] = np.stack([np.concatenate(parts) for parts in stacked])
-        for name in [name for name in tensors if name.startswith(inside)]:
-            tensors[fused_inside + name.removeprefix(inside)] = tensors.pop(name)
-    return write_checkpoint(folder, config, tensors, shards=shards)
+    """The same model as transformers holds it in memory: experts of each layer as 3-D tensors."""
+    return write_checkpoint(folder, read_config(source), loaded_state(source), shards=shards)
+
+
+def assert_same_model(one: Path, other: Path) -> None:
+    """Two checkpoints hold the same numbers, whether their experts are stored one by one or fused."""
+    a, b = Checkpoint.open(one), Checkpoint.open(other)
+    here, there = MoELayout.of(a), MoELayout.of(b)
+    assert here.layers.keys() == there.layers.keys()
+    tensors, others = read_tensors(one), read_tensors(other)
+    for layer, moe in here.layers.items():
+        twin = there.layers[layer]
+        assert moe.num_experts == twin.num_experts
+        for expert in range(moe.num_experts):
+            for projection in here.architecture.projection_names:
+                mine, its = (of.read(at, layer, expert, projection) for of, at in ((here, a), (there, b)))
+                assert (mine.dtype, mine.shape) == (its.dtype, its.shape)
+                assert mine.tobytes() == its.tobytes(), (layer, expert, projection)
+        for own, its_own in ((moe.router, twin.router), (moe.shared, twin.shared)):
+            for name, its_name in zip(sorted(own), sorted(its_own), strict=True):
+                assert tensors[name].tobytes() == others[its_name].tobytes(), name
+    outside = [
+        {name: value.tobytes() for name, value in of.items() if not any(name.startswith(m.block) for m in its.values())}
+        for of, its in ((tensors, here.layers), (others, there.layers))
+    ]
+    assert outside[0] == outside[1]
 
 
 def moe_layers(config: Mapping[str, Any]) -> list[int]:
@@ -249,66 +271,3 @@ def random_redundancy(rng: np.random.Generator, experts: int) -> np.ndarray:
     """A symmetric matrix with a zero diagonal and entries from 0 to 1, so short that any sum of them is exact."""
     upper = np.triu(rng.integers(1, 2**30, (experts, experts)) / 2**30, 1)
     return upper + upper.T
-
-
-# ---------------------------------------------------------------------------------------------- parts of a model
-
-
-def _normal(rng: np.random.Generator, *shape: int, scale: float = 0.3) -> np.ndarray:
-    return scale * rng.standard_normal(shape, dtype=np.float32)
-
-
-def _norm(rng: np.random.Generator, size: int) -> np.ndarray:
-    return 1 + _normal(rng, size, scale=0.1)
-
-
-def _mlp(at: str, width: int, rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
-    yield at + "gate_proj.weight", _normal(rng, width, HIDDEN)
-    yield at + "up_proj.weight", _normal(rng, width, HIDDEN)
-    yield at + "down_proj.weight", _normal(rng, HIDDEN, width)
-
-
-def _attention(config: Mapping[str, Any], rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
-    size = HEADS * HEAD_DIM
-    if config["model_type"] == "deepseek_v2":
-        yield from _latent_attention(rng)
-        return
-    for name in ("q_proj", "k_proj", "v_proj"):
-        yield f"self_attn.{name}.weight", _normal(rng, size, HIDDEN)
-        if config["model_type"] == "qwen2_moe":
-            yield f"self_attn.{name}.bias", _normal(rng, size)
-    yield "self_attn.o_proj.weight", _normal(rng, HIDDEN, size)
-    norms = {"qwen3_moe": HEAD_DIM, "olmoe": size}
-    if width := norms.get(config["model_type"]):
-        yield "self_attn.q_norm.weight", _norm(rng, width)
-        yield "self_attn.k_norm.weight", _norm(rng, width)
-
-
-def _latent_attention(rng: np.random.Generator) -> Iterator[tuple[str, np.ndarray]]:
-    rank = _OWN["deepseek_v2"]["kv_lora_rank"]
-    yield "self_attn.q_proj.weight", _normal(rng, HEADS * 2 * HEAD_DIM, HIDDEN)
-    yield "self_attn.kv_a_proj_with_mqa.weight", _normal(rng, rank + HEAD_DIM, HIDDEN)
-    yield "self_attn.kv_a_layernorm.weight", _norm(rng, rank)
-    yield "self_attn.kv_b_proj.weight", _normal(rng, HEADS * 2 * HEAD_DIM, rank)
-    yield "self_attn.o_proj.weight", _normal(rng, HIDDEN, HEADS * HEAD_DIM)
-
-
-def _moe_block(
-    architecture: Architecture, config: Mapping[str, Any], layer: int, rng: np.random.Generator
-) -> Iterator[tuple[str, np.ndarray]]:
-    count = num_experts(config)
-    inside = architecture.blocks[0].format(layer=layer) + "."
-    for name in architecture.router:
-        yield inside + name, _normal(rng, count, HIDDEN, scale=1.0) if name.endswith("weight") else _normal(rng, count)
-    shares = rng.uniform(0.2, 0.95, count)
-    for projection, tensor in architecture.projections.items():
-        shape = (HIDDEN, WIDTH) if projection == "down" else (WIDTH, HIDDEN)
-        common = _normal(rng, *shape)
-        for expert, share in enumerate(shares):
-            weight = share * common + np.sqrt(1 - share**2) * _normal(rng, *shape)
-            yield inside + architecture.expert.format(expert=expert, tensor=tensor), weight
-    if config["model_type"] == "qwen2_moe":
-        yield from _mlp(inside + "shared_expert.", config["shared_expert_intermediate_size"], rng)
-        yield inside + "shared_expert_gate.weight", _normal(rng, 1, HIDDEN)
-    if config["model_type"] == "deepseek_v2":
-        yield from _mlp(inside + "shared_experts.", config["n_shared_experts"] * WIDTH, rng)

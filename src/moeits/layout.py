@@ -46,7 +46,7 @@ class MoELayer:
     top_k: int
     groups: int
     least_per_group: int
-    """Experts that each of several groups must keep."""
+    """Experts that each group, or the layer if it has no groups, must keep."""
     block: str
     """Name of the MoE block, with its trailing dot."""
     experts: Mapping[int, Mapping[str, str]]
@@ -221,13 +221,12 @@ def _read_layer(
     _check_complete(architecture, block, index, count, experts, fused)
     _check_expert_axes(index, count, tensors, {**router, **dict.fromkeys(fused.values(), 0)})
     _check_weights(architecture, experts, fused, tensors)
-    groups = _groups(architecture, config, count)
     return MoELayer(
         index=index,
         num_experts=count,
         top_k=top_k,
-        groups=groups,
-        least_per_group=1 if groups == 1 else _asked(architecture.least_per_group, config),
+        groups=_groups(architecture, config, count),
+        least_per_group=_asked(architecture.least_per_group, config),
         block=block,
         experts=experts,
         fused=fused,

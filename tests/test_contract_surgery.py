@@ -1,0 +1,244 @@
+"""Surgery on toys of every registered architecture: whoever adds one gets all of it applied.
+
+What should be left, and what it should compute, is said by stock transformers (`stock.py`, `masked.py`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
+
+import moeits
+from moeits.architectures import architecture_of
+from moeits.checkpoint import Checkpoint
+from moeits.layout import MoELayout
+from moeits.prune import Copy, Drop, Rename, Take, fates, new_tensors
+from tests.masked import TOLERANCE, continuation, logits, routers_masked
+from tests.stock import stock, what_is_left
+from tests.toys import (
+    FORMS,
+    MODEL_TYPES,
+    ONE_BY_ONE,
+    VOCAB,
+    assert_same_model,
+    fuse,
+    make_toy,
+    moe_layers,
+    read_config,
+    read_tensors,
+    reshard,
+)
+
+EXPERTS = 6
+TOKENS = torch.arange(2 * 20).reshape(2, 20) * 7 % VOCAB
+UNEVEN = {0: (0, 2, 3, 5), 1: (1, 4), 2: (0, 1, 3, 4, 5)}
+EQUAL = {0: (0, 2, 3), 1: (1, 4, 5), 2: (2, 3, 4)}
+FEW = {0: (3,), 1: (1, 4), 2: (0, 1, 3)}
+
+Kept = Mapping[int, tuple[int, ...]]
+
+
+def kept_sets(least: int = 1) -> st.SearchStrategy[dict[int, tuple[int, ...]]]:
+    experts = st.sets(st.integers(0, EXPERTS - 1), min_size=least).map(lambda ids: tuple(sorted(ids)))
+    return st.fixed_dictionaries(dict.fromkeys(range(3), experts))
+
+
+def opened(folder: Path, **kwargs: Any) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **kwargs)
+
+
+def loaded(folder: Path) -> Any:
+    return moeits.load(folder, dtype=torch.float32)
+
+
+def allowed(toy: Path, kept: Kept) -> dict[int, tuple[int, ...]]:
+    """As many experts in the toy's MoE layers, or more where its router needs more."""
+    config = read_config(toy)
+    least = architecture_of(config).least_per_group(config)
+    return {
+        layer: kept[layer] if len(kept[layer]) >= least else tuple(sorted({*kept[layer], 0, 1, 2})[:least])
+        for layer in moe_layers(config)
+    }
+
+
+def keep(toy: Path, kept: Kept, output: Path, layout: str = "auto") -> Path:
+    """Prune to exactly these experts, by a plan edited by hand."""
+    checkpoint = Checkpoint.open(toy)
+    evidence = moeits.Evidence.without_scores(checkpoint, MoELayout.of(checkpoint))
+    made = moeits.plan(evidence, criterion="random", experts_per_layer=EXPERTS)
+    edited = replace(made, kept={layer: kept[layer] for layer in made.kept}, order={})
+    moeits.prune(toy, plan=edited, output=output, layout=layout)
+    return output
+
+
+# ------------------------------------------------------------------------------------------------------- on disk
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A toy of every architecture in each form."""
+    folder = tmp_path_factory.mktemp("toys")
+    made = {model_type: make_toy(folder / model_type, model_type, shards=2) for model_type in MODEL_TYPES}
+    return made | {f"{name} fused": fuse(made[name], folder / f"{name}-fused") for name in ONE_BY_ONE}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=10)
+@given(kept=kept_sets())
+def test_every_tensor_has_exactly_one_fate(toys: dict[str, Path], form: str, kept: Kept) -> None:
+    checkpoint = Checkpoint.open(toys[form])
+    moe = MoELayout.of(checkpoint)
+    seen: dict[str, Any] = {}
+    for layer in moe.layers.values():
+        own = fates(layer, kept[layer.index])
+        assert not own.keys() & seen.keys(), "two layers decide on one tensor"
+        assert own.keys() == {name for name in checkpoint.tensors if name.startswith(layer.block)}
+        seen |= own
+    assert {type(fate) for fate in seen.values()} <= {Copy, Take, Rename, Drop}
+    made = new_tensors(checkpoint, moe, kept)
+    names = [tensor.name for tensor in made]
+    assert len(names) == len(set(names))
+    dropped = sum(checkpoint.tensors[name].nbytes for name, fate in seen.items() if isinstance(fate, Drop))
+    rows_gone = sum(
+        checkpoint.tensors[name].nbytes * (EXPERTS - len(fate.rows)) // EXPERTS
+        for name, fate in seen.items()
+        if isinstance(fate, Take)
+    )
+    assert sum(tensor.nbytes for tensor in made) == checkpoint.nbytes - dropped - rows_gone, "bytes out = bytes kept"
+
+
+@pytest.mark.parametrize("form", FORMS)
+@settings(max_examples=4)
+@given(kept=kept_sets(least=2))
+def test_what_is_kept_is_kept_to_the_bit(
+    tmp_path_factory: pytest.TempPathFactory, toys: dict[str, Path], form: str, kept: Kept
+) -> None:
+    output = keep(toys[form], kept, tmp_path_factory.mktemp("out") / "pruned", layout="per-layer")
+    found, expected = read_tensors(output), left(toys[form], kept)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
+        assert found[name].tobytes() == value.tobytes(), name
+
+
+def left(toy: Path, kept: Kept) -> dict[str, np.ndarray]:
+    config = read_config(toy)
+    key = architecture_of(config).num_experts_key(config)
+    assert key is not None
+    return what_is_left(read_tensors(toy), config, key, kept)
+
+
+def test_another_expert_would_have_been_noticed(tmp_path: Path, toys: dict[str, Path]) -> None:
+    kept = {0: (0, 1), 1: (2, 3), 2: (4, 5)}
+    found = read_tensors(keep(toys["mixtral"], kept, tmp_path / "out"))
+    other = left(toys["mixtral"], {**kept, 1: (2, 4)})
+    assert any(found[name].tobytes() != other[name].tobytes() for name in found)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_with_equal_counts_it_has_the_tensors_of_the_stock_class(
+    tmp_path: Path, toys: dict[str, Path], model_type: str
+) -> None:
+    pruned = keep(toys[model_type], EQUAL, tmp_path / "pruned", layout="uniform")
+    expected = stock(read_config(pruned)).on_disk
+    assert {name: value.shape for name, value in read_tensors(pruned).items()} == {
+        name: shape for name, (_, shape) in expected.items()
+    }
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pruning_nothing_copies_every_byte(tmp_path: Path, toys: dict[str, Path], form: str) -> None:
+    every = dict.fromkeys(range(3), tuple(range(EXPERTS)))
+    keep(toys[form], every, tmp_path / "out")
+    before, after = read_tensors(toys[form]), read_tensors(tmp_path / "out")
+    assert before.keys() == after.keys()
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+    assert all(before[name].dtype == after[name].dtype for name in before)
+    config = {key: value for key, value in read_config(tmp_path / "out").items() if key != "moeits"}
+    assert config == read_config(toys[form])
+
+
+@pytest.mark.parametrize("model_type", ONE_BY_ONE)
+def test_storage_changes_no_score_no_plan_and_no_tensor(tmp_path: Path, toys: dict[str, Path], model_type: str) -> None:
+    copies = {
+        "one by one": toys[model_type],
+        "in shards": reshard(toys[model_type], tmp_path / "shards", shards=4),
+        "fused": toys[f"{model_type} fused"],
+        "fused in shards": reshard(toys[f"{model_type} fused"], tmp_path / "fused-shards", shards=3),
+    }
+    evidence = {name: moeits.score(folder) for name, folder in copies.items()}
+    plans = {name: moeits.plan(found, tau=0.5) for name, found in evidence.items()}
+    for name, folder in copies.items():
+        for layer, matrix in evidence["one by one"].redundancy.items():
+            assert np.array_equal(evidence[name].redundancy[layer], matrix), "identical to the bit, not just close"
+        assert plans[name].kept == plans["one by one"].kept
+        assert plans[name].order == plans["one by one"].order
+        assert plans[name].summary == plans["one by one"].summary
+        assert_same_model(folder, toys[model_type])
+        moeits.prune(folder, plan=plans[name], output=tmp_path / f"pruned {name}")
+        assert_same_model(tmp_path / f"pruned {name}", tmp_path / "pruned one by one")
+    assert evidence["in shards"].fingerprint == evidence["one by one"].fingerprint
+
+
+# ------------------------------------------------------------------------------------- in the stock class
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("kept", [UNEVEN, EQUAL, FEW], ids=["uneven", "equal", "fewer than top_k"])
+def test_a_pruned_model_computes_what_the_masked_original_computes(tmp_path: Path, model_type: str, kept: Kept) -> None:
+    toy = make_toy(tmp_path / "toy", model_type, dtype="float32")
+    pruned = keep(toy, allowed(toy, kept), tmp_path / "pruned")
+    original, ours = opened(toy), loaded(pruned)
+    with routers_masked(original, allowed(toy, kept), EXPERTS):
+        expected, expected_text = logits(original, TOKENS), continuation(original, TOKENS)
+    assert (logits(ours, TOKENS) - expected).abs().max() < TOLERANCE
+    assert torch.equal(continuation(ours, TOKENS), expected_text)
+    remote = opened(pruned, trust_remote_code=kept is not EQUAL)
+    assert torch.equal(logits(remote, TOKENS), logits(ours, TOKENS)), "both ways of loading build the same model"
+    assert type(remote).__name__ == type(original).__name__
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_removing_another_expert_computes_something_else(tmp_path: Path, model_type: str) -> None:
+    toy = make_toy(tmp_path / "toy", model_type, dtype="float32")
+    ours = loaded(keep(toy, UNEVEN, tmp_path / "pruned"))
+    original, other = opened(toy), {**UNEVEN, 1: (1, 5)}
+    with routers_masked(original, allowed(toy, other), EXPERTS):
+        assert (logits(ours, TOKENS) - logits(original, TOKENS)).abs().max() > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_an_uneven_plan_can_be_evened_out_for_stock_loaders(tmp_path: Path, model_type: str) -> None:
+    toy = make_toy(tmp_path / "toy", model_type, dtype="float32")
+    plan = moeits.simplify(toy, tau=0.5, output=tmp_path / "pruned", layout="uniform")
+    assert len(set(map(len, plan.kept.values()))) == 1
+    original = opened(toy)
+    with routers_masked(original, plan.kept, EXPERTS):
+        expected = logits(original, TOKENS)
+    assert (logits(opened(tmp_path / "pruned"), TOKENS) - expected).abs().max() < TOLERANCE
+    assert not list((tmp_path / "pruned").glob("*.py"))
+
+
+@pytest.mark.parametrize("model_type", ONE_BY_ONE)
+def test_a_fused_checkpoint_loads_as_its_per_expert_twin_does(tmp_path: Path, model_type: str) -> None:
+    toy = make_toy(tmp_path / "toy", model_type, dtype="float32")
+    one = loaded(keep(toy, UNEVEN, tmp_path / "one"))
+    other = loaded(keep(fuse(toy, tmp_path / "fused"), UNEVEN, tmp_path / "other"))
+    assert torch.equal(logits(one, TOKENS), logits(other, TOKENS))
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_what_was_loaded_can_be_saved_and_loaded_again(tmp_path: Path, model_type: str) -> None:
+    toy = make_toy(tmp_path / "toy", model_type, dtype="float32")
+    ours = loaded(keep(toy, UNEVEN, tmp_path / "pruned"))
+    ours.save_pretrained(tmp_path / "saved")
+    again = loaded(tmp_path / "saved")
+    assert torch.equal(logits(again, TOKENS), logits(ours, TOKENS))
+    assert torch.equal(logits(opened(tmp_path / "saved", trust_remote_code=True), TOKENS), logits(ours, TOKENS))
