@@ -65,6 +65,7 @@ def test_evidence_is_a_safetensors_file_that_anyone_can_open(tmp_path: Path) -> 
         "top_k": 2,
         "groups": 1,
         "sizes": {"parameters": 100, "nbytes": 200, "router_parameters": 10, "router_nbytes": 20},
+        "least_per_group": 1,
     }
     assert (facts["other_parameters"], facts["other_bytes"]) == (1000, 2000)
 

@@ -66,6 +66,15 @@ def test_what_a_budget_would_leave_is_what_it_leaves(tmp_path: Path, model_type:
     assert by_size.budget_bytes <= size
 
 
+@pytest.mark.parametrize("reduction", [0.1, 0.4, 0.6])
+def test_what_a_budget_would_leave_of_groups_is_what_it_leaves(tmp_path: Path, reduction: float) -> None:
+    limited = {"topk_method": "group_limited_greedy", "n_group": 3, "topk_group": 2}
+    toy = make_toy(tmp_path / "toy", "deepseek_v2", experts=12, layers=2, **limited)
+    promised = moeits.inspect(toy, reduction=reduction)
+    kept = moeits.simplify(toy, reduction=reduction, output=tmp_path / "out").summary
+    assert (promised.budget_experts, promised.budget_bytes) == (kept["experts_kept"], kept["bytes_after"])
+
+
 def test_a_budget_out_of_reach_says_what_is_within(toy: Path) -> None:
     with pytest.raises(BudgetOutOfReach, match="at least 6 of 18 remain"):
         moeits.inspect(toy, reduction=0.9)

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -330,14 +331,118 @@ def test_arguments_that_make_no_sense_are_sentences(arguments: dict[str, Any], s
 # ---------------------------------------------------------------------------------------------- groups
 
 
-def test_groups_of_a_router_must_keep_as_many_experts_each() -> None:
-    # Experts 0-3 and 4-7 are the groups; each has one pair that is far more redundant than anything else.
-    redundancy = random_redundancy(np.random.default_rng(0), 8) / 10
-    redundancy[0, 1] = redundancy[1, 0] = redundancy[4, 5] = redundancy[5, 4] = 0.9
-    evidence = toy_evidence({3: redundancy}, top_k=2, groups=2)
-    assert len(plan(evidence, experts_per_layer=6).kept[3]) == 6
-    with pytest.raises(PlanError, match=r"layer 3 chooses among 2 groups .* this plan keeps \[[34], [34]\]"):
-        plan(evidence, experts_per_layer=7)
+GROUPS, PER_GROUP = 3, 4
+
+
+def grouped_evidence(seed: int = 0, *, least_per_group: int = 1, **changes: Any) -> Evidence:
+    evidence = random_evidence(seed, experts=GROUPS * PER_GROUP, groups=GROUPS, **changes)
+    layers = {i: replace(facts, least_per_group=least_per_group) for i, facts in evidence.layers.items()}
+    return replace(evidence, layers=layers)
+
+
+def in_groups(experts: tuple[int, ...]) -> list[set[int]]:
+    return [{e for e in experts if e // PER_GROUP == group} for group in range(GROUPS)]
+
+
+@pytest.mark.parametrize("tau", [-100, -1, 0, 0.25, 0.5, 1, 1.5, 100])
+def test_at_every_tau_a_group_loses_as_many_as_the_one_that_algorithm_3_takes_fewest_from(tau: float) -> None:
+    for seed in range(5):
+        evidence = grouped_evidence(seed)
+        made = plan(evidence, tau=tau)
+        for layer, redundancy in evidence.redundancy.items():
+            by_paper = tuple(paper_algorithm_3(redundancy.tolist(), tau, floor=1))
+            fewest = min(PER_GROUP - len(group) for group in in_groups(by_paper))
+            assert [len(group) for group in in_groups(made.kept[layer])] == [PER_GROUP - fewest] * GROUPS
+            assert set(by_paper) <= set(made.kept[layer]), "what goes would go without groups too"
+
+
+def test_within_a_group_experts_go_in_the_order_of_the_layer() -> None:
+    free, limited = random_evidence(experts=12), grouped_evidence()
+    for layer, order in Planner(limited).orders.items():
+        everyone = Planner(free).orders[layer]
+        for group in range(GROUPS):
+            own = [expert for expert in everyone.removed if expert // PER_GROUP == group]
+            assert [expert for expert in order.removed if expert // PER_GROUP == group] == own[: PER_GROUP - 1]
+        assert list(order.levels or ()) == sorted(order.levels or (), reverse=True)
+
+
+def test_a_router_of_one_group_is_planned_as_ever() -> None:
+    evidence = random_evidence()
+    for order in Planner(evidence).orders.values():
+        assert order.by_groups(1) is order
+
+
+@pytest.mark.parametrize("budget", [{"reduction": 0.3}, {"reduction": 0.5}, {"reduction": 0.75}, {"max_size": 6500}])
+def test_a_budget_takes_the_largest_tau_at_which_whole_groups_meet_it(budget: dict[str, Any]) -> None:
+    for seed in range(5):
+        evidence = grouped_evidence(seed, expert_parameters=110)
+
+        def met(made: PruningPlan) -> bool:
+            summary = made.summary
+            return summary["reduction"] >= budget.get("reduction", 0) and summary["bytes_after"] <= budget.get(
+                "max_size", 10**9
+            )
+
+        made = plan(evidence, **budget)
+        assert met(made)
+        for kept in made.kept.values():
+            assert len(set(map(len, in_groups(kept)))) == 1
+        assert plan(evidence, tau=made.settings["tau"]).kept == made.kept
+        assert not met(plan(evidence, tau=float(np.nextafter(made.settings["tau"], np.inf))))
+
+
+def test_counts_of_a_router_with_groups_are_multiples_of_their_number() -> None:
+    evidence, other = grouped_evidence(), plan(random_evidence(experts=12), experts_per_layer=7)
+    for criterion in ("moeits", "random"):
+        for count in (3, 6, 9, 12):
+            made = plan(evidence, experts_per_layer=count, criterion=criterion)
+            assert [len(group) for kept in made.kept.values() for group in in_groups(kept)] == [count // 3] * 9
+            assert plan(evidence, like=made, criterion=criterion).kept == made.kept
+        with pytest.raises(BudgetOutOfReach, match=r"must stay of equal size. Ask for a multiple of 3, such as 6"):
+            plan(evidence, experts_per_layer=7, criterion=criterion)
+        with pytest.raises(BudgetOutOfReach, match=r"keeps 7 experts in layer 0, but .* Ask for a multiple of 3"):
+            plan(evidence, like=other, criterion=criterion)
+
+
+def test_every_expert_of_every_group_is_as_likely_to_be_kept_at_random() -> None:
+    evidence = grouped_evidence(layers=1)
+    kept = [plan(evidence, experts_per_layer=6, criterion="random", seed=seed).kept[0] for seed in range(400)]
+    share = np.bincount(np.concatenate(kept), minlength=12) / 400
+    # Five standard deviations of a share of 1/2 in 400 draws.
+    assert np.all(np.abs(share - 0.5) < 5 * 0.025)
+
+
+@pytest.mark.parametrize(
+    ("top_k", "least_per_group", "min_experts", "floor"),
+    [(2, 1, None, 3), (4, 1, None, 6), (4, 2, None, 6), (2, 2, None, 6), (4, 1, 1, 3), (4, 2, 1, 6), (4, 1, 7, 9)],
+)
+def test_the_floor_is_of_whole_groups_that_the_router_can_work_with(
+    top_k: int, least_per_group: int, min_experts: int | None, floor: int
+) -> None:
+    evidence = grouped_evidence(top_k=top_k, least_per_group=least_per_group)
+    made = plan(evidence, tau=-100, min_experts=min_experts)
+    assert set(counts(made).values()) == {floor}
+    with pytest.raises(BudgetOutOfReach, match=f"with at least {floor} experts in each of 3 layers"):
+        plan(evidence, reduction=1, min_experts=min_experts)
+
+
+def test_a_plan_by_hand_must_leave_groups_of_equal_and_sufficient_size() -> None:
+    evidence = grouped_evidence(layers=1, least_per_group=2)
+    check_groups({0: (0, 3, 4, 5, 8, 11)}, evidence)
+    with pytest.raises(PlanError, match=r"layer 0 chooses among 3 groups .* this plan keeps \[2, 1, 2\]"):
+        check_groups({0: (0, 3, 4, 8, 11)}, evidence)
+    with pytest.raises(PlanError, match="layer 0 needs 2 experts in each of its 3 groups; this plan keeps 1"):
+        check_groups({0: (0, 4, 8)}, evidence)
+
+
+def test_an_uneven_plan_is_evened_out_to_whole_groups() -> None:
+    evidence = grouped_evidence(1)
+    made = plan(evidence, tau=0.5)
+    assert len(set(counts(made).values())) > 1
+    evened = even_out(made, dict.fromkeys(made.kept, 12), groups=GROUPS)
+    check_groups(evened.kept, evidence)
+    mean = sum(counts(made).values()) // 3
+    assert set(counts(evened).values()) == {mean - mean % GROUPS}
 
 
 def test_a_router_of_one_group_keeps_what_it_likes() -> None:

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import neg
 
 from moeits.errors import PlanError
@@ -29,6 +29,26 @@ class EliminationOrder:
             raise PlanError("This criterion has no threshold, so it takes no tau: give --experts-per-layer or --like.")
         # Levels never rise, so the steps taken are a prefix; bisection wants them ascending.
         return bisect_left(self.levels, -(self.mean + tau * self.iqr), key=neg)
+
+    def by_groups(self, groups: int) -> "EliminationOrder":
+        """The order of a router that is limited by `groups`, equal runs of ids that must stay of equal size.
+
+        It goes in rounds that take one expert of each group; within a group experts go as they do here. A round has the
+        lowest level of its experts, so that at every tau each group loses as many as the one that would lose fewest.
+        """
+        if groups == 1:
+            return self
+        size, at = self.num_experts // groups, {expert: step for step, expert in enumerate(self.removed)}
+        # The group of the expert that is never removed is the shortest, and ends the last round.
+        rounds = [
+            sorted(members, key=at.__getitem__)
+            for members in zip(*([e for e in self.removed if e // size == g] for g in range(groups)), strict=False)
+        ]
+        levels = self.levels and tuple(
+            min(self.levels[at[expert]] for expert in members) for members in rounds for _ in members
+        )
+        removed = tuple(expert for members in rounds for expert in members)
+        return replace(self, removed=removed, levels=levels)
 
     def kept_after(self, steps: int) -> tuple[int, ...]:
         """The experts left after that many steps, ascending."""

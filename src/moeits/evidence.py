@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatch
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,15 @@ class LayerFacts:
     num_experts: int
     top_k: int
     groups: int
+    """Groups of experts that limit the choice of the router; 1 where nothing does."""
     sizes: ExpertSizes
+    least_per_group: int = 1
+    """Experts without which a group, and with it the router, does not work."""
+
+    def floor(self, min_experts: int | None = None) -> int:
+        """The fewest experts that the layer may keep: `min_experts`, by default top_k, as whole groups."""
+        per_group = max(ceil((min_experts or self.top_k) / self.groups), self.least_per_group)
+        return min(per_group * self.groups, self.num_experts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +61,13 @@ class Evidence:
     def without_scores(cls, checkpoint: Checkpoint, layout: MoELayout) -> "Evidence":
         """The facts of a checkpoint alone, from its headers: all that a random choice needs."""
         layers = {
-            i: LayerFacts(num_experts=moe.num_experts, top_k=moe.top_k, groups=moe.groups, sizes=moe.sizes)
+            i: LayerFacts(
+                num_experts=moe.num_experts,
+                top_k=moe.top_k,
+                groups=moe.groups,
+                sizes=moe.sizes,
+                least_per_group=moe.least_per_group,
+            )
             for i, moe in layout.layers.items()
         }
         routed = [(f.num_experts, f.sizes) for f in layers.values()]

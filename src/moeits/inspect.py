@@ -1,7 +1,7 @@
 """What a checkpoint or a plan holds, and what a budget would leave: from headers alone."""
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, gcd
 from pathlib import Path
 
 from moeits.checkpoint import Checkpoint
@@ -119,7 +119,8 @@ def _budget(
     if reduction is not None and max_size is not None:
         raise SettingError("Give either --reduction or --max-size.")
     before = sum(layer.num_experts for layer in facts.layers.values())
-    least = sum(min(layer.top_k, layer.num_experts) for layer in facts.layers.values())
+    least = sum(layer.floor() for layer in facts.layers.values())
+    groups = gcd(*(layer.groups for layer in facts.layers.values()))
     sizes = [layer.sizes for layer in facts.layers.values()]
     each = max(size.nbytes + size.router_nbytes for size in sizes)
     total = facts.other_bytes + sum(
@@ -131,9 +132,10 @@ def _budget(
         removed = ceil(reduction * before - 1e-9)
     else:
         removed = max(0, ceil((total - parse_size(max_size or 0, "--max-size")) / each))
+    removed = ceil(removed / groups) * groups
     if before - removed < least:
         raise BudgetOutOfReach(
-            f"That budget is out of reach: with top_k experts in every layer at least {least} of {before} remain, "
+            f"That budget is out of reach: with every layer at its floor at least {least} of {before} remain, "
             f"{format_size(total - (before - least) * each)}."
         )
     left = total - removed * each

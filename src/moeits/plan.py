@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from moeits.criteria import Criterion, criterion_named
+from moeits.criteria import Criterion, criterion_named, elimination_order
 from moeits.elimination import EliminationOrder
 from moeits.errors import BudgetOutOfReach, OutputError, PlanError, SettingError
-from moeits.evidence import Evidence
+from moeits.evidence import Evidence, LayerFacts
 from moeits.pruning_plan import PruningPlan, check_groups, summarize
 from moeits.sizes import format_size, parse_size
 
@@ -67,13 +67,12 @@ class Planner:
             raise SettingError(f"--seed {seed} makes no sense: give 0 or more.")
         rng = np.random.default_rng(seed)
         self.orders: dict[int, EliminationOrder] = {
-            layer: self.criterion.order(evidence, layer, rng) for layer in evidence.layers
+            layer: elimination_order(self.criterion, evidence, layer, rng) for layer in evidence.layers
         }
         self.most_steps = {layer: facts.num_experts - self._floor(layer) for layer, facts in evidence.layers.items()}
 
     def _floor(self, layer: int) -> int:
-        facts = self.evidence.layers[layer]
-        return min(self.min_experts or facts.top_k, facts.num_experts)
+        return self.evidence.layers[layer].floor(self.min_experts)
 
     def plan(
         self,
@@ -163,6 +162,7 @@ class Planner:
                     f"--experts-per-layer {count} is out of reach: layer {layer} has {facts.num_experts} experts and "
                     f"keeps at least {self._floor(layer)}. Ask for a number between the two{self._lower_floor_hint()}."
                 )
+            _check_whole_groups(f"--experts-per-layer {count} was asked for", count, layer, facts)
         steps = {layer: facts.num_experts - count for layer, facts in self.evidence.layers.items()}
         return self._made(steps, {"experts_per_layer": count}, wanted=steps)
 
@@ -179,6 +179,7 @@ class Planner:
                     f"--like: that plan keeps {count} experts in layer {layer}, which has {facts.num_experts} and "
                     f"keeps at least {self._floor(layer)}{self._lower_floor_hint()}."
                 )
+            _check_whole_groups(f"--like: that plan keeps {count} experts in layer {layer}", count, layer, facts)
             steps[layer] = facts.num_experts - count
         return self._made(steps, {"like": other.sha256}, wanted=steps)
 
@@ -208,14 +209,15 @@ class Planner:
         return low - 1 - 1e-6 * abs(low), high + 1 + 1e-6 * abs(high)
 
     def _floors_sentence(self) -> str:
-        if self.min_experts is not None:
-            return f"with at least {self.min_experts} experts in each of {len(self.orders)} layers"
+        if self.min_experts is not None or any(facts.groups > 1 for facts in self.evidence.layers.values()):
+            floors = sorted(set(map(self._floor, self.orders)))
+            return f"with at least {'/'.join(map(str, floors))} experts in each of {len(self.orders)} layers"
         top_ks = sorted({facts.top_k for facts in self.evidence.layers.values()})
         return f"with top_k={'/'.join(map(str, top_ks))} in each of {len(self.orders)} layers"
 
     def _lower_floor_hint(self) -> str:
-        lowest = min(map(self._floor, self.evidence.layers))
-        return ", or lower the floor with --min-experts" if lowest > 1 else ""
+        lower = any(self._floor(layer) > facts.floor(1) for layer, facts in self.evidence.layers.items())
+        return ", or lower the floor with --min-experts" if lower else ""
 
     # -------------------------------------------------------------------------------------- the plan itself
 
@@ -251,6 +253,16 @@ class Planner:
     @cached_property
     def _above_noise(self) -> dict[str, Any]:
         return self.evidence.above_noise() if self.criterion.needs_redundancy else {}
+
+
+def _check_whole_groups(wrong: str, count: int, layer: int, facts: LayerFacts) -> None:
+    """A count that leaves each group of a router as many experts. Raises BudgetOutOfReach, beginning with `wrong`."""
+    if count % facts.groups:
+        near = max(count // facts.groups, 1) * facts.groups
+        raise BudgetOutOfReach(
+            f"{wrong}, but the router of layer {layer} chooses among {facts.groups} groups of experts, which must stay "
+            f"of equal size. Ask for a multiple of {facts.groups}, such as {near}."
+        )
 
 
 def _check_output(output: Path, *inputs: object) -> None:

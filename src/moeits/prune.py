@@ -6,7 +6,7 @@ number is ever recomputed, so what is kept is kept to the bit, in any dtype.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import lcm, prod
 from pathlib import Path
 
 from moeits.card import model_card
@@ -197,7 +197,8 @@ def _is_even(plan: PruningPlan) -> bool:
 def _as_carried_out(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout, layout: str) -> PruningPlan:
     """The plan evened out if the layout asks for it, with the sizes that this checkpoint really has."""
     if layout == "uniform" and not _is_even(plan):
-        plan = even_out(plan, {i: layer.num_experts for i, layer in moe.layers.items()})
+        groups = lcm(*(layer.groups for layer in moe.layers.values()))
+        plan = even_out(plan, {i: layer.num_experts for i, layer in moe.layers.items()}, groups=groups)
     facts = Evidence.without_scores(checkpoint, moe)
     check_groups(plan.kept, facts)
     return replace(plan, summary={**plan.summary, **summarize(facts, plan.kept)})

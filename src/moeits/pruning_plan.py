@@ -121,13 +121,14 @@ def summarize(evidence: Evidence, kept: Mapping[int, Sequence[int]]) -> dict[str
     }
 
 
-def even_out(plan: PruningPlan, num_experts: Mapping[int, int]) -> PruningPlan:
+def even_out(plan: PruningPlan, num_experts: Mapping[int, int], *, groups: int = 1) -> PruningPlan:
     """The same plan with equal counts in all layers, following its order of removal.
 
-    Every layer gets the plan's mean count, rounded down, so that the result is no larger than the plan's own. Raises
-    PlanError if the plan has no order, or was edited so that its kept experts do not follow it.
+    Every layer gets the plan's mean count, rounded down (to a multiple of `groups`, for a router that is limited by
+    them), so that the result is no larger than the plan's own. Raises PlanError if the plan has no order, or was edited
+    so that its kept experts do not follow it.
     """
-    count = sum(map(len, plan.kept.values())) // len(plan.kept)
+    count = sum(map(len, plan.kept.values())) // len(plan.kept) // groups * groups
     kept = {}
     for layer, experts in plan.kept.items():
         removed = [expert for expert, _ in plan.order.get(layer, ())]
@@ -152,17 +153,22 @@ def even_out(plan: PruningPlan, num_experts: Mapping[int, int]) -> PruningPlan:
 
 
 def check_groups(kept: Mapping[int, Sequence[int]], evidence: Evidence) -> None:
-    """Routers limited by groups need as many experts in each group. Raises PlanError where they would not have them."""
+    """Each group of a router keeps as many experts as the others, and as many as it needs. Raises PlanError."""
     for layer, experts in kept.items():
         facts = evidence.layers[layer]
-        if facts.groups == 1:
-            continue
         size = facts.num_experts // facts.groups
         per_group = [sum(expert // size == group for expert in experts) for group in range(facts.groups)]
         if len(set(per_group)) > 1:
             raise PlanError(
                 f"The router of layer {layer} chooses among {facts.groups} groups of experts, so each must keep as "
-                f"many; this plan keeps {per_group}. Take another budget, or edit a plan so that they are equal."
+                f"many; this plan keeps {per_group}. Plan again, or edit the plan so that they are equal."
+            )
+        least = min(facts.least_per_group, size)
+        if per_group[0] < least:
+            of = f" in each of its {facts.groups} groups" if facts.groups > 1 else ""
+            raise PlanError(
+                f"The router of layer {layer} needs {least} experts{of}; this plan keeps {per_group[0]}. Plan again, "
+                "or edit the plan so that there are enough."
             )
 
 

@@ -103,13 +103,11 @@ def simplify(
 def _rehearsal(facts: Evidence) -> Evidence:
     """Evidence with made-up scores: what cannot be planned with it cannot be planned at all.
 
-    Scoring takes its time, so a budget that makes no sense, or that floors forbid, is found out before. Groups are left
-    out: whether they keep equal numbers is known only from real scores.
+    Scoring takes its time, so a budget that makes no sense, or that floors and groups forbid, is found out before.
     """
     apart = {i: np.abs(np.subtract.outer(*2 * [np.arange(layer.num_experts)])) for i, layer in facts.layers.items()}
     return replace(
         facts,
-        layers={i: replace(layer, groups=1) for i, layer in facts.layers.items()},
         redundancy={i: matrix.astype(float) for i, matrix in apart.items()},
         floor={i: np.zeros(matrix.shape) for i, matrix in apart.items()},
     )

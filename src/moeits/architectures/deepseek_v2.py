@@ -1,5 +1,7 @@
 """DeepSeek-V2 (V2-Lite, V2): the first layers are dense, the others have routed and shared experts."""
 
+from math import ceil
+
 from moeits.architectures import Architecture, Config
 
 
@@ -14,6 +16,11 @@ def groups(config: Config) -> int:
     return int(config.get("n_group") or 1) if limited else 1
 
 
+def least_per_group(config: Config) -> int:
+    """A token's `top_k` experts come from `topk_group` groups, which together must have as many."""
+    return 1 if groups(config) == 1 else ceil(config["num_experts_per_tok"] / int(config["topk_group"] or 1))
+
+
 ARCHITECTURE: Architecture = Architecture(
     model_type="deepseek_v2",
     blocks=("model.layers.{layer}.mlp",),
@@ -24,5 +31,6 @@ ARCHITECTURE: Architecture = Architecture(
     num_experts_keys=("n_routed_experts",),
     is_moe_layer=is_moe_layer,
     groups=groups,
+    least_per_group=least_per_group,
     authors_code_weights={"gate": 0.2, "up": 0.4, "down": 0.4},
 )

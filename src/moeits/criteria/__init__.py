@@ -32,6 +32,13 @@ from moeits.criteria import moeits, random  # noqa: E402
 CRITERIA: tuple[Criterion, ...] = (moeits.CRITERION, random.CRITERION)
 
 
+def elimination_order(
+    criterion: Criterion, evidence: Evidence, layer: int, rng: np.random.Generator
+) -> EliminationOrder:
+    """The order of a criterion in a layer, in rounds of one expert per group where the router is limited by groups."""
+    return criterion.order(evidence, layer, rng).by_groups(evidence.layers[layer].groups)
+
+
 def criterion_named(name: str) -> Criterion:
     """The criterion of that name. Raises SettingError if there is none, with the nearest known name."""
     known = {criterion.name: criterion for criterion in CRITERIA}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import ceil, floor
 from typing import Any
 
-from moeits.criteria import criterion_named
+from moeits.criteria import criterion_named, elimination_order
 from moeits.elimination import EliminationOrder
 from moeits.evidence import Evidence
 
@@ -28,10 +28,9 @@ class Removal:
         criterion, rng = criterion_named("moeits"), np.random.default_rng(0)
         return cls(
             evidence=evidence,
-            orders={layer: criterion.order(evidence, layer, rng) for layer in evidence.layers},
+            orders={layer: elimination_order(criterion, evidence, layer, rng) for layer in evidence.layers},
             most_steps={
-                layer: facts.num_experts - min(min_experts or facts.top_k, facts.num_experts)
-                for layer, facts in evidence.layers.items()
+                layer: facts.num_experts - facts.floor(min_experts) for layer, facts in evidence.layers.items()
             },
         )
 
