@@ -110,6 +110,25 @@ def test_the_papers_recipe_starts_trains_and_resumes(pruned: Path, tmp_path: Pat
     assert [row["step"] for row in healing.curves["held_out"]] == [2, 4]
 
 
+def test_of_a_hub_data_set_no_more_is_read_than_the_steps_can_use(pruned: Path, tmp_path: Path, monkeypatch):
+    """Not the live hub: a data set without an end stands for one."""
+    datasets = pytest.importorskip("datasets")
+    from moeits.healing import conversations as reading
+
+    def endless():
+        while True:
+            yield from texts()
+
+    monkeypatch.setattr(reading, "_SHUFFLE_WINDOW", 10)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.IterableDataset.from_generator(endless))
+    for packing in (False, True):
+        out = tmp_path / f"out{packing}"
+        found = moeits.heal(pruned, data="org/name", output=out, holdout=0.5, packing=packing, **TINY).data
+        assert found["sequences"] == TINY["steps"] * TINY["batch_size"]
+        # A text is 13 of the 16 tokens of a sequence; half of them are held out.
+        assert found["rows"] == (20 if packing else 16)
+
+
 def test_an_unpruned_model_can_be_healed_the_same_way(data: Path, tmp_path: Path):
     toy = make_toy(tmp_path / "toy", dtype="float32", layers=2)
     write_tokenizer(toy)

@@ -271,6 +271,8 @@ def _read_data(
         # More rows than this are never trained on; a hub data set is not downloaded further.
         samples = ceil(recipe.sequences * processes() / (1 if valid is not None else 1 - holdout))
     rows = read_rows(data, samples=samples, seed=sequencer.seed)
+    if samples is None and not Path(data).is_file():
+        rows = sequencer.until_full(rows, share=1 if valid is not None else 1 - holdout)
     return sequencer.split(
         rows, samples=samples, holdout=holdout, valid=None if valid is None else read_rows(valid, seed=sequencer.seed)
     )

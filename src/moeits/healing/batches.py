@@ -135,6 +135,19 @@ class Sequencer:
         )
         return TrainingData(training=sequences, held_out=Sequences(tuple(held_out)), counts=counts)
 
+    def until_full(self, rows: Iterable[Row], *, share: float) -> Iterator[Row]:
+        """Rows that come in random order, until a `share` of their tokens fills all sequences of the training.
+
+        For data that are not at hand: a hub data set is not downloaded further than it is used.
+        """
+        wanted, tokens = self.most * self.length / share, 0
+        for row in rows:
+            yield row
+            conversation = as_conversation(row)
+            tokens += 0 if conversation is None else len(self.template.tokens(conversation).ids)
+            if tokens >= wanted:
+                return
+
     def _sample(self, rows: Iterable[Row], samples: int | None) -> tuple[list[Conversation], int, int]:
         """At most `samples` conversations in random order, every row equally likely; rows seen; rows without answer."""
         rng = np.random.default_rng(self.seed)
