@@ -402,15 +402,54 @@ SETTINGS = {
 }
 
 
-@pytest.mark.usefixtures("toy")
-@pytest.mark.parametrize("case", SETTINGS)
-def test_a_setting_that_makes_no_sense_is_a_sentence(shell: Shell, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+@pytest.fixture
+def never_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     def scored(*_: Any, **__: Any) -> None:
         raise AssertionError("this costs minutes on a real model, and could have been said before")
 
     monkeypatch.setattr(sys.modules["moeits.simplify"], "score", scored)
+
+
+@pytest.mark.usefixtures("never_scored", "toy")
+@pytest.mark.parametrize("case", SETTINGS)
+def test_a_setting_that_makes_no_sense_is_a_sentence(shell: Shell, case: str) -> None:
     flags, sentence = SETTINGS[case]
     shell.refuses("simplify", "toy", *flags, "--output", "out", saying=sentence)
+
+
+@pytest.mark.usefixtures("never_scored")
+@pytest.mark.parametrize("flags", [["--tau", "1"], ["--experts-per-layer", "4", "--layout", "per-layer"]])
+def test_a_config_without_a_class_is_found_before_scoring(shell: Shell, toy: Path, flags: list[str]) -> None:
+    without(toy, "architectures")
+    shell.refuses("simplify", "toy", *flags, "--output", "out", saying="names no class under architectures")
+
+
+@pytest.mark.parametrize("flags", [["--experts-per-layer", "4"], ["--tau", "1", "--layout", "uniform"]])
+def test_a_config_without_a_class_will_do_for_equal_counts(tmp_path: Path, toy: Path, flags: list[str]) -> None:
+    without(toy, "architectures")
+    arguments: dict[str, Any] = {flags[0][2:].replace("-", "_"): int(flags[1])}
+    moeits.simplify(toy, output=tmp_path / "out", **arguments, layout="uniform" if "--layout" in flags else "auto")
+
+
+@pytest.mark.usefixtures("never_scored", "toy")
+def test_what_an_interrupted_healing_left_is_found_before_scoring(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["moeits.simplify"], "check_healing", lambda *_, **__: None)
+    asked = ["simplify", "toy", "--tau", "1", "--heal", "my data.jsonl", "--recipe", "small", "--output", "out"]
+    make_toy(tmp_path / "out.pruned")
+    go_on = "moeits heal out.pruned --data 'my data.jsonl' --recipe small --output out"
+    assert go_on + "\n" in shell.refuses(*asked, saying="out.pruned is left over from an earlier run")
+    (tmp_path / "out.healing").mkdir()
+    said = "Remove it and out.healing to begin again, or go on with: " + go_on + " --resume"
+    shell.refuses(*asked, saying=said)
+    shell.refuses(*asked, "--overwrite", saying=said)
+    shutil.rmtree(tmp_path / "out.pruned")
+    shell.refuses(*asked, "--overwrite", saying="out.healing is left over from an earlier healing")
+    (tmp_path / "out.healing").rmdir()
+    (tmp_path / "out.pruned").mkdir()
+    (tmp_path / "out.pruned" / "diary.txt").touch()
+    shell.refuses(*asked, "--overwrite", saying="out.pruned is no checkpoint")
 
 
 # ------------------------------------------------------------------------------------------- plans and evidence

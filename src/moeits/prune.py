@@ -16,7 +16,7 @@ from moeits.errors import PlanError, SettingError
 from moeits.evidence import Evidence
 from moeits.layout import MoELayer, MoELayout
 from moeits.progress import Progress, silent
-from moeits.pruned_config import LOADER_FILE, pruned_config
+from moeits.pruned_config import LOADER_FILE, class_name, pruned_config
 from moeits.pruning_plan import PruningPlan, check_groups, even_out, summarize
 from moeits.side_files import copy_side_files
 from moeits.sizes import parse_size
@@ -104,6 +104,15 @@ def check_request(
     _check_layout(layout, str(checkpoint.config["model_type"]))
     _shard_bytes(max_shard_size, checkpoint)
     check_output(Path(output), sources=[checkpoint.folder], overwrite=overwrite)
+
+
+def check_layout(checkpoint: Checkpoint, layout: str, plan: PruningPlan | None) -> None:
+    """A checkpoint of unequal counts has a class that opens it; without a plan the counts may turn out unequal.
+
+    Raises CheckpointError.
+    """
+    if layout == "per-layer" or (layout == "auto" and (plan is None or not _is_even(plan))):
+        class_name(checkpoint.config)
 
 
 def check_plan(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout) -> None:

@@ -1,5 +1,7 @@
 """Score, plan, prune and heal in one go: the paper's Algorithm 1."""
 
+import os
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,14 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from moeits.checkpoint import Checkpoint
+from moeits.checkpoint_writer import check_output
 from moeits.criteria import criterion_named
+from moeits.errors import OutputError
 from moeits.evidence import Evidence
 from moeits.heal import check_healing
 from moeits.heal import heal as heal_stage
 from moeits.layout import MoELayout
 from moeits.plan import plan
 from moeits.progress import Progress, silent
-from moeits.prune import check_request, prune
+from moeits.prune import check_layout, check_request, prune
 from moeits.pruning_plan import PruningPlan
 from moeits.score import score
 
@@ -57,7 +61,9 @@ def simplify(
     """
     checkpoint = Checkpoint.open(model, revision=revision)
     check_request(checkpoint, output=output, layout=layout, max_shard_size=max_shard_size, overwrite=overwrite)
+    pruned = Path(output) if heal is None else Path(output).with_name(Path(output).name + ".pruned")
     if heal is not None:
+        _check_left_over(checkpoint, pruned, Path(output), heal, recipe, overwrite=overwrite)
         check_healing(checkpoint, data=heal, recipe=recipe)
     evidence = Evidence.without_scores(checkpoint, MoELayout.of(checkpoint))
     planned = partial(
@@ -72,7 +78,9 @@ def simplify(
         seed=seed,
     )
     if criterion_named(criterion).needs_redundancy:
-        planned(_rehearsal(evidence))
+        rehearsed = planned(_rehearsal(evidence))
+        # Only counts that are asked for are known before scoring.
+        check_layout(checkpoint, layout, rehearsed if like is not None or experts_per_layer is not None else None)
         evidence = score(
             checkpoint,
             preset=preset,
@@ -84,7 +92,6 @@ def simplify(
             memory=memory,
             progress=progress,
         )
-    pruned = Path(output) if heal is None else Path(output).with_name(Path(output).name + ".pruned")
     done = prune(
         checkpoint,
         plan=planned(evidence),
@@ -98,6 +105,24 @@ def simplify(
         heal_stage(pruned, data=heal, output=output, recipe=recipe, overwrite=overwrite, progress=progress)
         shutil.rmtree(pruned)
     return done
+
+
+def _check_left_over(
+    checkpoint: Checkpoint, pruned: Path, output: Path, data: str | Path, recipe: str, *, overwrite: bool
+) -> None:
+    """Nothing of an interrupted healing is in the way. Raises OutputError, which says how to go on with it."""
+    healing = output.with_name(output.name + ".healing")
+    if os.path.lexists(pruned) and not (overwrite and not healing.exists()):
+        go_on = ["moeits", "heal", str(pruned), "--data", str(data), "--recipe", recipe, "--output", str(output)]
+        go_on += ["--resume"] if healing.exists() else []
+        both = f" and {healing}" if healing.exists() else ""
+        raise OutputError(
+            f"{pruned} is left over from an earlier run. Remove it{both} to begin again, or go on with: "
+            + shlex.join(go_on)
+        )
+    if healing.exists():
+        raise OutputError(f"{healing} is left over from an earlier healing. Remove it to begin again.")
+    check_output(pruned, sources=[checkpoint.folder], overwrite=overwrite)
 
 
 def _rehearsal(facts: Evidence) -> Evidence:
