@@ -53,7 +53,9 @@ def _score(model: Path, output: Path) -> None:
     """Run the command and keep the peak memory of that process."""
     global _peak_bytes
     command = [sys.executable, "-m", "moeits", "score", str(model), "--output", str(output)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    # With its bytecode on disk, as an installed package has it, whatever the surroundings of this run say.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
