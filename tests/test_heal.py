@@ -182,6 +182,18 @@ def test_healing_leaves_the_bars_and_the_loggers_of_its_libraries_as_they_were(
     assert (bars.is_progress_bar_enabled(), logger.level) == before
 
 
+def test_the_energy_of_a_training_is_measured_when_it_is_asked_for(pruned: Path, data: Path, tmp_path: Path):
+    pytest.importorskip("codecarbon")
+    unasked = moeits.heal(pruned, data=data, output=tmp_path / "without", **TINY).energy
+    assert (unasked["joules"], unasked["why_not"]) == (None, "Energy was not asked for.")
+    asked = moeits.heal(pruned, data=data, output=tmp_path / "with", energy=True, country="esp", **TINY).energy
+    assert asked["joules"] > 0, asked["why_not"]
+    assert asked["co2_grams"] > 0
+    card = (tmp_path / "with" / "README.md").read_text()
+    assert f"({asked['mode']})" in card
+    assert "in ESP" in card
+
+
 # ------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -220,6 +232,7 @@ def test_settings_that_make_no_sense_are_one_sentence(pruned: Path, data: Path, 
     refuse("--holdout 1 makes no sense", pruned, data, out, SettingError, holdout=1.0)
     refuse("--template chat needs a chat template", pruned, data, out, template="chat")
     refuse("no dtype 'foo' here. Known: auto, float32, bfloat16", pruned, data, out, SettingError, dtype="foo")
+    refuse("--country Spain makes no sense", pruned, data, out, SettingError, country="Spain")
     refuse("--seed -1 makes no sense", pruned, data, out, SettingError, seed=-1)
     refuse("--evaluate-every 0 makes no sense", pruned, data, out, SettingError, evaluate_every=0)
     refuse("--save-every -3 makes no sense", pruned, data, out, SettingError, save_every=-3)

@@ -39,7 +39,7 @@ DOORS = {
     "files": "words files",
     "stages": "words files",
     "runtime": "words files runtime",
-    "healing": "words files runtime healing",
+    "healing": "words files runtime healing measuring",
     "evaluation": "words files runtime evaluation",
     "measuring": "words files runtime measuring",
     "comparing": "words comparing",

@@ -1,7 +1,7 @@
 """Pruned checkpoint x conversations -> healed checkpoint: a short LoRA training, merged back (paper, 5.2)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,8 @@ class Healing:
     """Loss and learning rate while training, and the held-out loss, by step."""
     seconds: float
     """Of training, held-out losses included; after a resume, since the resume."""
-    energy_joules: float | None
-    """None: not measured."""
+    energy: Mapping[str, Any]
+    """joules of the same, with the mode they were found by and, for a country, grams of CO2; or why there are none."""
     peak_memory_bytes: int
     """Of the process on a CPU, of the device on a GPU."""
     notes: tuple[str, ...]
@@ -111,6 +111,8 @@ def heal(
     evaluate_every: int | None = None,
     save_every: int | None = None,
     report_to: str | None = None,
+    energy: bool = False,
+    country: str | None = None,
     resume: bool = False,
     fresh: bool = False,
     keep_adapter: bool = False,
@@ -124,7 +126,8 @@ def heal(
     `HealingRecipe` can be given by itself. `data` is a file of conversations, instructions or texts, or a hub data set;
     `valid` another such file, or else a share `holdout` of the rows is held out. `teacher` is the unpruned model, for
     `objective="distillation"`. The healed checkpoint has the pruned one's layout, dtypes and names, and only adapted
-    tensors differ. While a run is under way its state is in OUTPUT.healing; `resume` goes on from there.
+    tensors differ. While a run is under way its state is in OUTPUT.healing; `resume` goes on from there. `energy`
+    measures what the training takes, and with a `country` (ISO, three letters) its CO2.
 
     Raises HealingError if training cannot start, or must stop; CheckpointError, SettingError, OutputError as elsewhere.
     """
@@ -146,6 +149,8 @@ def heal(
         save_every=save_every,
         report_to=report_to,
         gradient_checkpointing=gradient_checkpointing,
+        energy=energy,
+        country=country,
         resume=resume,
         fresh=fresh,
     )
@@ -293,8 +298,8 @@ def _record(job: HealingJob, trained: Trained, recipe_name: str, notes: list[str
         loss_merged=None,
         best_step=trained.best_step,
         curves=trained.curves,
-        seconds=trained.seconds,
-        energy_joules=None,
+        seconds=round(trained.energy.seconds, 1),
+        energy=asdict(trained.energy),
         peak_memory_bytes=trained.peak_memory_bytes,
         notes=tuple(notes),
     )

@@ -24,6 +24,8 @@ def show_healing(healing: Healing, arguments: dict[str, Any]) -> None:
         f"{', '.join(healing.recipe.targets)}: {healing.trainable_parameters:,} parameters trained for "
         f"{healing.recipe.steps} steps, {healing.seconds:.0f} s, {format_size(healing.peak_memory_bytes)} at most"
     )
+    if healing.energy["joules"] is not None:
+        out(f"{healing.energy['joules']:,.0f} J, {healing.energy['mode']}")
     table(
         ("held-out loss", "nats per token"),
         (

@@ -30,7 +30,7 @@ Recipe `{healing["recipe_name"]}`: {fields}; seed {healing["seed"]}.
 Trained on {data["sequences"]:,} sequences ({data["trained_tokens"]:,} trained tokens) of {data["used"]:,} rows;
 {data["dropped"]:,} rows were dropped,
 {data["spare"]:,} not needed, and {data["cut"]:,} cut.
-Data fingerprint `{data["fingerprint"][:16]}`; `healing.json` has the curves.
+Data fingerprint `{data["fingerprint"][:16]}`; `healing.json` has the curves.{_energy(healing["energy"])}
 
 | held-out loss, nats per token | |
 | --- | ---: |
@@ -41,6 +41,13 @@ Data fingerprint `{data["fingerprint"][:16]}`; `healing.json` has the curves.
 A lower loss after training is not yet a healed model: part of the gain is more training on this data, which the
 unpruned model would gain as well. Heal it the same way and compare.
 """
+
+
+def _energy(energy: Mapping[str, Any]) -> str:
+    if energy["joules"] is None:
+        return ""
+    co2 = "" if energy["co2_grams"] is None else f", {energy['co2_grams']:.3g} g of CO2 in {energy['country']}"
+    return f"\nThe training took {energy['joules']:,.0f} J ({energy['mode']}){co2}."
 
 
 def _in_words(value: Any) -> str:

@@ -12,6 +12,7 @@ from moeits.healing.recipe import HealingRecipe
 from moeits.healing.run import HealingRun
 from moeits.healing.targets import Target
 from moeits.layout import MoELayout
+from moeits.measurement.energy import Energy, check_country
 from moeits.runtime import need, processes
 
 
@@ -26,6 +27,9 @@ class Schedule:
     report_to: tuple[str, ...]
     """wandb, mlflow, trackio, ...: whatever transformers' Trainer can report to."""
     gradient_checkpointing: bool
+    energy: bool
+    """Measure it, by codecarbon."""
+    country: str | None
     resume: bool
     fresh: bool
 
@@ -37,6 +41,7 @@ class Schedule:
         evaluate_every: int | None,
         save_every: int | None,
         report_to: str | None,
+        country: str | None,
         **others: Any,
     ) -> "Schedule":
         """Five looks and five checkpoints, unless told otherwise. Raises SettingError, MissingExtra."""
@@ -49,6 +54,7 @@ class Schedule:
             evaluate_every=every,
             save_every=-(-(save_every or every) // every) * every,
             report_to=tuple(map(_checked_service, services)),
+            country=check_country(country),
             **others,
         )
 
@@ -112,7 +118,7 @@ class Trained:
     loss_after: float | None
     best_step: int | None
     curves: Mapping[str, Any]
-    seconds: float
+    energy: Energy
     peak_memory_bytes: int
     is_main_process: bool
     """False in the helpers of a distributed run, which write nothing."""

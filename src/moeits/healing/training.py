@@ -6,7 +6,6 @@ This module imports torch and transformers; nothing imports it before a model is
 import errno
 import os
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +26,7 @@ from moeits.healing.job import HealingJob, Schedule, Trained
 from moeits.healing.objective import Batch, Objective, RouterBalance, balance_of, held_out_loss, objective_of
 from moeits.healing.recipe import HealingRecipe
 from moeits.healing.run import HealingRun
+from moeits.measurement.energy import EnergyMeter
 from moeits.progress import Progress
 from moeits.runtime import load
 
@@ -139,7 +139,8 @@ def train(job: HealingJob, progress: Progress) -> Trained:
     state.wait_for_everyone()
     trainer = _trainer(job, arguments, model, teacher, progress)
     loss_before = _loss_before(job, trainer, state.is_main_process)
-    started = time.perf_counter()
+    meter = EnergyMeter(wanted=how.energy and state.is_main_process, country=how.country)
+    meter.start()
     saved = job.run.checkpoints()
     reached = [folder for step, folder in saved if step == job.recipe.steps]
     if reached:
@@ -147,13 +148,14 @@ def train(job: HealingJob, progress: Progress) -> Trained:
     else:
         with _full_disk_as_a_sentence(job.run):
             trainer.train(resume_from_checkpoint=str(saved[-1][1]) if saved else None)
+    energy = meter.stop()
     return Trained(
         factors=factors_of(trainer.model, job.targets),
         loss_before=loss_before,
         loss_after=trainer.state.best_metric,
         best_step=trainer.state.best_global_step,
         curves=_curves(trainer.state.log_history),
-        seconds=round(time.perf_counter() - started, 1),
+        energy=energy,
         peak_memory_bytes=_peak_memory(),
         is_main_process=state.is_main_process,
     )
