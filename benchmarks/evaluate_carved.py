@@ -9,7 +9,7 @@ Zero-shot, 200 items a task, float32. About 50 minutes of one core.
 import argparse
 from pathlib import Path
 
-from benchmarks.pruned_variants import evaluate_variants, prune_variants, table
+from benchmarks.pruned_variants import evaluate_variants, prune_variants, table_by_task
 
 SHARED = Path(__file__).parents[2] / "shared"
 TASKS = ("arc_easy", "winogrande", "hellaswag", "arc_challenge", "boolq")
@@ -27,8 +27,8 @@ def main() -> None:
     asked.work.mkdir(parents=True, exist_ok=True)
     variants = prune_variants(asked.model, asked.work, experts_per_layer=asked.experts_per_layer, seeds=asked.seeds)
     how = {"num_fewshot": 0, "batch_size": 4, "limit": asked.limit, "data_dir": SHARED / "data"}
-    for task in asked.tasks:
-        print("\n" + "\n".join(table(evaluate_variants(variants, asked.work, task, tasks=task, **how))), flush=True)
+    found = [evaluate_variants(variants, asked.work, task, tasks=task, **how) for task in asked.tasks]
+    print("\n".join(table_by_task(found)))
 
 
 if __name__ == "__main__":

@@ -33,12 +33,12 @@ def main() -> None:
         work.mkdir(parents=True, exist_ok=True)
         pruned = prune_variants(SHARED / "models" / name, work, experts_per_layer=HALF[name], seeds=asked.seeds)
         healed = heal_variants(dict(list(pruned.items())[:3]), work)
-        for part, how in PARTS.items():
-            print(f"\n{name}, {HALF[name]} experts kept in each layer: {part}\n")
-            print("\n".join(table(evaluate_variants(pruned, work, part, **how))), flush=True)
-            print(f"\n{name}, healed: {part}\n")
-            rows = table(evaluate_variants(healed, work, part, **how), reference="unpruned, healed")
-            print("\n".join(rows), flush=True)
+        for title, variants, reference in (
+            (f"{name}, {HALF[name]} experts kept in each layer", pruned, "unpruned"),
+            (f"{name}, healed", healed, "unpruned, healed"),
+        ):
+            found = [evaluate_variants(variants, work, part, **how) for part, how in PARTS.items()]
+            print(f"\n{title}:\n\n" + "\n".join(table(*found, reference=reference)), flush=True)
 
 
 if __name__ == "__main__":

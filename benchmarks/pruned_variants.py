@@ -44,20 +44,39 @@ def evaluate_variants(variants: dict[str, Path], work: Path, part: str, **asked:
     return found
 
 
-def table(results: dict[str, moeits.Results], *, reference: str = "unpruned") -> Iterator[str]:
-    """Markdown: one row per metric and variant, each with its paired difference to the reference."""
-    yield f"| | variant | value | against {reference} [95 %] | only {reference} right | only variant right |"
-    yield "| --- | --- | --- | --- | --- | --- |"
+def table(*parts: dict[str, moeits.Results], reference: str = "unpruned") -> Iterator[str]:
+    """Markdown: a row per variant, a column per metric, each with its paired difference to the reference [95 %]."""
+    columns = [column for part in parts for column in _columns(part, reference)]
+    yield "| variant | " + " | ".join(f"{metric} | against {reference}" for metric, _ in columns) + " |"
+    yield "| --- |" + " ---: | --- |" * len(columns)
+    for name in parts[0]:
+        cells = (
+            f"{found[name].b:.4f} | {'-' if name == reference else _difference(found[name])}" for _, found in columns
+        )
+        yield f"| {name} | " + " | ".join(cells) + " |"
+
+
+def table_by_task(parts: Iterable[dict[str, moeits.Results]], reference: str = "unpruned") -> Iterator[str]:
+    """Markdown: a row per task and metric; for each variant the value, and the paired difference to the reference."""
+    rows = [column for part in parts for column in _columns(part, reference)]
+    names = list(rows[0][1])
+    yield "| | " + " | ".join(name if name == reference else f"{name} | against {reference}" for name in names) + " |"
+    yield "| --- |" + "".join(" ---: |" if name == reference else " ---: | --- |" for name in names)
+    for metric, found in rows:
+        cells = (f"{f.b:.3f}" + ("" if name == reference else f" | {_difference(f, 3)}") for name, f in found.items())
+        yield f"| {metric} | " + " | ".join(cells) + " |"
+
+
+def _columns(results: dict[str, moeits.Results], reference: str) -> Iterator[tuple[str, dict[str, Difference]]]:
+    """For each metric of one part: its name, and how each variant differs from the reference."""
     compared = {name: moeits.compare(results[reference], each) for name, each in results.items()}
     own = compared[reference]
-    metrics = [(task, metric) for task, found in own.tasks.items() for metric in found]
-    for task, metric in [*metrics, *(("perplexity", unit) for unit in own.perplexity)]:
-        for name, comparison in compared.items():
-            found = (comparison.perplexity if task == "perplexity" else comparison.tasks[task])[metric]
-            difference = "- | - | -" if name == reference else _difference(found)
-            yield f"| {task} {metric} | {name} | {found.b:.4f} | {difference} |"
+    for task, metrics in own.tasks.items():
+        for metric in metrics:
+            yield f"{task} {metric}", {name: each.tasks[task][metric] for name, each in compared.items()}
+    if own.perplexity:
+        yield "nats per token", {name: each.perplexity["nats_per_token"] for name, each in compared.items()}
 
 
-def _difference(found: Difference) -> str:
-    counts = f"{found.only_a} | {found.only_b}" if found.only_a is not None else "- | -"
-    return f"{found.difference:+.4f} [{found.low:+.4f}, {found.high:+.4f}] | {counts}"
+def _difference(found: Difference, digits: int = 4) -> str:
+    return f"{found.difference:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
