@@ -1,9 +1,11 @@
-"""Models on the hub, with the hub's one call replaced: nothing here reaches the network."""
+"""Models on the hub, with the hub's two calls replaced: nothing here reaches the network."""
 
+import json
 import re
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,16 @@ from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     LocalEntryNotFoundError,
+    NotASafetensorsRepoError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    SafetensorsParsingError,
 )
+from huggingface_hub.utils import SafetensorsFileMetadata, SafetensorsRepoMetadata, TensorInfo
 
 import moeits
 from moeits.checkpoint import Checkpoint
-from moeits.errors import CheckpointError
+from moeits.errors import CheckpointError, SettingError, UnknownArchitecture
 from moeits.hub import download
 from tests.toys import make_toy, read_config
 
@@ -33,6 +38,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A hub with one model, `org/toy`, as its cache lays it out; what it was asked for is noted."""
     cache, asked = tmp_path / "hub" / "models--org--toy", {}
+    asked["revisions"] = []
     blobs, snapshot = cache / "blobs", cache / "snapshots" / COMMIT
     toy = make_toy(tmp_path / "uploaded")
     (toy / "modeling_toy.py").write_text("raise SystemExit('it ran')")
@@ -42,18 +48,39 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def snapshot_download(
         model: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]
     ) -> str:
-        asked.update(model=model, revision=revision)
-        blobs.mkdir(parents=True)
-        snapshot.mkdir(parents=True)
+        asked["model"] = model
+        asked["revisions"].append(revision)
+        blobs.mkdir(parents=True, exist_ok=True)
+        snapshot.mkdir(parents=True, exist_ok=True)
         for path in toy.iterdir():
             allowed = any(fnmatch(path.name, each) for each in allow_patterns)
-            if allowed and not any(fnmatch(path.name, each) for each in ignore_patterns):
+            have = (snapshot / path.name).exists()
+            if allowed and not have and not any(fnmatch(path.name, each) for each in ignore_patterns):
                 shutil.copy(path, blobs / f"blob-{path.name}")
                 (snapshot / path.name).symlink_to(Path("../../blobs") / f"blob-{path.name}")
         return str(snapshot)
 
+    def get_safetensors_metadata(model: str, *, revision: str) -> SafetensorsRepoMetadata:
+        asked["headers"] = (model, revision)
+        files = {path.name: file_metadata(path) for path in toy.glob("*.safetensors")}
+        return SafetensorsRepoMetadata(metadata=None, sharded=False, weight_map={}, files_metadata=files)
+
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", get_safetensors_metadata)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    asked["snapshot"], asked["uploaded"] = snapshot, toy
     return asked
+
+
+def file_metadata(path: Path) -> SafetensorsFileMetadata:
+    """The header of a file, as huggingface_hub gives that of a file on the hub."""
+    with path.open("rb") as file:
+        entries = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    metadata = entries.pop("__metadata__", {})
+    tensors = {
+        name: TensorInfo(entry["dtype"], entry["shape"], entry["data_offsets"]) for name, entry in entries.items()
+    }
+    return SafetensorsFileMetadata(metadata=metadata, tensors=tensors)
 
 
 def raising(error: Exception) -> Callable[..., str]:
@@ -70,7 +97,7 @@ def answered(kind: type[Exception], status: int) -> Exception:
 
 def test_the_source_is_the_id_with_its_resolved_commit(hub: dict[str, Any], tmp_path: Path) -> None:
     plan = moeits.simplify("org/toy", revision="main", experts_per_layer=4, output=tmp_path / "out")
-    assert hub == {"model": "org/toy", "revision": "main"}
+    assert (hub["model"], hub["revisions"]) == ("org/toy", ["main", COMMIT])
     assert plan.source == f"org/toy@{COMMIT}"
     assert read_config(tmp_path / "out")["moeits"]["source"] == f"org/toy@{COMMIT}"
 
@@ -78,7 +105,7 @@ def test_the_source_is_the_id_with_its_resolved_commit(hub: dict[str, Any], tmp_
 def test_only_data_is_asked_for(hub: dict[str, Any]) -> None:
     folder, _ = download("org/toy")
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "README.md"}
-    assert hub["revision"] is None
+    assert hub["revisions"] == [None]
 
 
 def test_links_of_the_cache_become_files(hub: dict[str, Any], tmp_path: Path) -> None:  # noqa: ARG001
@@ -119,7 +146,20 @@ def test_offline_means_offline_because_the_library_says_so(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    "name", ["three/part/name", "", "white space/x", "/absolute/path", "https://huggingface.co/a/b"]
+    "name",
+    [
+        "three/part/name",
+        "",
+        "white space/x",
+        "/absolute/path",
+        "https://huggingface.co/a/b",
+        "./nowhere",
+        "../nowhere",
+        "~/nowhere",
+        "models/.hidden",
+        "models/..",
+        "ärger/model",
+    ],
 )
 def test_what_is_neither_folder_nor_id_never_reaches_the_hub(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", raising(AssertionError("the hub was asked")))
@@ -127,6 +167,57 @@ def test_what_is_neither_folder_nor_id_never_reaches_the_hub(monkeypatch: pytest
         download(name)
 
 
+def test_inspecting_a_model_on_the_hub_downloads_no_weights(hub: dict[str, Any]) -> None:
+    found = moeits.inspect("org/toy", revision="main", reduction=0.5)
+    assert not [*hub["snapshot"].glob("*.safetensors")]
+    assert hub["headers"] == ("org/toy", COMMIT)
+    local = moeits.inspect(hub["uploaded"], reduction=0.5)
+    assert found.source == f"org/toy@{COMMIT}"
+    assert replace(found, source=local.source) == local
+
+
+def test_offline_a_model_of_the_hub_is_inspected_in_its_cache(
+    hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert moeits.inspect("org/toy").parameters == moeits.inspect(hub["uploaded"]).parameters
+    assert "headers" not in hub
+
+
+@pytest.mark.parametrize("stage", ["inspect", "score", "simplify", "sweep"])
+def test_a_model_that_nobody_knows_is_refused_before_its_weights_are_downloaded(
+    hub: dict[str, Any], tmp_path: Path, stage: str
+) -> None:
+    config = read_config(hub["uploaded"])
+    (hub["uploaded"] / "config.json").write_text(json.dumps({**config, "model_type": "qwen9_moe"}))
+    arguments = {} if stage in {"inspect", "score"} else {"output": tmp_path / "out"}
+    with pytest.raises(UnknownArchitecture, match="No architecture 'qwen9_moe'"):
+        getattr(moeits, stage)("org/toy", **arguments)
+    assert not [*hub["snapshot"].glob("*.safetensors")]
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (NotASafetensorsRepoError("no"), "org/toy has no safetensors on the hub"),
+        (SafetensorsParsingError("a header of garbage"), "org/toy cannot be had from the hub: a header of garbage"),
+    ],
+)
+@pytest.mark.usefixtures("hub")
+def test_headers_that_cannot_be_had_are_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, sentence: str
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", raising(error))
+    with pytest.raises(CheckpointError, match=sentence):
+        moeits.inspect("org/toy")
+
+
+def test_a_local_folder_has_no_revision(toy: Path) -> None:
+    for command in (Checkpoint.open, moeits.inspect, moeits.score):
+        with pytest.raises(SettingError, match=r"--revision v9 is of models on the hub, and .* is a folder here"):
+            command(toy, revision="v9")
+
+
 def test_load_takes_hub_ids_too(hub: dict[str, Any]) -> None:
     assert moeits.load("org/toy", revision="main").config.num_experts == 6
-    assert hub["revision"] == "main"
+    assert hub["revisions"] == ["main"]

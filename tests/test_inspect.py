@@ -1,11 +1,13 @@
 """What is said of a checkpoint from its headers alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import moeits
+from moeits.checkpoint import Checkpoint
 from moeits.errors import BudgetOutOfReach, SettingError
 from tests.toys import fuse, make_toy, read_tensors, reshard
 
@@ -16,7 +18,7 @@ def test_sizes_are_those_that_stock_safetensors_counts(tmp_path: Path, toy: Path
     assert found.nbytes == sum(value.nbytes for value in tensors.values())
     assert found.routed_parameters == sum(value.size for name, value in tensors.items() if ".experts." in name)
     sharded = moeits.inspect(reshard(toy, tmp_path / "shards", shards=3))
-    assert (sharded.shards, sharded.fingerprint) == (3, found.fingerprint)
+    assert replace(sharded, shards=1, source="toy") == found
 
 
 def test_no_number_of_a_tensor_is_read(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,7 +26,8 @@ def test_no_number_of_a_tensor_is_read(toy: Path, monkeypatch: pytest.MonkeyPatc
         raise AssertionError("a tensor was read")
 
     monkeypatch.setattr(np, "fromfile", never)
-    assert moeits.inspect(toy).layers[0].experts == 6
+    monkeypatch.setattr(Checkpoint, "fingerprint", property(never))
+    assert moeits.inspect(toy, reduction=0.5).layers[0].experts == 6
 
 
 def test_it_tells_how_experts_are_stored(tmp_path: Path, toy: Path) -> None:

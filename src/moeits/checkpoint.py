@@ -7,7 +7,7 @@ read when somebody asks for them, so that a model larger than memory can be work
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from moeits import hub
-from moeits.errors import CheckpointError, UnscorableWeight
+from moeits.errors import CheckpointError, SettingError, UnscorableWeight
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -96,28 +96,68 @@ class Checkpoint:
     resolved commit, or the name of the folder; never a path of this machine.
     """
 
-    def __init__(self, folder: Path, *, source: str) -> None:
+    def __init__(self, folder: Path, *, source: str, tensors: Mapping[str, TensorInfo] | None = None) -> None:
         self.folder = folder
         self.source = source
         self.config: Mapping[str, Any] = _read_config(folder)
-        self.tensors: Mapping[str, TensorInfo] = _read_tensors(folder)
+        self.tensors: Mapping[str, TensorInfo] = _read_tensors(folder) if tensors is None else tensors
         if not self.tensors:
             raise CheckpointError(f"{folder} holds no tensors. Download the checkpoint again.")
 
     @classmethod
-    def open(cls, model: str | Path, *, revision: str | None = None) -> "Checkpoint":
+    def open(
+        cls,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        check: Callable[[Mapping[str, Any]], object] | None = None,
+    ) -> "Checkpoint":
         """Open a local folder, or a model on the hub (`org/name`, at `revision`).
 
-        The hub is reached through huggingface_hub, which honours HF_HOME, HF_TOKEN and HF_HUB_OFFLINE.
-        Raises CheckpointError if there is no such model, or if it is not what its index says.
+        `check` is asked of config.json before any weights are downloaded, and raises what it finds wrong. The hub is
+        reached through huggingface_hub, which honours HF_HOME, HF_TOKEN and HF_HUB_OFFLINE. Raises CheckpointError if
+        there is no such model, or if it is not what its index says, SettingError for a revision of a local folder.
         """
+        local = cls._open_local(model, revision)
+        if local is not None:
+            return local
+        if check is not None:
+            folder, _ = hub.download(str(model), revision, weights=False)
+            check(_read_config(folder))
+            revision = folder.name
+        folder, source = hub.download(str(model), revision)
+        return cls(folder, source=source)
+
+    @classmethod
+    def look_at(cls, model: str | Path, *, revision: str | None = None) -> "Checkpoint":
+        """Open as `open` does, but fetch only small files and headers from the hub: tensors of there cannot be read.
+
+        Offline it is opened from the cache of huggingface_hub.
+        """
+        local = cls._open_local(model, revision)
+        if local is not None:
+            return local
+        folder, source = hub.download(str(model), revision, weights=False)
+        headers = hub.weight_headers(str(model), folder.name)
+        if headers is None:
+            return cls.open(model, revision=revision)
+        tensors: dict[str, TensorInfo] = {}
+        for file, entries in headers.items():
+            tensors |= _tensor_infos(folder / file, entries, data_start=0)
+        return cls(folder, source=source, tensors=tensors)
+
+    @classmethod
+    def _open_local(cls, model: str | Path, revision: str | None) -> "Checkpoint | None":
         folder = Path(model)
         if folder.is_file():
             raise CheckpointError(f"{folder} is a file. Give the folder of the checkpoint, the one with config.json.")
-        if folder.is_dir():
-            return cls(folder, source=folder.resolve().name)
-        folder, source = hub.download(str(model), revision)
-        return cls(folder, source=source)
+        if not folder.is_dir():
+            return None
+        if revision is not None:
+            raise SettingError(
+                f"--revision {revision} is of models on the hub, and {folder} is a folder here. Leave it out."
+            )
+        return cls(folder, source=folder.resolve().name)
 
     def read(self, name: str, where: tuple[int | slice, ...] = ()) -> np.ndarray:
         """The numbers of a tensor, or of one contiguous part of it, in the dtype they are stored in.
@@ -308,8 +348,15 @@ def _parse_header(path: Path, text: bytes, *, data_start: int) -> dict[str, Tens
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} is no safetensors file ({error}). Download this file again.") from None
+    return _tensor_infos(path, header, data_start=data_start)
+
+
+def _tensor_infos(path: Path, header: Mapping[str, Any], *, data_start: int) -> dict[str, TensorInfo]:
+    try:
         return {name: _tensor_info(path, data_start, name, entry) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path.name} is no safetensors file ({error}). Download this file again.") from None
 
 

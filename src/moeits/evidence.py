@@ -59,17 +59,8 @@ class Evidence:
 
     @classmethod
     def without_scores(cls, checkpoint: Checkpoint, layout: MoELayout) -> "Evidence":
-        """The facts of a checkpoint alone, from its headers: all that a random choice needs."""
-        layers = {
-            i: LayerFacts(
-                num_experts=moe.num_experts,
-                top_k=moe.top_k,
-                groups=moe.groups,
-                sizes=moe.sizes,
-                least_per_group=moe.least_per_group,
-            )
-            for i, moe in layout.layers.items()
-        }
+        """The facts of a checkpoint alone, without its scores: all that a random choice needs."""
+        layers = layer_facts(layout)
         routed = [(f.num_experts, f.sizes) for f in layers.values()]
         return cls(
             model_type=layout.architecture.model_type,
@@ -171,6 +162,20 @@ class Evidence:
             return found
 
         return cls(**facts, layers=layers, redundancy=matrices("redundancy"), floor=matrices("floor"))
+
+
+def layer_facts(layout: MoELayout) -> dict[int, LayerFacts]:
+    """What planning needs to know of each MoE layer of a checkpoint, read off its headers."""
+    return {
+        i: LayerFacts(
+            num_experts=moe.num_experts,
+            top_k=moe.top_k,
+            groups=moe.groups,
+            sizes=moe.sizes,
+            least_per_group=moe.least_per_group,
+        )
+        for i, moe in layout.layers.items()
+    }
 
 
 # Files by which a folder is a checkpoint: nothing small is ever written over them.

@@ -1,18 +1,22 @@
 """Checkpoints that live on the Hugging Face hub, by way of huggingface_hub.
 
 HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured because huggingface_hub honours them; there is no cache of our own.
-Not run against a live hub: the machine this was built on has none. The tests replace the hub's one call.
+Not run against a live hub: the machine this was built on has none. The tests replace the hub's two calls.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from moeits.errors import CheckpointError
 
+WEIGHTS = "*.safetensors"
+
 # Data only: modelling code of a repository is never fetched, so it can never run.
 DATA_FILES = (
-    "*.safetensors",
+    WEIGHTS,
     "*.json",
     "*.jinja",
     "*.txt",
@@ -25,33 +29,69 @@ DATA_FILES = (
 )
 OTHER_FORMATS = ("original/*", "onnx/*", "metal/*", "consolidated*")
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# As the hub has them; a path such as ./model or ../model is none.
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
-def download(model: str, revision: str | None = None) -> tuple[Path, str]:
+def download(model: str, revision: str | None = None, *, weights: bool = True) -> tuple[Path, str]:
     """Folder of a hub model's files, and its name with the resolved commit (`org/name@commit`).
 
-    Raises CheckpointError if `model` is no hub id, or if the hub does not give it.
+    Without `weights` only the small files are fetched. Raises CheckpointError if `model` is no hub id, or if the hub
+    does not give it.
     """
+    _check_id(model)
+    from huggingface_hub import snapshot_download
+
+    wanted = [pattern for pattern in DATA_FILES if weights or pattern != WEIGHTS]
+    with _refusals_as_sentences(model, revision):
+        folder = Path(
+            snapshot_download(model, revision=revision, allow_patterns=wanted, ignore_patterns=list(OTHER_FORMATS))
+        )
+    return folder, f"{model}@{folder.name}"
+
+
+def weight_headers(model: str, commit: str) -> dict[str, dict[str, dict[str, Any]]] | None:
+    """The headers of a hub model's weight files, kilobytes each: file -> tensor -> dtype, shape and data_offsets.
+
+    None where the hub may not be asked (HF_HUB_OFFLINE). Raises CheckpointError as `download` does.
+    """
+    from huggingface_hub import constants, get_safetensors_metadata
+
+    if constants.HF_HUB_OFFLINE:
+        return None
+    with _refusals_as_sentences(model, commit):
+        found = get_safetensors_metadata(model, revision=commit)
+    return {
+        file: {
+            name: {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": tensor.data_offsets}
+            for name, tensor in header.tensors.items()
+        }
+        for file, header in sorted(found.files_metadata.items())
+    }
+
+
+def _check_id(model: str) -> None:
     if not _HUB_ID.fullmatch(model):
         raise CheckpointError(f"There is no folder {model!r}, and it is no hub id (org/name) either. Check the path.")
-    from huggingface_hub import snapshot_download
+
+
+@contextmanager
+def _refusals_as_sentences(model: str, revision: str | None) -> Iterator[None]:
+    """What the hub, or the way to it, refuses becomes a CheckpointError."""
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
         LocalEntryNotFoundError,
+        NotASafetensorsRepoError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
+        SafetensorsParsingError,
     )
 
     # The base class of whichever HTTP library this huggingface_hub stands on; its names differ between versions.
     http_error = cast(type[Exception], HfHubHTTPError.__mro__[1])
     try:
-        folder = Path(
-            snapshot_download(
-                model, revision=revision, allow_patterns=list(DATA_FILES), ignore_patterns=list(OTHER_FORMATS)
-            )
-        )
+        yield
     except GatedRepoError:
         raise CheckpointError(
             f"{model} is gated: accept its terms on the hub and set HF_TOKEN to a token of yours."
@@ -69,6 +109,10 @@ def download(model: str, revision: str | None = None) -> tuple[Path, str]:
             f"There is no folder {model}, and the hub cannot be reached to look for it. Download it on a connected "
             "machine (hf download) and give the folder, or unset HF_HUB_OFFLINE."
         ) from None
-    except (OSError, ValueError, http_error) as error:
+    except NotASafetensorsRepoError:
+        raise CheckpointError(
+            f"{model} has no safetensors on the hub. Look for a conversion of it, or convert it once with "
+            "transformers' save_pretrained."
+        ) from None
+    except (OSError, ValueError, SafetensorsParsingError, http_error) as error:
         raise CheckpointError(f"{model} cannot be had from the hub: {' '.join(str(error).split())}") from None
-    return folder, f"{model}@{folder.name}"

@@ -1,12 +1,13 @@
 """What a checkpoint or a plan holds, and what a budget would leave: from headers alone."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil, gcd
 from pathlib import Path
 
 from moeits.checkpoint import Checkpoint
 from moeits.errors import BudgetOutOfReach, SettingError
-from moeits.evidence import Evidence
+from moeits.evidence import LayerFacts, layer_facts
 from moeits.layout import MoELayout
 from moeits.pruning_plan import PruningPlan
 from moeits.sizes import format_size, parse_size
@@ -32,7 +33,8 @@ class Inspection:
     """checkpoint or plan"""
     source: str
     model_type: str
-    fingerprint: str
+    fingerprint: str | None
+    """Of the checkpoint that a plan was made for; None of a checkpoint, whose tensors are not read."""
     layers: tuple[LayerRow, ...]
     parameters: int
     nbytes: int
@@ -56,6 +58,8 @@ def inspect(
 ) -> Inspection:
     """Look into a checkpoint, or a plan (a .json file). With a budget: how many experts it would leave, and how large.
 
+    Of a checkpoint only config.json and headers are read; of one on the hub only they are downloaded.
+
     Raises CheckpointError or PlanError if the file is broken, SettingError if it is neither, BudgetOutOfReach if a
     budget leaves less than the smallest checkpoint with top_k experts in each layer.
     """
@@ -65,20 +69,20 @@ def inspect(
         if reduction is not None or max_size is not None:
             raise SettingError("A plan has its budget already: give --reduction and --max-size with a checkpoint.")
         return _inspect_plan(PruningPlan.load(path))
-    checkpoint = Checkpoint.open(path, revision=revision)
+    checkpoint = Checkpoint.look_at(path, revision=revision)
     layout = MoELayout.of(checkpoint)
-    facts = Evidence.without_scores(checkpoint, layout)
+    facts = layer_facts(layout)
     storages = {"per-expert" if moe.experts else "fused" for moe in layout.layers.values()}
-    budget, experts, nbytes = _budget(facts, reduction, max_size)
+    budget, experts, nbytes = _budget(facts, checkpoint.nbytes, reduction, max_size)
     return Inspection(
         kind="checkpoint",
         source=checkpoint.source,
-        model_type=facts.model_type,
-        fingerprint=facts.fingerprint,
+        model_type=layout.architecture.model_type,
+        fingerprint=None,
         layers=tuple(LayerRow(layer=i, experts=moe.num_experts, top_k=moe.top_k) for i, moe in layout.layers.items()),
         parameters=checkpoint.parameters,
         nbytes=checkpoint.nbytes,
-        routed_parameters=sum(f.num_experts * f.sizes.parameters for f in facts.layers.values()),
+        routed_parameters=sum(f.num_experts * f.sizes.parameters for f in facts.values()),
         shards=len(checkpoint.shards),
         storage=storages.pop() if len(storages) == 1 else "mixed",
         budget=budget,
@@ -111,21 +115,21 @@ def _experts_before(plan: PruningPlan, layer: int) -> int | None:
 
 
 def _budget(
-    facts: Evidence, reduction: float | None, max_size: str | int | None
+    facts: Mapping[int, LayerFacts], total: int, reduction: float | None, max_size: str | int | None
 ) -> tuple[str | None, int | None, int | None]:
-    """(what it would leave in words, experts left, bytes left). Experts of equal size are assumed to be equal."""
+    """(what it would leave in words, experts left, bytes left) of a checkpoint of `total` bytes.
+
+    Experts of equal size are assumed to be equal.
+    """
     if reduction is None and max_size is None:
         return None, None, None
     if reduction is not None and max_size is not None:
         raise SettingError("Give either --reduction or --max-size.")
-    before = sum(layer.num_experts for layer in facts.layers.values())
-    least = sum(layer.floor() for layer in facts.layers.values())
-    groups = gcd(*(layer.groups for layer in facts.layers.values()))
-    sizes = [layer.sizes for layer in facts.layers.values()]
+    before = sum(layer.num_experts for layer in facts.values())
+    least = sum(layer.floor() for layer in facts.values())
+    groups = gcd(*(layer.groups for layer in facts.values()))
+    sizes = [layer.sizes for layer in facts.values()]
     each = max(size.nbytes + size.router_nbytes for size in sizes)
-    total = facts.other_bytes + sum(
-        layer.num_experts * (layer.sizes.nbytes + layer.sizes.router_nbytes) for layer in facts.layers.values()
-    )
     if reduction is not None:
         if not 0 <= reduction <= 1:
             raise SettingError(f"--reduction {reduction:g} makes no sense: it is a share from 0 to 1.")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from math import lcm, prod
 from pathlib import Path
 
+from moeits.architectures import architecture_of
 from moeits.card import model_card
 from moeits.checkpoint import Checkpoint, TensorInfo
 from moeits.checkpoint_writer import ByteRange, NewTensor, check_output, new_checkpoint
@@ -75,7 +76,9 @@ def prune(
     Raises PlanError if the plan is of another checkpoint or does not fit it, CheckpointError if the checkpoint is
     broken, OutputError if the output exists, lies in the source, or cannot be written.
     """
-    checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model, revision=revision)
+    checkpoint = (
+        model if isinstance(model, Checkpoint) else Checkpoint.open(model, revision=revision, check=architecture_of)
+    )
     moe = MoELayout.of(checkpoint)
     plan = plan if isinstance(plan, PruningPlan) else PruningPlan.load(plan)
     check_plan(plan, checkpoint, moe)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from moeits.architectures import Architecture
+from moeits.architectures import Architecture, architecture_of
 from moeits.checkpoint import Checkpoint
 from moeits.checkpoint_writer import check_file_output
 from moeits.errors import NonFiniteWeight, SettingError, UnscorableWeight
@@ -50,7 +50,9 @@ def score(
     Raises CheckpointError if the checkpoint is broken or has weights that cannot be scored, SettingError for arguments
     that make no sense, OutputError if the evidence cannot be written.
     """
-    checkpoint = model if isinstance(model, Checkpoint) else Checkpoint.open(model, revision=revision)
+    checkpoint = (
+        model if isinstance(model, Checkpoint) else Checkpoint.open(model, revision=revision, check=architecture_of)
+    )
     layout = MoELayout.of(checkpoint)
     layout.check_scorable()
     measure = estimator_named(estimator, **({} if bins == "auto" else {"bins": bins}))

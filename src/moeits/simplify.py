@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moeits.architectures import architecture_of
 from moeits.checkpoint import Checkpoint
 from moeits.checkpoint_writer import check_output
 from moeits.criteria import criterion_named
@@ -59,7 +60,7 @@ def simplify(
     between. What is wrong with an argument, or out of reach of a budget, is said before anything is scored. Returns the
     plan as it was carried out. Raises what the stages raise.
     """
-    checkpoint = Checkpoint.open(model, revision=revision)
+    checkpoint = Checkpoint.open(model, revision=revision, check=architecture_of)
     check_request(checkpoint, output=output, layout=layout, max_shard_size=max_shard_size, overwrite=overwrite)
     pruned = Path(output) if heal is None else Path(output).with_name(Path(output).name + ".pruned")
     if heal is not None:

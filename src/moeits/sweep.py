@@ -6,6 +6,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
+from moeits.architectures import architecture_of
 from moeits.checkpoint import Checkpoint
 from moeits.errors import SettingError
 from moeits.evidence import Evidence
@@ -117,7 +118,7 @@ def sweep(
     Raises what the stages raise, and SettingError if the folder holds a sweep of another checkpoint or other settings.
     """
     taus, run = parse_taus(tau), RunFolder(Path(output))
-    checkpoint = Checkpoint.open(model, revision=revision)
+    checkpoint = Checkpoint.open(model, revision=revision, check=architecture_of)
     scoring = {
         "preset": preset,
         "estimator": estimator,

@@ -37,8 +37,9 @@ def show_evidence(evidence: Evidence, arguments: dict[str, Any]) -> None:
 
 def show_inspection(found: Inspection, arguments: dict[str, Any]) -> None:  # noqa: ARG001
     """What a checkpoint or a plan holds."""
-    out(f"{found.kind} of {found.source} ({found.model_type}), fingerprint {found.fingerprint[:12]}")
     of_plan = found.kind == "plan"
+    of_which = f", fingerprint {found.fingerprint[:12]}" if found.fingerprint else ""
+    out(f"{found.kind} of {found.source} ({found.model_type}){of_which}")
     table(
         ("layers", "experts", "kept") if of_plan else ("layers", "experts", "top-k"), _inspection_rows(found, of_plan)
     )
