@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import MappingProxyType
 
 import pytest
 
@@ -254,19 +253,26 @@ def test_two_processes_give_the_numbers_of_one(toy, data, tmp_path):
 # ------------------------------------------------------------------------------------------------ what goes wrong
 
 
-class FewTasks:
-    """A task manager that knows two tasks: reading all of the harness's takes half a minute."""
-
-    task_index = all_tasks = all_subtasks = MappingProxyType({"lambada": None, "piqa": None})
-
-
 @pytest.mark.parametrize(
     ("name", "near"), [("arc_esay", "arc_easy"), ("continuatoin", "continuation"), ("piqqa", "piqa")]
 )
 def test_an_unknown_task_is_told_with_the_nearest_known_one(toy, data, monkeypatch, name, near):
-    monkeypatch.setattr("moeits.evaluation.tasks._Catalog.all", FewTasks)
-    with pytest.raises(SettingError, match=f"There is no task '{name}'. Did you mean '{near}'?"):
-        evaluate(toy, tasks=name, data_dir=data)
+    """Without the harness's index, which costs half a minute."""
+    monkeypatch.setattr("moeits.evaluation.tasks._Catalog.all", None)
+    for where in (data, None):
+        with pytest.raises(SettingError, match=f"There is no task '{name}'. Did you mean '{near}'?"):
+            evaluate(toy, tasks=name, data_dir=where)
+
+
+@pytest.mark.slow
+def test_every_task_of_the_harness_is_found_where_its_own_index_has_it():
+    from moeits.evaluation.tasks import _Catalog
+
+    catalog = _Catalog()
+    theirs = {name: Path(catalog.all.task_index[name].yaml_path) for name in catalog.all.all_subtasks}
+    assert {name: catalog.known(name) for name in theirs} == theirs
+    assert catalog.known("mmlu") is None
+    catalog.check_group("mmlu")
 
 
 def test_a_data_folder_without_the_items_is_told_with_what_to_fetch(toy, data):

@@ -6,6 +6,7 @@ name ends in `_local`, so that its results are never mistaken for the stock run.
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ from moeits.runtime import need
 
 PAPER = ("boolq", "arc_easy", "arc_challenge", "winogrande", "hellaswag")
 
-# Reading the harness's fourteen thousand task files takes half a minute; the paper's five are found without.
+# Reading the harness's fourteen thousand task files takes a second; the paper's five are found without.
 _STOCK_FILES = {
     "boolq": "super_glue/boolq/default.yaml",
     "arc_easy": "arc/arc_easy.yaml",
@@ -27,6 +28,9 @@ _STOCK_FILES = {
     "winogrande": "winogrande/default.yaml",
     "hellaswag": "hellaswag/hellaswag.yaml",
 }
+
+# How a task file gives its name; one that is indented is a part of a group.
+_TASK_NAME = re.compile(r"""^["']?task["']?[ \t]*:[ \t]*["']?([^\s"'#]+)""", re.MULTILINE)
 
 # The harness's own defaults, written down because the drawn examples of a prompt depend on them.
 SEEDS = {"random": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}
@@ -89,18 +93,24 @@ class _Catalog:
 
     def file(self, name: str) -> Path:
         """The file of one task. Raises SettingError if there is no such task, or if it is a group of tasks."""
+        if (path := self.known(name)) is not None:
+            return path
+        self.check_group(name)
+        raise SettingError(f"{name} is a group of tasks, which cannot be given local data: name its tasks one by one.")
+
+    def known(self, name: str) -> Path | None:
+        """The file of one task; None if there is no such task, or if it is a group of tasks."""
         if name in OWN:
             return Path(str(files("moeits.evaluation") / OWN[name]))
         if name in _STOCK_FILES and (path := self._harness_tasks / _STOCK_FILES[name]).is_file():
             return path
-        entry = self.all.task_index.get(name)
-        if entry is None:
+        return self._written.get(name)
+
+    def check_group(self, name: str) -> None:
+        """There is such a group of tasks. Raises SettingError."""
+        # The index is asked only about names that are written somewhere: without it a wrong one is known at once.
+        if not any(name in text for text in self._texts.values()) or name not in self.all.task_index:
             raise SettingError(self._unknown(name))
-        if entry.yaml_path is None or name not in self.all.all_subtasks:
-            raise SettingError(
-                f"{name} is a group of tasks, which cannot be given local data: name its tasks one by one."
-            )
-        return Path(entry.yaml_path)
 
     @cached_property
     def all(self) -> Any:
@@ -116,9 +126,23 @@ class _Catalog:
     def _harness_tasks(self) -> Path:
         return Path(str(need("lm_eval.tasks", extra="eval").__file__)).parent
 
+    @cached_property
+    def _texts(self) -> Mapping[Path, str]:
+        """The harness's task files, read but not parsed: a second instead of half a minute."""
+        return {path: path.read_text("utf-8", "replace") for path in sorted(self._harness_tasks.rglob("*.yaml"))}
+
+    @cached_property
+    def _written(self) -> Mapping[str, Path]:
+        """The file of each task whose name is written in one file only, as that of a task."""
+        found: dict[str, list[Path]] = {}
+        for path, text in self._texts.items():
+            for name in _TASK_NAME.findall(text):
+                found.setdefault(name, []).append(path)
+        return {name: paths[0] for name, paths in found.items() if len(paths) == 1}
+
     def _unknown(self, name: str) -> str:
         near = difflib.get_close_matches(name, (*PAPER, *OWN, "paper"), n=1) or difflib.get_close_matches(
-            name, self.all.all_tasks, n=1
+            name, self._written, n=1
         )
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return (
@@ -136,17 +160,16 @@ def _from_hub(catalog: _Catalog, name: str) -> list[Any]:
         raise EvaluationError(
             f"The task {name} has no data on the hub: give --data-dir FOLDER with FOLDER/{name}/test.jsonl in it."
         )
-    known = name in _STOCK_FILES or name in catalog.all.all_subtasks
+    file = catalog.known(name)
     try:
-        if known:
-            return list(catalog.few.load([str(catalog.file(name))])["tasks"].values())
-        if name not in catalog.all.task_index:
-            catalog.file(name)
+        if file is not None:
+            return list(catalog.few.load([str(file)])["tasks"].values())
+        catalog.check_group(name)
         return list(catalog.all.load([name])["tasks"].values())
     except Exception as error:
         if not _is_unreachable(error):
             raise
-        dataset = _stock_config(catalog.file(name)).get("dataset_path") if known else None
+        dataset = None if file is None else _stock_config(file).get("dataset_path")
         raise EvaluationError(
             f"The data set of {name}{f' ({dataset})' if dataset else ''} cannot be had from here. On a machine that "
             f"reaches the hub: {fetch_command(dataset or 'ITS_DATASET', Path('FOLDER'))}; then bring FOLDER here and "
