@@ -348,7 +348,7 @@ def _parse_header(path: Path, text: bytes, *, data_start: int) -> dict[str, Tens
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)
-    except (ValueError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path.name} is no safetensors file ({error}). Download this file again.") from None
     return _tensor_infos(path, header, data_start=data_start)
 
@@ -356,7 +356,7 @@ def _parse_header(path: Path, text: bytes, *, data_start: int) -> dict[str, Tens
 def _tensor_infos(path: Path, header: Mapping[str, Any], *, data_start: int) -> dict[str, TensorInfo]:
     try:
         return {name: _tensor_info(path, data_start, name, entry) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path.name} is no safetensors file ({error}). Download this file again.") from None
 
 
