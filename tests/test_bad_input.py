@@ -688,7 +688,7 @@ def test_a_folder_of_somebody_else_is_a_sentence(shell: Shell, tmp_path: Path) -
 def test_whatever_fails_while_writing_leaves_nothing_behind(
     tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch, step: str, failure: BaseException
 ) -> None:
-    def fail(*_: Any) -> Iterator[int]:
+    def fail(*_: Any, **__: Any) -> Iterator[int]:
         raise failure
 
     before = contents(tmp_path)
