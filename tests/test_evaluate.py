@@ -310,6 +310,31 @@ def test_a_file_with_other_fields_is_told(toy, tmp_path):
         evaluate(toy, tasks="continuation", data_dir=tmp_path)
 
 
+def test_a_row_that_lacks_a_field_is_told_by_file_and_line(toy, tmp_path):
+    """The harness would ask "None", or end in a traceback, as the field has it."""
+    rows = arc_rows(4)
+    del rows[2]["question"]
+    write_jsonl(tmp_path / "arc_easy" / "test.jsonl", rows)
+    with pytest.raises(
+        EvaluationError, match=r"arc_easy/test.jsonl, line 3 lacks 'question', which the first line has"
+    ):
+        evaluate(toy, tasks="arc_easy", num_fewshot=0, data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("broken", [{"choices": None}, {"answerKey": "Q"}])
+def test_a_row_that_makes_no_question_is_told_by_its_number(toy, tmp_path, broken):
+    rows = arc_rows(4)
+    rows[3] |= broken
+    folder = tmp_path / "arc_easy"
+    write_jsonl(folder / "test.jsonl", arc_rows(3))
+    write_jsonl(folder / "train.jsonl", rows)
+    with pytest.raises(EvaluationError, match="Example 4 of arc_easy_local makes no question"):
+        evaluate(toy, tasks="arc_easy", num_fewshot=4, data_dir=tmp_path)
+    write_jsonl(folder / "test.jsonl", rows)
+    with pytest.raises(EvaluationError, match=r"Item 4 of arc_easy_local makes no question .*arc_easy/test.jsonl"):
+        evaluate(toy, tasks="arc_easy", num_fewshot=0, data_dir=tmp_path)
+
+
 def test_the_continuation_task_asks_for_its_data(toy):
     with pytest.raises(EvaluationError, match=r"--data-dir FOLDER with FOLDER/continuation/test.jsonl"):
         evaluate(toy, tasks="continuation")

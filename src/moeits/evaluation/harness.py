@@ -144,11 +144,17 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
 def run_task(task: LoadedTask, model: Any, *, limit: int | None) -> dict[str, Any] | None:
     """Run one task through the harness: its `row` in the results, and its `samples` as columns.
 
-    None in every process of several but the first.
+    None in every process of several but the first. Raises EvaluationError for a row that makes no question.
     """
     lm_eval = need("lm_eval", extra="eval")
     model.what, model.tokens = f"evaluating {task.name}", {}
-    found = lm_eval.evaluate(lm=model, task_dict={"tasks": {task.name: task.harness}}, limit=limit, log_samples=True)
+    try:
+        found = lm_eval.evaluate(
+            lm=model, task_dict={"tasks": {task.name: task.harness}}, limit=limit, log_samples=True
+        )
+    except Exception:
+        _check_rows(task)
+        raise
     lengths = [each for part in model.gather_object(model.tokens) or [] for each in part.items()]
     if found is None:
         return None
@@ -164,6 +170,24 @@ def run_task(task: LoadedTask, model: Any, *, limit: int | None) -> dict[str, An
         "files": dict(task.files),
     }
     return {"row": row, "samples": columns}
+
+
+def _check_rows(task: LoadedTask) -> None:
+    """Every row can be put as a question. Raises EvaluationError; the harness does not say which row it was at."""
+    harness = task.harness
+    examples = harness.fewshot_docs() if harness.get_config("num_fewshot") else ()
+    for what, rows in (("item", harness.eval_docs), ("example", examples)):
+        for number, row in enumerate(rows, 1):
+            try:
+                harness.doc_to_text(row)
+                harness.doc_to_target(row)
+                if harness.OUTPUT_TYPE == "multiple_choice":
+                    list(harness.doc_to_choice(row))
+            except Exception as error:
+                raise EvaluationError(
+                    f"{what.capitalize()} {number} of {task.name} makes no question ({error}). Its fields are not what "
+                    f"the stock data set has; see {' and '.join(task.files) or 'the data set'}."
+                ) from None
 
 
 def _metrics(found: Mapping[str, Any]) -> dict[str, float | None]:

@@ -10,6 +10,7 @@ with the fields of the stock dataset, or a copy of the stock dataset as `hf down
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ class LocalData:
 def local_data(name: str, stock: Mapping[str, Any], data_dir: Path, num_fewshot: int) -> LocalData:
     """What the data folder has for a task whose stock configuration is given.
 
-    Raises EvaluationError if it lacks the file with the items, or with the examples of the shots.
+    Raises EvaluationError if it lacks the file with the items, or with the examples of the shots, or if a row of a file
+    lacks a field: the harness would put "None" in its place.
     """
     if not data_dir.is_dir():
         raise EvaluationError(f"There is no data folder {data_dir}.")
@@ -37,6 +39,8 @@ def local_data(name: str, stock: Mapping[str, Any], data_dir: Path, num_fewshot:
     if not (data_dir / name).is_dir() and mirror.is_dir():
         return LocalData(overlay={"dataset_path": str(mirror.resolve())}, files=_hashes(_data_files(mirror), data_dir))
     splits = _splits(name, stock, data_dir / name, num_fewshot)
+    for path in splits.values():
+        _check_rows(path)
     overlay = {
         "dataset_path": "json",
         "dataset_name": None,
@@ -76,6 +80,27 @@ def _splits(name: str, stock: Mapping[str, Any], folder: Path, num_fewshot: int)
             "prompt come from. Put the file there, or evaluate with --num-fewshot 0."
         )
     return found
+
+
+def _check_rows(path: Path) -> None:
+    """Every row is an object with the fields of the first one. Raises EvaluationError."""
+    where, fields = f"{path.parent.name}/{path.name}", None
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise EvaluationError(f"{where}, line {number} is no JSON: {error}.") from None
+            if not isinstance(row, dict):
+                raise EvaluationError(f"{where}, line {number} is a {type(row).__name__}; rows are JSON objects.")
+            fields = row.keys() if fields is None else fields
+            if lacking := sorted(fields - row.keys()):
+                raise EvaluationError(
+                    f"{where}, line {number} lacks {' and '.join(map(repr, lacking))}, which the first line has. "
+                    "Complete the row, or remove it."
+                )
 
 
 def fetch_command(dataset: Any, folder: Path) -> str:

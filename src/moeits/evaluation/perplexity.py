@@ -48,21 +48,32 @@ def read_text(path: str | Path) -> Text:
     path = Path(path)
     try:
         content = path.read_text(encoding="utf-8")
-        documents = (
-            [json.loads(line)["text"] for line in content.splitlines() if line.strip()]
-            if path.suffix == ".jsonl"
-            else [content]
-        )
     except FileNotFoundError:
         raise EvaluationError(f"There is no text {path}.") from None
-    except KeyError:
-        raise EvaluationError(f"{path} has a line without a field 'text', where the document should be.") from None
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise EvaluationError(f"{path} cannot be read as text: {error}.") from None
+    documents = [content]
+    if path.suffix == ".jsonl":
+        lines = enumerate(content.split("\n"), 1)
+        documents = [_document(path, number, line) for number, line in lines if line.strip()]
     documents = [document for document in documents if document.strip()]
     if not documents:
         raise EvaluationError(f"{path} holds no text.")
     return Text(name=path.name, sha256=sha256_of(path), documents=tuple(documents))
+
+
+def _document(path: Path, number: int, line: str) -> str:
+    try:
+        document = json.loads(line)["text"]
+    except json.JSONDecodeError as error:
+        raise EvaluationError(f"{path} cannot be read as text: line {number} is no JSON ({error}).") from None
+    except (KeyError, TypeError):
+        raise EvaluationError(
+            f"{path} has a line without a field 'text', where the document should be: line {number}."
+        ) from None
+    if not isinstance(document, str):
+        raise EvaluationError(f"{path}, line {number}: the field 'text' holds {json.dumps(document)[:40]}, no text.")
+    return document
 
 
 def windows(document: int, tokens: int, *, window: int) -> Iterator[Window]:
