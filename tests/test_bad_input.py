@@ -388,6 +388,7 @@ SETTINGS = {
     "a reduction out of reach": (["--reduction", "0.9"], "--reduction 0.9 is out of reach"),
     "a size out of reach": (["--max-size", "1KB"], "is out of reach"),
     "a size in words": (["--max-size", "small"], "--max-size small is no size"),
+    "a size of many digits": (["--max-size", "1" * 400], f"--max-size {'1' * 40}... is no size"),
     "too few experts": (["--experts-per-layer", "1"], "--experts-per-layer 1 is out of reach"),
     "too many experts": (["--experts-per-layer", "7"], "--experts-per-layer 7 is out of reach"),
     "a floor of zero": (["--tau", "1", "--min-experts", "0"], "--min-experts 0 makes no sense"),
@@ -486,7 +487,13 @@ PLANS: Mapping[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "with kept as a list": (edited(kept=[[1, 2]]), "is no plan"),
     "with an order of numbers": (edited(order={"0": [1, 2, 3]}), "is no plan"),
     "with an order in words": (edited(order="none"), "is no plan"),
+    "with levels in words": (edited(order={"0": [[3, "high"]]}), "the order of layer 0 must be pairs"),
+    "with a level that is nan": (edited(order={"0": [[3, float("nan")]]}), "the order of layer 0 must be pairs"),
+    "with an order of floats": (edited(order={"0": [[3.5, 0.1]]}), "the order of layer 0 must be pairs"),
     "with a summary in words": (edited(summary="none"), "is no plan"),
+    "with parameters in words": (edited(summary={"parameters_after": "x"}), "summary.parameters_after must be a num"),
+    "with negative bytes": (edited(summary={"bytes_after": -5}), "summary.bytes_after must be a number from 0 on"),
+    "with layers in words": (edited(summary={"floored_layers": "all"}), "summary.floored_layers must be a list"),
 }
 
 
@@ -495,6 +502,8 @@ def test_a_broken_plan_is_a_sentence(shell: Shell, plan: Path, case: str) -> Non
     change, sentence = PLANS[case]
     plan.write_text(json.dumps(change(json.loads(plan.read_text()))))
     shell.refuses("prune", "toy", "--plan", "plan.json", "--output", "out", saying=sentence)
+    code, _, err = shell.run("inspect", "plan.json")
+    assert (code, err) == (0, "") or (code == 2 and sentence in err), "whoever looks at it gets no traceback either"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\0"])

@@ -163,6 +163,24 @@ def test_an_inspection_of_a_plan_shows_before_and_after(toy: Path, run: Callable
     assert ["0", "to", "2", "6", "4"] in [line.split() for line in out.splitlines()]
 
 
+def test_an_edited_plan_is_shown_with_question_marks(
+    tmp_path: Path, toy: Path, run: Callable[..., tuple[str, str]]
+) -> None:
+    run("simplify", toy, "--experts-per-layer", "4", "--output", "out")
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    plan["kept"]["1"] = [0, 1]
+    (tmp_path / "edited.json").write_text(json.dumps(plan))
+    shown = run("inspect", "edited.json")[0]
+    assert "10 experts kept; the checkpoint will have ? parameters, ? of tensors" in shown
+    out, _ = run("prune", toy, "--plan", "edited.json", "--output", "edited")
+    assert ["1", "2", "by", "hand"] in [[row.split()[0], *row.split()[2:]] for row in out.splitlines() if row.strip()]
+
+
+def test_layers_at_their_floor_are_shown_with_their_size(toy: Path, run: Callable[..., tuple[str, str]]) -> None:
+    out, _ = run("simplify", toy, "--tau", "0.5", "--min-experts", "6", "--output", "out")
+    assert [row.split() for row in out.splitlines()[1:4]] == [[str(layer), "6", "6", "floor"] for layer in range(3)]
+
+
 def test_alternating_layers_are_not_shown_as_a_range(tmp_path: Path, run: Callable[..., tuple[str, str]]) -> None:
     make_toy(tmp_path / "alternating", layers=4, decoder_sparse_step=2)
     out, _ = run("inspect", "alternating")

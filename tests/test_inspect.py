@@ -1,7 +1,9 @@
 """What is said of a checkpoint from its headers alone."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,6 +93,36 @@ def test_a_budget_out_of_reach_says_what_is_within(toy: Path) -> None:
 def test_a_budget_that_makes_no_sense_is_a_sentence(toy: Path, budget: dict[str, float]) -> None:
     with pytest.raises(SettingError):
         moeits.inspect(toy, **budget)
+
+
+def edited(tmp_path: Path, **changes: Any) -> Path:
+    """A plan for a toy of three layers of six, changed by hand."""
+    facts = moeits.plan(moeits.score(make_toy(tmp_path / "toy")), experts_per_layer=4).facts()
+    (tmp_path / "edited.json").write_text(json.dumps({**facts, **changes}))
+    return tmp_path / "edited.json"
+
+
+def test_an_edited_plan_shows_what_it_keeps_now_and_no_number_of_before(tmp_path: Path) -> None:
+    found = moeits.inspect(edited(tmp_path, kept={"0": [0, 1], "1": [0, 1, 2], "2": [5]}))
+    assert [row.experts for row in found.layers] == [2, 3, 1]
+    assert (found.parameters, found.nbytes) == (None, None)
+    without = moeits.inspect(edited(tmp_path / "2", summary={}))
+    assert [row.experts_before for row in without.layers] == [None, None, None]
+    assert (without.parameters, without.nbytes) == (None, None)
+
+
+def test_an_edited_plan_of_equal_counts_still_knows_its_sizes(tmp_path: Path) -> None:
+    path = edited(tmp_path, kept={"0": [0, 1, 2, 3], "1": [0, 1, 2, 3], "2": [2, 3, 4, 5]})
+    moeits.prune(tmp_path / "toy", plan=path, output=tmp_path / "out")
+    found, written = moeits.inspect(path), moeits.inspect(tmp_path / "out")
+    assert (found.parameters, found.nbytes) == (written.parameters, written.nbytes)
+
+
+def test_layers_at_their_floor_from_the_start_show_how_many_experts_they_have(tmp_path: Path, toy: Path) -> None:
+    plan = moeits.simplify(toy, tau=0.5, min_experts=6, output=tmp_path / "out")
+    assert plan.experts_before() == {0: 6, 1: 6, 2: 6}
+    found = moeits.inspect(tmp_path / "out" / "plan.json")
+    assert [row.experts_before for row in found.layers] == [6, 6, 6]
 
 
 def test_a_plan_takes_no_budget(tmp_path: Path, toy: Path) -> None:

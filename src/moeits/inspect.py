@@ -20,7 +20,7 @@ class LayerRow:
     layer: int
     experts: int
     experts_before: int | None = None
-    """Of a plan: how many experts the layer has now, as far as the order of removal tells; else None."""
+    """Of a plan: how many experts the layer has now; None if an edited plan does not tell."""
     top_k: int | None = None
     """Of a checkpoint; a plan does not know it."""
 
@@ -36,8 +36,9 @@ class Inspection:
     fingerprint: str | None
     """Of the checkpoint that a plan was made for; None of a checkpoint, whose tensors are not read."""
     layers: tuple[LayerRow, ...]
-    parameters: int
-    nbytes: int
+    parameters: int | None
+    """None, as `nbytes`, in a plan that was edited so that it no longer tells."""
+    nbytes: int | None
     routed_parameters: int | None
     """Parameters of routed experts, router rows not counted; None in a plan."""
     shards: int | None
@@ -92,26 +93,23 @@ def inspect(
 
 
 def _inspect_plan(plan: PruningPlan) -> Inspection:
+    before = plan.experts_before() or {}
+    # The sizes are of the plan as it was made. Once edited, it keeps another number, and only a checkpoint knows more.
+    known = plan.summary if plan.summary.get("experts_kept") == sum(map(len, plan.kept.values())) else {}
     return Inspection(
         kind="plan",
         source=plan.source,
         model_type=plan.model_type,
         fingerprint=plan.fingerprint,
         layers=tuple(
-            LayerRow(layer=i, experts=len(kept), experts_before=_experts_before(plan, i))
-            for i, kept in plan.kept.items()
+            LayerRow(layer=i, experts=len(kept), experts_before=before.get(i)) for i, kept in plan.kept.items()
         ),
-        parameters=plan.summary.get("parameters_after", 0),
-        nbytes=plan.summary.get("bytes_after", 0),
+        parameters=known.get("parameters_after"),
+        nbytes=known.get("bytes_after"),
         routed_parameters=None,
         shards=None,
         storage=None,
     )
-
-
-def _experts_before(plan: PruningPlan, layer: int) -> int | None:
-    order = plan.order.get(layer)
-    return len({*plan.kept[layer], *(expert for expert, _ in order)}) if order else None
 
 
 def _budget(

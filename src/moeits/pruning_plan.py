@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,56 @@ class PruningPlan:
             criterion=str(value["criterion"]),
             settings=dict(value["settings"]),
             kept=kept,
-            order={int(layer): tuple((int(e), v) for e, v in steps) for layer, steps in value.get("order", {}).items()},
-            summary=dict(value.get("summary", {})),
+            order={int(layer): _read_steps(layer, steps) for layer, steps in value.get("order", {}).items()},
+            summary=_read_summary(value.get("summary", {})),
         )
+
+    def experts_before(self) -> dict[int, int] | None:
+        """How many experts each layer had, as far as this plan tells: None if it was edited so that nobody knows."""
+        seen = {
+            layer: {*kept, *(expert for expert, _ in self.order.get(layer, ()))} for layer, kept in self.kept.items()
+        }
+        counts = {layer: len(experts) for layer, experts in seen.items()}
+        return counts if sum(counts.values()) == self.summary.get("experts_before") else None
+
+    def follows_order(self, num_experts: Mapping[int, int]) -> bool:
+        """Whether the kept experts are those that its own order leaves: not so in a plan that was edited by hand."""
+        return all(
+            steps_to([expert for expert, _ in self.order.get(layer, ())], kept, num_experts[layer]) is not None
+            for layer, kept in self.kept.items()
+        )
+
+
+def _read_steps(layer: str, steps: Any) -> tuple[tuple[int, float | None], ...]:
+    """One layer of `order`: pairs of an expert and its level. Raises PlanError."""
+    read = tuple((expert, level) for expert, level in steps)
+    for expert, level in read:
+        if type(expert) is not int or expert < 0 or not (level is None or _is_number(level)):
+            raise PlanError(
+                f"the order of layer {layer} must be pairs of an expert and a number, not {[expert, level]}."
+            )
+    return read
+
+
+def _read_summary(summary: Any) -> dict[str, Any]:
+    """`summary`, in which what is used by name is of its kind. Raises PlanError."""
+    read = dict(summary)
+    for name in _NUMBERS & read.keys():
+        if not _is_number(read[name]) or read[name] < 0:
+            raise PlanError(f"summary.{name} must be a number from 0 on, not {read[name]!r}.")
+    for name in _LAYERS & read.keys():
+        if not isinstance(read[name], list) or not all(type(layer) is int for layer in read[name]):
+            raise PlanError(f"summary.{name} must be a list of layers, not {read[name]!r}.")
+    return read
+
+
+_NUMBERS = {f"{what}_{when}" for what in ("parameters", "bytes") for when in ("before", "after")}
+_NUMBERS |= {"experts_before", "experts_kept", "reduction", "reduction_of_all"}
+_LAYERS = {"floored_layers", "layers_on_noise_floor"}
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in {int, float} and isfinite(value)
 
 
 def summarize(evidence: Evidence, kept: Mapping[int, Sequence[int]]) -> dict[str, Any]:

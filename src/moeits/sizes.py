@@ -1,20 +1,29 @@
-"""Sizes as people write them: 12GiB, 500MB, 1048576."""
+"""Sizes as people write them: 12GiB, 12G, 500MB, 1048576."""
 
 import re
+from decimal import Decimal
 
 from moeits.errors import SettingError
 
+# As GNU's tools read them: GB counts by thousands, GiB and a mere G by 1024.
 _UNITS = {"": 1, "b": 1}
 _UNITS |= {f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)}
-_UNITS |= {f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)}
+_UNITS |= {f"{letter}{end}": 1024**power for power, letter in enumerate("kmgt", 1) for end in ("", "i", "ib")}
+
+# More than all the disks of the world.
+_MOST = 1024**8
 
 
 def parse_size(text: str | int, flag: str) -> int:
     """Bytes of a size such as 12GiB. Raises SettingError, which names the flag the size was given to."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))
-    if not found or found[2].lower() not in _UNITS:
-        raise SettingError(f"{flag} {text} is no size. Write it like 12GiB, 500MB or 1048576.")
-    return int(float(found[1]) * _UNITS[found[2].lower()])
+    size = Decimal(found[1]) * _UNITS.get(found[2].lower(), 0) if found else Decimal(0)
+    if not found or found[2].lower() not in _UNITS or size > _MOST:
+        shown = text if len(str(text)) <= 40 else f"{str(text)[:40]}..."
+        raise SettingError(
+            f"{flag} {shown} is no size. Write it like 12GiB or 12G (of 1024 each), 12GB (of 1000) or 1048576."
+        )
+    return int(size)
 
 
 def format_size(nbytes: float) -> str:

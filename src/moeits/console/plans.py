@@ -13,7 +13,14 @@ from moeits.sizes import format_size
 
 def show_plan(plan: PruningPlan, arguments: dict[str, Any]) -> None:
     """Layer, experts before and after, the level where it stopped; totals with P(down) and bytes."""
-    table(("layer", "experts", "kept", "stopped at"), ((str(layer), *_counts(plan, layer)) for layer in plan.kept))
+    before = plan.experts_before() or {}
+    table(
+        ("layer", "experts", "kept", "stopped at"),
+        (
+            (str(layer), str(before.get(layer, "?")), str(len(kept)), _stopped_at(plan, layer))
+            for layer, kept in plan.kept.items()
+        ),
+    )
     summary = plan.summary
     out(
         f"{summary['experts_kept']} of {summary['experts_before']} experts kept; P(down) {summary['reduction']:.2%}, "
@@ -45,8 +52,10 @@ def show_inspection(found: Inspection, arguments: dict[str, Any]) -> None:  # no
     )
     experts = sum(row.experts for row in found.layers)
     verb = "experts kept; the checkpoint will have" if of_plan else "routed experts,"
-    out(f"{experts} {verb} {found.parameters:,} parameters, {format_size(found.nbytes)} of tensors")
-    if found.routed_parameters is not None:
+    parameters = "?" if found.parameters is None else f"{found.parameters:,}"
+    size = "?" if found.nbytes is None else format_size(found.nbytes)
+    out(f"{experts} {verb} {parameters} parameters, {size} of tensors")
+    if found.routed_parameters is not None and found.parameters is not None:
         out(
             f"{found.routed_parameters / found.parameters:.1%} of the parameters are routed experts, stored "
             f"{found.storage}, in {found.shards} file{'s' if found.shards != 1 else ''}"
@@ -55,16 +64,16 @@ def show_inspection(found: Inspection, arguments: dict[str, Any]) -> None:  # no
         out(found.budget)
 
 
-def _counts(plan: PruningPlan, layer: int) -> tuple[str, str, str]:
-    """Experts before, kept, and the redundancy that the next step would have broken up."""
-    kept, order = set(plan.kept[layer]), plan.order.get(layer, ())
-    still = [level for expert, level in order if expert in kept]
-    before = len(kept) + len(order) - len(still)
-    if not order:
-        return "?", str(len(kept)), "-"
+def _stopped_at(plan: PruningPlan, layer: int) -> str:
+    """The redundancy that the next step would have broken up."""
+    order, kept = plan.order.get(layer, ()), set(plan.kept[layer])
+    still = [step for step in order if step[0] in kept]
+    if tuple(still) != order[len(order) - len(still) :]:
+        return "by hand"
     if not still:
-        return str(before), str(len(kept)), "floor"
-    return str(before), str(len(kept)), "-" if still[0] is None else f"{still[0]:.5f}"
+        return "floor" if layer in plan.order else "-"
+    level = still[0][1]
+    return "-" if level is None else f"{level:.5f}"
 
 
 def _redundancy_row(evidence: Evidence, layer: str, row: dict[str, float]) -> tuple[str, ...]:
