@@ -10,7 +10,7 @@ from benchmarks.measuring import in_turn, ratio, spread, table
 from benchmarks.weights import COLUMNS, KINDS, ROWS, matrix
 from moeits.estimators.nmi import NMI, Codes
 
-REPEATS, EXPERTS = 5, 9
+REPEATS, EXPERTS = 7, 16
 
 
 def run() -> str:
