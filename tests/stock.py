@@ -38,7 +38,12 @@ class Stock:
             self.model.save_pretrained(folder)
             with safe_open(Path(folder) / "model.safetensors", "numpy") as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-                return {name: (of.get_dtype(), tuple(of.get_shape())) for name, of in slices.items()}
+            return {name: (self._dtype(name, of.get_dtype()), tuple(of.get_shape())) for name, of in slices.items()}
+
+    def _dtype(self, name: str, dtype: str) -> str:
+        """Some tensors are always loaded as float32; a file that has them so keeps them so."""
+        wide = {*(self.model._keep_in_fp32_modules or ()), *(self.model._keep_in_fp32_modules_strict or ())}
+        return "F32" if any(each in name for each in wide) else dtype
 
     @cached_property
     def in_memory(self) -> Shapes:

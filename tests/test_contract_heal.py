@@ -6,6 +6,10 @@ import numpy as np
 import pytest
 
 import moeits
+from moeits.architectures import ARCHITECTURES
+from moeits.checkpoint import Checkpoint
+from moeits.errors import HealingError
+from moeits.layout import MoELayout
 from tests.healing_toys import make_pruned, texts, write_rows
 from tests.toys import MODEL_TYPES, read_config, read_tensors
 
@@ -26,7 +30,11 @@ TINY = {
 }
 
 
-@pytest.fixture(scope="module", params=MODEL_TYPES)
+HEALED = tuple(architecture.model_type for architecture in ARCHITECTURES if architecture.can_be_healed)
+REFUSED = tuple(model_type for model_type in MODEL_TYPES if model_type not in HEALED)
+
+
+@pytest.fixture(scope="module", params=HEALED)
 def healed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """(pruned checkpoint, healed checkpoint, what heal returned) of one architecture."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -42,17 +50,22 @@ def logits(model) -> np.ndarray:
         return model.eval()(input_ids=ids).logits.numpy()
 
 
-def is_adapted(name: str) -> bool:
-    return (".experts." in name or name.endswith((".gate.weight", "mlp.gate.weight"))) and "shared" not in name
+def adapted(folder: Path) -> set[str]:
+    """Tensors of routed experts and the weights of their routers; no biases."""
+    layers = MoELayout.of(Checkpoint.open(folder)).layers.values()
+    return {name for layer in layers for name in (next(iter(layer.router)), *layer.fused.values())} | {
+        name for layer in layers for tensors in layer.experts.values() for name in tensors.values()
+    }
 
 
 def test_only_router_and_experts_change_and_all_of_them_do(healed):
     pruned, output, _ = healed
     before, after = read_tensors(pruned), read_tensors(output)
     assert before.keys() == after.keys()
+    asked = adapted(pruned)
     for name, value in before.items():
         assert after[name].dtype == value.dtype
-        assert (after[name].tobytes() == value.tobytes()) != is_adapted(name), name
+        assert (after[name].tobytes() == value.tobytes()) != (name in asked), name
 
 
 def test_the_healed_checkpoint_says_what_the_pruned_one_said(healed):
@@ -100,3 +113,10 @@ def test_the_record_names_recipe_data_and_curves(healed, tmp_path: Path):  # noq
     assert [row["step"] for row in record["curves"]["training"]] == list(range(1, TINY["steps"] + 1))
     assert str(output.parent) not in (output / "healing.json").read_text()
     assert "## Healing" in (output / "README.md").read_text()
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_a_family_that_cannot_be_healed_is_a_sentence(tmp_path: Path, model_type: str) -> None:
+    data = write_rows(tmp_path / "data.jsonl", texts())
+    with pytest.raises(HealingError, match=f"{model_type} can be scored and pruned, but not healed"):
+        moeits.heal(make_pruned(tmp_path, model_type, layers=3), data=data, output=tmp_path / "healed", **TINY)

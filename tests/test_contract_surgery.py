@@ -58,6 +58,19 @@ def loaded(folder: Path) -> Any:
     return moeits.load(folder, dtype=torch.float32)
 
 
+def furthest(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, relative to the largest logit: of it float32 rounds off 1e-7 at each of many sums."""
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Both ways build the same model: the same weights to the bit, and logits to rounding."""
+    weights, others = one.state_dict(), other.state_dict()
+    assert weights.keys() == others.keys()
+    assert all(torch.equal(weights[name], others[name]) for name in weights)
+    assert furthest(logits(one, TOKENS), logits(other, TOKENS)) < TOLERANCE
+
+
 def allowed(toy: Path, kept: Kept) -> dict[int, tuple[int, ...]]:
     """As many experts in the toy's MoE layers, or more where its router needs more."""
     config = read_config(toy)
@@ -198,10 +211,10 @@ def test_a_pruned_model_computes_what_the_masked_original_computes(tmp_path: Pat
     original, ours = opened(toy), loaded(pruned)
     with routers_masked(original, allowed(toy, kept), EXPERTS):
         expected, expected_text = logits(original, TOKENS), continuation(original, TOKENS)
-    assert (logits(ours, TOKENS) - expected).abs().max() < TOLERANCE
+    assert furthest(logits(ours, TOKENS), expected) < TOLERANCE
     assert torch.equal(continuation(ours, TOKENS), expected_text)
     remote = opened(pruned, trust_remote_code=kept is not EQUAL)
-    assert torch.equal(logits(remote, TOKENS), logits(ours, TOKENS)), "both ways of loading build the same model"
+    assert_same(remote, ours)
     assert type(remote).__name__ == type(original).__name__
 
 
@@ -211,7 +224,7 @@ def test_removing_another_expert_computes_something_else(tmp_path: Path, model_t
     ours = loaded(keep(toy, UNEVEN, tmp_path / "pruned"))
     original, other = opened(toy), {**UNEVEN, 1: (1, 5)}
     with routers_masked(original, allowed(toy, other), EXPERTS):
-        assert (logits(ours, TOKENS) - logits(original, TOKENS)).abs().max() > 100 * TOLERANCE
+        assert furthest(logits(ours, TOKENS), logits(original, TOKENS)) > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -222,7 +235,7 @@ def test_an_uneven_plan_can_be_evened_out_for_stock_loaders(tmp_path: Path, mode
     original = opened(toy)
     with routers_masked(original, plan.kept, EXPERTS):
         expected = logits(original, TOKENS)
-    assert (logits(opened(tmp_path / "pruned"), TOKENS) - expected).abs().max() < TOLERANCE
+    assert furthest(logits(opened(tmp_path / "pruned"), TOKENS), expected) < TOLERANCE
     assert not list((tmp_path / "pruned").glob("*.py"))
 
 
@@ -231,7 +244,7 @@ def test_a_fused_checkpoint_loads_as_its_per_expert_twin_does(tmp_path: Path, mo
     toy = make_toy(tmp_path / "toy", model_type, dtype="float32")
     one = loaded(keep(toy, UNEVEN, tmp_path / "one"))
     other = loaded(keep(fuse(toy, tmp_path / "fused"), UNEVEN, tmp_path / "other"))
-    assert torch.equal(logits(one, TOKENS), logits(other, TOKENS))
+    assert_same(one, other)
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -239,6 +252,5 @@ def test_what_was_loaded_can_be_saved_and_loaded_again(tmp_path: Path, model_typ
     toy = make_toy(tmp_path / "toy", model_type, dtype="float32")
     ours = loaded(keep(toy, UNEVEN, tmp_path / "pruned"))
     ours.save_pretrained(tmp_path / "saved")
-    again = loaded(tmp_path / "saved")
-    assert torch.equal(logits(again, TOKENS), logits(ours, TOKENS))
-    assert torch.equal(logits(opened(tmp_path / "saved", trust_remote_code=True), TOKENS), logits(ours, TOKENS))
+    assert_same(loaded(tmp_path / "saved"), ours)
+    assert_same(opened(tmp_path / "saved", trust_remote_code=True), ours)

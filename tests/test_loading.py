@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import moeits
 from moeits.errors import CheckpointError, SettingError
-from tests.masked import TOLERANCE, logits, routers_masked
+from tests.masked import TOLERANCE, logits
 from tests.toys import VOCAB, make_toy, moe_layers, read_config
 
 EXPERTS = 6

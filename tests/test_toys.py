@@ -7,7 +7,7 @@ import pytest
 
 from moeits.checkpoint import Checkpoint
 from moeits.layout import MoELayout
-from tests.toys import DTYPES, MODEL_TYPES, fuse, make_toy, moe_layers, read_config, read_tensors, reshard
+from tests.toys import DTYPES, MODEL_TYPES, ONE_BY_ONE, fuse, make_toy, moe_layers, read_config, read_tensors, reshard
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -20,7 +20,7 @@ def test_every_toy_is_a_checkpoint_of_its_architecture(tmp_path: Path, model_typ
     assert {moe.num_experts for moe in layout.layers.values()} == {6}
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", ONE_BY_ONE)
 def test_fused_and_resharded_toys_hold_the_same_numbers(tmp_path: Path, model_type: str) -> None:
     toy = make_toy(tmp_path / "toy", model_type)
     tensors, other = read_tensors(toy), read_tensors(reshard(toy, tmp_path / "other", shards=4))
@@ -35,6 +35,6 @@ def test_fused_and_resharded_toys_hold_the_same_numbers(tmp_path: Path, model_ty
 def test_stock_transformers_finds_every_tensor_of_a_toy(tmp_path: Path, model_type: str) -> None:
     transformers = pytest.importorskip("transformers")
     toy = make_toy(tmp_path / "toy", model_type, dtype="float32")
-    for folder in (toy, fuse(toy, tmp_path / "fused")):
+    for folder in (toy, *([fuse(toy, tmp_path / "fused")] if model_type in ONE_BY_ONE else [])):
         _, found = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
         assert not any(found.values()), found

@@ -67,7 +67,26 @@ _SMALL: Mapping[str, Any] = {
     "v_head_dim": HEAD_DIM,
     "sliding_window": 8,
 }
-_PECULIAR: Mapping[str, Mapping[str, Any]] = {}
+_PECULIAR: Mapping[str, Mapping[str, Any]] = {
+    "dots1": {"n_shared_experts": 1},
+    "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    "jamba": {
+        "expert_layer_period": 1,
+        "expert_layer_offset": 0,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "use_mamba_kernels": False,
+    },
+    "lfm2_moe": {"num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
+    "llama4_text": {"intermediate_size_mlp": DENSE_WIDTH, "intermediate_size": WIDTH, "attention_chunk_size": 32},
+    "qwen3_next": {
+        "full_attention_interval": 2,
+        "linear_key_head_dim": HEAD_DIM,
+        "linear_value_head_dim": HEAD_DIM,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": HEADS,
+    },
+}
 
 
 @cache
@@ -90,9 +109,12 @@ def toy_config(
 ) -> dict[str, Any]:
     """config.json of a toy, as files on the hub have it; `changes` are further keys, or other values."""
     architecture = architecture_of({"model_type": model_type, "num_experts": experts})
+    small = dict(_small(model_type))
+    if kinds := small.get("layer_types"):
+        small["layer_types"] = [kinds[layer % len(kinds)] for layer in range(layers)]
     return {
         "model_type": model_type,
-        **_small(model_type),
+        **small,
         architecture.num_experts_keys[0]: experts,
         architecture.top_k_key: top_k,
         "num_hidden_layers": layers,
@@ -200,8 +222,8 @@ def assert_same_model(one: Path, other: Path) -> None:
                 mine, its = (of.read(at, layer, expert, projection) for of, at in ((here, a), (there, b)))
                 assert (mine.dtype, mine.shape) == (its.dtype, its.shape)
                 assert mine.tobytes() == its.tobytes(), (layer, expert, projection)
-        for own, its_own in ((moe.router, twin.router), (moe.shared, twin.shared)):
-            for name, its_name in zip(sorted(own), sorted(its_own), strict=True):
+        for own, its_own in ((moe.router, twin.router), (sorted(moe.shared), sorted(twin.shared))):
+            for name, its_name in zip(own, its_own, strict=True):
                 assert tensors[name].tobytes() == others[its_name].tobytes(), name
     outside = [
         {name: value.tobytes() for name, value in of.items() if not any(name.startswith(m.block) for m in its.values())}

@@ -127,7 +127,7 @@ class MoELayout:
                 raise UnscorableWeight(
                     f"Layer {layer} has its experts quantized ({instead} instead of {missing}): such weights can be "
                     "moved but not scored. Score the bf16 checkpoint that this one was made from, and prune this one "
-                    "by that plan."
+                    "by that plan, with --any-fingerprint."
                 )
 
     def _fused_with(self, projection: str) -> tuple[str, tuple[str, ...]]:

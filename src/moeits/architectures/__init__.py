@@ -67,19 +67,58 @@ class Architecture:
         """The matrices of an expert, in the order in which their redundancies are averaged."""
         return tuple(projection for stacked in self.fused.values() for projection in stacked)
 
+    @property
+    def can_be_healed(self) -> bool:
+        """Whether transformers holds the experts as healing adapts them: `experts.gate_up_proj` (E, 2 I, H) and
+        `experts.down_proj` (E, H, I), without biases, taken from files that have them one by one."""
+        usual = {"experts.gate_up_proj": ("gate", "up"), "experts.down_proj": ("down",)}
+        return bool(self.projections) and self.fused == usual and self.stacking == "rows"
+
     def num_experts_key(self, config: Config) -> str | None:
         """The key under which this config keeps the number of experts, if any."""
         return next((key for key in self.num_experts_keys if key in config), None)
 
 
-from moeits.architectures import deepseek_v2, mixtral, olmoe, qwen2_moe, qwen3_moe  # noqa: E402
+from moeits.architectures import (  # noqa: E402
+    deepseek_v2,
+    deepseek_v3,
+    dots1,
+    ernie4_5_moe,
+    glm4_moe,
+    gpt_oss,
+    granitemoe,
+    jamba,
+    lfm2_moe,
+    llama4_text,
+    minimax,
+    minimax_m2,
+    mixtral,
+    olmoe,
+    phimoe,
+    qwen2_moe,
+    qwen3_moe,
+    qwen3_next,
+)
 
 ARCHITECTURES: tuple[Architecture, ...] = (
     deepseek_v2.ARCHITECTURE,
+    deepseek_v3.ARCHITECTURE,
+    dots1.ARCHITECTURE,
+    ernie4_5_moe.ARCHITECTURE,
+    glm4_moe.ARCHITECTURE,
+    gpt_oss.ARCHITECTURE,
+    granitemoe.ARCHITECTURE,
+    jamba.ARCHITECTURE,
+    lfm2_moe.ARCHITECTURE,
+    llama4_text.ARCHITECTURE,
+    minimax.ARCHITECTURE,
+    minimax_m2.ARCHITECTURE,
     mixtral.ARCHITECTURE,
     olmoe.ARCHITECTURE,
+    phimoe.ARCHITECTURE,
     qwen2_moe.ARCHITECTURE,
     qwen3_moe.ARCHITECTURE,
+    qwen3_next.ARCHITECTURE,
 )
 
 

@@ -93,15 +93,16 @@ class AdaptedRouter(nn.Module):
         self.scale = recipe.scale
         self.dropout = nn.Dropout(recipe.dropout)
         self.factors = nn.ModuleDict({"weight": Factors(*target.weights["weight"], recipe.rank, _device(frozen))})
-        # Stock routers flatten their input to rows of this width.
-        frozen.hidden_dim = 2 * frozen.hidden_dim
+        # Most stock routers flatten their input to rows of this width.
+        if hasattr(frozen, "hidden_dim"):
+            frozen.hidden_dim = 2 * frozen.hidden_dim
 
-    def forward(self, hidden: torch.Tensor) -> Any:
+    def forward(self, hidden: torch.Tensor, *bias: torch.Tensor) -> Any:
         factors: Any = self.factors["weight"]
         weight = self.frozen.weight
         delta = (self.scale * factors.b[0] @ factors.a[0]).to(weight.dtype)
         both = torch.cat([hidden, self.dropout(hidden)], -1)
-        return torch.func.functional_call(self.frozen, {"weight": torch.cat([weight, delta], 1)}, (both,))
+        return torch.func.functional_call(self.frozen, {"weight": torch.cat([weight, delta], 1)}, (both, *bias))
 
 
 class AdaptedLinear(nn.Module):

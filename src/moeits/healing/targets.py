@@ -34,7 +34,13 @@ class Target:
 
 
 def targets_of(checkpoint: Checkpoint, moe: MoELayout, groups: tuple[str, ...]) -> tuple[Target, ...]:
-    """The targets that `groups` name. Raises HealingError if a group matches nothing in this checkpoint."""
+    """The targets that `groups` name. Raises HealingError if a group matches nothing in this checkpoint, or if its
+    family is not one that can be healed."""
+    if not moe.architecture.can_be_healed:
+        raise HealingError(
+            f"{moe.architecture.model_type} can be scored and pruned, but not healed by moeits yet: transformers holds "
+            "its experts in another form than the one that is adapted. Heal it with a trainer of your own."
+        )
     found = {
         "router": [_router(moe.architecture, checkpoint, layer) for layer in moe.layers.values()],
         "experts": [_experts(moe, checkpoint, layer) for layer in moe.layers.values()],
@@ -60,7 +66,8 @@ def block_in_memory(architecture: Architecture, layer: int) -> str:
 
 def router_in_memory(architecture: Architecture, layer: int) -> str:
     """Name of the router in the stock model."""
-    return block_in_memory(architecture, layer) + architecture.router[0].removesuffix(".weight")
+    name = architecture.router_in_memory or architecture.router[0]
+    return block_in_memory(architecture, layer) + name.removesuffix(".weight")
 
 
 def _router(architecture: Architecture, checkpoint: Checkpoint, layer: MoELayer) -> Target:

@@ -1,0 +1,12 @@
+"""MiniMax-M2: every layer has experts, named as Mixtral's; a selection bias."""
+
+from moeits.architectures import Architecture
+
+ARCHITECTURE: Architecture = Architecture(
+    model_type="minimax_m2",
+    blocks=("model.layers.{layer}.block_sparse_moe", "model.layers.{layer}.mlp"),
+    projections={"gate": "w1.weight", "up": "w3.weight", "down": "w2.weight"},
+    fused={"experts.gate_up_proj": ("gate", "up"), "experts.down_proj": ("down",)},
+    router=("gate.weight", "e_score_correction_bias"),
+    num_experts_keys=("num_local_experts",),
+)
