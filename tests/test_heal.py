@@ -127,6 +127,8 @@ def test_of_a_hub_data_set_no_more_is_read_than_the_steps_can_use(pruned: Path, 
         assert found["sequences"] == TINY["steps"] * TINY["batch_size"]
         # A text is 13 of the 16 tokens of a sequence; half of them are held out.
         assert found["rows"] == (20 if packing else 16)
+    apart = moeits.heal(pruned, data="org/name", valid="org/other", output=tmp_path / "apart", **TINY).data
+    assert (apart["rows"], apart["held_out"]) == (10, 0)
 
 
 def test_an_unpruned_model_can_be_healed_the_same_way(data: Path, tmp_path: Path):

@@ -1,6 +1,6 @@
 """Pruned checkpoint x conversations -> healed checkpoint: a short LoRA training, merged back (paper, 5.2)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
@@ -10,8 +10,8 @@ from moeits.checkpoint import Checkpoint
 from moeits.checkpoint_writer import CheckpointWriter, check_output, new_checkpoint
 from moeits.errors import HealingError, SettingError
 from moeits.healing.adapter_files import ADAPTER_FOLDER, save_adapter
-from moeits.healing.batches import Sequencer, TrainingData
-from moeits.healing.conversations import read_rows
+from moeits.healing.batches import MOST_HELD_OUT, Sequencer, TrainingData
+from moeits.healing.conversations import Row, read_rows
 from moeits.healing.healing_card import healed_card
 from moeits.healing.job import HealingJob, Schedule, Trained
 from moeits.healing.merging import merged_tensors
@@ -160,15 +160,7 @@ def heal(
     # A resumed run may be ended earlier than it was begun; its data are what it was begun with.
     whole = replace(chosen, steps=(run.steps() if resume and not fresh else None) or chosen.steps)
     tokenizer = _tokenizer(checkpoint)
-    sequencer = Sequencer(
-        template=Template.of(tokenizer, chosen.template),
-        length=chosen.sequence_length,
-        packing=chosen.packing,
-        answers_only=chosen.loss_on == "answer",
-        most=whole.sequences * processes(),
-        seed=seed,
-    )
-    sequences = _read_data(sequencer, whole, data, valid, holdout, samples)
+    sequences = _read_data(tokenizer, whole, data=data, valid=valid, holdout=holdout, samples=samples, seed=seed)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     job = HealingJob(
         checkpoint=checkpoint,
@@ -261,26 +253,44 @@ def _tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def _read_data(
-    sequencer: Sequencer,
+    tokenizer: Any,
     recipe: HealingRecipe,
+    *,
     data: str | Path,
     valid: str | Path | None,
     holdout: float,
     samples: int | None,
+    seed: int,
 ) -> TrainingData:
     if not 0 <= holdout < 1:
         raise SettingError(f"--holdout {holdout:g} makes no sense: it is a share from 0 to below 1.")
     if samples is not None and samples < 1:
         raise SettingError(f"--samples {samples} makes no sense: give 1 or more.")
+    sequencer = Sequencer(
+        template=Template.of(tokenizer, recipe.template),
+        length=recipe.sequence_length,
+        packing=recipe.packing,
+        answers_only=recipe.loss_on == "answer",
+        most=recipe.sequences * processes(),
+        seed=seed,
+    )
+    needed = sequencer.most / (1 if valid is not None else 1 - holdout)
     if samples is None and not recipe.packing:
-        # More rows than this are never trained on; a hub data set is not downloaded further.
-        samples = ceil(recipe.sequences * processes() / (1 if valid is not None else 1 - holdout))
+        samples = ceil(needed)  # more rows than this are never trained on
+    return sequencer.split(
+        _rows(sequencer, data, samples, needed),
+        samples=samples,
+        holdout=holdout,
+        valid=None if valid is None else _rows(sequencer, valid, None, MOST_HELD_OUT),
+    )
+
+
+def _rows(sequencer: Sequencer, data: str | Path, samples: int | None, sequences: float) -> Iterator[Row]:
+    """The rows of a file, or of a hub data set as many as are asked for or fill so many sequences."""
     rows = read_rows(data, samples=samples, seed=sequencer.seed)
     if samples is None and not Path(data).is_file():
-        rows = sequencer.until_full(rows, share=1 if valid is not None else 1 - holdout)
-    return sequencer.split(
-        rows, samples=samples, holdout=holdout, valid=None if valid is None else read_rows(valid, seed=sequencer.seed)
-    )
+        return sequencer.until_full(rows, sequences)
+    return rows
 
 
 def _record(job: HealingJob, trained: Trained, recipe_name: str, notes: list[str]) -> Healing:

@@ -17,7 +17,7 @@ from moeits.healing.template import Template, Tokens
 UNTRAINED = -100
 # Sequences of the held-out loss. It is looked at several times, and always on the same tokens, so that differences show
 # with few of them.
-_MOST_HELD_OUT = 96
+MOST_HELD_OUT = 96
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +110,10 @@ class Sequencer:
             raise HealingError("--data has no rows.")
         if not conversations:
             raise HealingError(f"None of the {seen} rows of --data has an answer, or a text, to learn from.")
-        apart = 0 if valid is not None else min(_held_out(len(conversations), holdout), _MOST_HELD_OUT)
+        apart = 0 if valid is not None else min(_held_out(len(conversations), holdout), MOST_HELD_OUT)
         training, read, cut, emptied = self._sequences(conversations[apart:], self.most)
         held_out = self._sequences(
-            conversations[:apart] if valid is None else self._sample(valid, None)[0], _MOST_HELD_OUT
+            conversations[:apart] if valid is None else self._sample(valid, None)[0], MOST_HELD_OUT
         )[0]
         if valid is not None and not held_out:
             raise HealingError("--valid has no row with an answer, or a text, to measure the loss on.")
@@ -135,12 +135,12 @@ class Sequencer:
         )
         return TrainingData(training=sequences, held_out=Sequences(tuple(held_out)), counts=counts)
 
-    def until_full(self, rows: Iterable[Row], *, share: float) -> Iterator[Row]:
-        """Rows that come in random order, until a `share` of their tokens fills all sequences of the training.
+    def until_full(self, rows: Iterable[Row], sequences: float) -> Iterator[Row]:
+        """Rows that come in random order, until so many sequences could be filled with them.
 
         For data that are not at hand: a hub data set is not downloaded further than it is used.
         """
-        wanted, tokens = self.most * self.length / share, 0
+        wanted, tokens = sequences * self.length, 0
         for row in rows:
             yield row
             conversation = as_conversation(row)
