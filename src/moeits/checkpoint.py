@@ -168,7 +168,8 @@ class Checkpoint:
         info = self.tensors[name]
         if info.dtype not in DTYPES:
             raise UnscorableWeight(
-                f"dtype {info.dtype} can be moved but not computed with; make the plan with a bf16 version"
+                f"dtype {info.dtype} can be moved but not computed with; make the plan with a bf16 version, and "
+                "prune with --any-fingerprint"
             )
         dtype = DTYPES[info.dtype]
         first, shape = _contiguous(info.shape, where)

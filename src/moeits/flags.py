@@ -59,6 +59,14 @@ FLAGS: dict[str, Any] = {
     "max_shard_size": Annotated[
         str | None, typer.Option(help="Largest shard, such as 5GB.", show_default="the source's largest")
     ],
+    "any_fingerprint": Annotated[
+        bool,
+        typer.Option(
+            "--any-fingerprint",
+            metavar="",
+            help="The plan was made for another form of this model, such as the parent of a quantised one.",
+        ),
+    ],
     "revision": Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")],
     "overwrite": Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace a checkpoint at the output.")],
     "runs": Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that moeits sweep wrote.")],

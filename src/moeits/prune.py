@@ -61,6 +61,7 @@ def prune(
     output: str | Path,
     layout: str = "auto",
     max_shard_size: str | int | None = None,
+    any_fingerprint: bool = False,
     revision: str | None = None,
     overwrite: bool = False,
     progress: Progress = silent,
@@ -70,8 +71,9 @@ def prune(
     Paper: Algorithm 2; method.md, section 3. Returns the plan as it was carried out. `layout` is `per-layer` (each
     layer its own count; opened by `moeits.load` or with trust_remote_code), `uniform` (the same count everywhere,
     opened by everything; an uneven plan is evened out along its order), or `auto`: uniform if the plan's counts are
-    equal, else per-layer. Shards are at most `max_shard_size`, by default as large as the source's. The output appears
-    under its name only when complete.
+    equal, else per-layer. Shards are at most `max_shard_size`, by default as large as the source's. With
+    `any_fingerprint` the plan may have been made for another form of this model: the parent of a quantised one, or the
+    same experts fused. The output appears under its name only when complete.
 
     Raises PlanError if the plan is of another checkpoint or does not fit it, CheckpointError if the checkpoint is
     broken, OutputError if the output exists, lies in the source, or cannot be written.
@@ -81,7 +83,7 @@ def prune(
     )
     moe = MoELayout.of(checkpoint)
     plan = plan if isinstance(plan, PruningPlan) else PruningPlan.load(plan)
-    check_plan(plan, checkpoint, moe)
+    check_plan(plan, checkpoint, moe, any_fingerprint=any_fingerprint)
     layout = _chosen_layout(layout, plan)
     shard_bytes = _shard_bytes(max_shard_size, checkpoint)
     plan = _as_carried_out(plan, checkpoint, moe, layout)
@@ -118,19 +120,28 @@ def check_layout(checkpoint: Checkpoint, layout: str, plan: PruningPlan | None) 
         class_name(checkpoint.config)
 
 
-def check_plan(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout) -> None:
-    """The plan was made for these tensors, and names experts that exist. Raises PlanError where not."""
-    if plan.fingerprint != checkpoint.fingerprint:
+def check_plan(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout, *, any_fingerprint: bool = False) -> None:
+    """The plan was made for these tensors, and names experts that exist. Raises PlanError where not.
+
+    With `any_fingerprint` it may be of other tensors, but of a model of the same family and numbers of experts.
+    """
+    if plan.fingerprint != checkpoint.fingerprint and not any_fingerprint:
         raise PlanError(
             f"The plan was made for {plan.source} (fingerprint {plan.fingerprint[:12]}), but {checkpoint.source} has "
-            f"fingerprint {checkpoint.fingerprint[:12]}. Plan again for this checkpoint, or use the other one."
+            f"fingerprint {checkpoint.fingerprint[:12]}. Plan again for this checkpoint, or use the other one. If the "
+            "two are one model, quantised or with its experts stored in another way, say so with --any-fingerprint."
         )
+    if plan.model_type != moe.architecture.model_type:
+        raise PlanError(f"The plan is for a {plan.model_type} model, the checkpoint is {moe.architecture.model_type}.")
     if set(plan.kept) != set(moe.layers):
         differing = sorted(set(plan.kept) ^ set(moe.layers))
         raise PlanError(f"The plan and the checkpoint disagree on which layers have experts: {differing}.")
     for i, kept in plan.kept.items():
         if kept[-1] >= moe.layers[i].num_experts:
             raise PlanError(f"The plan keeps expert {kept[-1]} of layer {i}, which has {moe.layers[i].num_experts}.")
+    for i, before in (plan.experts_before() or {}).items():
+        if before != moe.layers[i].num_experts:
+            raise PlanError(f"The plan is for {before} experts in layer {i}, which has {moe.layers[i].num_experts}.")
 
 
 def fates(layer: MoELayer, kept: Sequence[int]) -> dict[str, Fate]:
@@ -207,13 +218,30 @@ def _is_even(plan: PruningPlan) -> bool:
 
 
 def _as_carried_out(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout, layout: str) -> PruningPlan:
-    """The plan evened out if the layout asks for it, with the sizes that this checkpoint really has."""
+    """The plan evened out if the layout asks for it, with the sizes that this checkpoint really has.
+
+    A plan that was made for another copy or form of the model becomes one for this. Of another form it says which.
+    """
+    settings = dict(plan.settings)
+    if plan.fingerprint != checkpoint.fingerprint:
+        settings["planned_for"] = plan.source
+    plan = replace(plan, source=checkpoint.source, fingerprint=checkpoint.fingerprint, settings=settings)
     if layout == "uniform" and not _is_even(plan):
         groups = lcm(*(layer.groups for layer in moe.layers.values()))
         plan = even_out(plan, {i: layer.num_experts for i, layer in moe.layers.items()}, groups=groups)
     facts = Evidence.without_scores(checkpoint, moe)
     check_groups(plan.kept, facts)
-    return replace(plan, summary={**plan.summary, **summarize(facts, plan.kept)})
+    summary = {**plan.summary, **summarize(facts, plan.kept)}
+    if "floored_layers" in summary:  # of these an edit may have lifted some from their floor
+        summary["floored_layers"] = [
+            i for i in summary["floored_layers"] if i in moe.layers and _at_floor(plan, moe, i)
+        ]
+    return replace(plan, summary=summary)
+
+
+def _at_floor(plan: PruningPlan, moe: MoELayout, layer: int) -> bool:
+    """Whether a layer keeps as many experts as a plan's order leaves when all of it is carried out."""
+    return len(plan.kept[layer]) + len(plan.order.get(layer, ())) == moe.layers[layer].num_experts
 
 
 def _shard_bytes(max_shard_size: str | int | None, checkpoint: Checkpoint) -> int:

@@ -29,7 +29,7 @@ def bin_weight(weight: np.ndarray, bins: str | int) -> tuple[np.ndarray, np.ndar
         return _bin_float32(flat, bins)
     raise UnscorableWeight(
         f"weights of dtype {flat.dtype} cannot be scored; score the bfloat16, float16 or float32 parent of this "
-        "checkpoint, and prune with that plan"
+        "checkpoint, and prune with that plan and --any-fingerprint"
     )
 
 
