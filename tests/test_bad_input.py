@@ -645,6 +645,17 @@ def test_a_plan_is_not_written_over_what_it_is_made_from(shell: Shell, tmp_path:
     shell.refuses("plan", "e.safetensors", "--tau", "1", "--output", "toy/model.safetensors", saying="of a checkpoint")
 
 
+@pytest.mark.usefixtures("plan")
+@pytest.mark.parametrize("name", ["LICENSE", "tokenizer.json", "tokenizer_config.json"])
+def test_a_file_of_the_source_that_cannot_be_read_is_blamed_on_the_source(shell: Shell, toy: Path, name: str) -> None:
+    (toy / name).symlink_to("/proc/self/mem")
+    # Outside of `contents`, which would read the file.
+    code, out, err = shell.run("prune", "toy", "--plan", "plan.json", "--output", "out")
+    assert (code, out) == (2, "")
+    assert f"toy/{name} cannot be read" in err
+    assert not Path("out").exists()
+
+
 # ------------------------------------------------------------------------------------- what happens while writing
 
 

@@ -1,5 +1,7 @@
 """The model card: what a pruned checkpoint says of itself on the hub."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ from huggingface_hub import ModelCard
 
 import moeits
 from moeits.checkpoint import Checkpoint
+from moeits.criteria import criterion_named
 from moeits.layout import MoELayout
 from tests.toys import make_toy, read_config
 
@@ -102,6 +105,36 @@ def test_the_control_does_not_pass_for_the_method(tmp_path: Path, toy: Path) -> 
     moeits.simplify(toy, experts_per_layer=4, output=tmp_path / "moeits")
     assert "randomly chosen experts removed" in card_of(tmp_path / "random").text
     assert "with redundant experts removed" in card_of(tmp_path / "moeits").text
+
+
+def test_the_card_and_the_config_name_the_checkpoint_that_was_pruned_and_not_the_plans(
+    tmp_path: Path, toy: Path
+) -> None:
+    plan = moeits.plan(moeits.score(toy), tau=0.5)
+    copied = shutil.copytree(toy, tmp_path / "my-copy")
+    done = moeits.prune(copied, plan=plan, output=tmp_path / "out")
+    assert "The local checkpoint my-copy with" in card_of(tmp_path / "out").text
+    assert done.source == read_config(tmp_path / "out")["moeits"]["source"] == "my-copy"
+
+
+def test_a_choice_by_hand_does_not_pass_for_a_criterions(tmp_path: Path, toy: Path) -> None:
+    plan = moeits.plan(moeits.score(toy), tau=-100.0)
+    assert plan.summary["floored_layers"] == [0, 1, 2]
+    moeits.prune(toy, plan=plan, output=tmp_path / "as planned")
+    assert "edited by hand" not in card_of(tmp_path / "as planned").text
+    first = plan.order[0][0][0]
+    kept = {**plan.kept, 0: tuple(sorted({first, *plan.kept[0]}))}
+    done = moeits.prune(toy, plan=replace(plan, kept=kept), output=tmp_path / "edited")
+    assert "**The kept experts were edited by hand:**" in card_of(tmp_path / "edited").text
+    assert done.summary["floored_layers"] == [1, 2]
+
+
+def test_what_a_criterion_removes_is_called_as_it_says(
+    tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(criterion_named("random")), "chosen", "unlucky")
+    moeits.simplify(toy, criterion="random", experts_per_layer=4, output=tmp_path / "out")
+    assert "with unlucky experts removed" in card_of(tmp_path / "out").text
 
 
 def test_a_choice_that_is_little_better_than_chance_is_called_so(tmp_path: Path, shared: Path) -> None:

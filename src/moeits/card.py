@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from moeits.checkpoint import Checkpoint
+from moeits.criteria import CRITERIA
 from moeits.evidence import NOISE_MARGIN
 from moeits.layout import MoELayout
 from moeits.pruning_plan import PruningPlan
 from moeits.sizes import format_size
 from moeits.version import __version__
-
-# How a criterion chooses, as an adjective; the control must not pass for the method.
-_CHOSEN = {"moeits": "redundant", "random": "randomly chosen"}
 
 _LOADS_UNIFORM = """\
 All layers keep the same number of experts, so stock loaders open it, without remote code:
@@ -48,7 +46,7 @@ def model_card(checkpoint: Checkpoint, moe: MoELayout, plan: PruningPlan, layout
     """README.md of a pruned checkpoint, with front matter as the hub reads it."""
     from huggingface_hub import ModelCardData
 
-    name = plan.source.split("@")[0]
+    name = checkpoint.source.split("@")[0]
     front = ModelCardData(**_front_matter(checkpoint.folder, name)).to_yaml().strip()
     source = f"[{name}](https://huggingface.co/{name})" if "/" in name else f"The local checkpoint {name}"
     summary = plan.summary
@@ -58,13 +56,15 @@ def model_card(checkpoint: Checkpoint, moe: MoELayout, plan: PruningPlan, layout
         if left_out
         else ""
     )
+    edited = not plan.follows_order({i: layer.num_experts for i, layer in moe.layers.items()})
+    by_hand = "\n**The kept experts were edited by hand:** they are not those that this leaves." if edited else ""
     return f"""---
 {front}
 ---
 
 # {name.split("/")[-1]}, {summary["experts_kept"]} of {summary["experts_before"]} experts
 
-{source} with {_CHOSEN.get(plan.criterion, "some")} experts removed by moeits {__version__}, which implements MoEITS
+{source} with {_chosen_by(plan.criterion)} experts removed by moeits {__version__}, which implements MoEITS
 (arXiv 2604.10603). The weights that are left are those of the source, bit for bit; nothing was trained.
 
 | | before | after |
@@ -78,8 +78,8 @@ P(down), the share of routed-expert parameters removed: {summary["reduction"]:.2
 
 ## How it was made
 
-Criterion `{plan.criterion}`; {_settings_sentence(plan.settings)}. `plan.json` is the whole recipe: anybody with the
-source can repeat it with `moeits prune SOURCE --plan plan.json`.
+Criterion `{plan.criterion}`; {_settings_sentence(plan.settings)}.{by_hand}
+`plan.json` is the whole recipe: anybody with the source can repeat it with `moeits prune SOURCE --plan plan.json`.
 {_noise_note(summary, len(plan.kept))}{code}
 ## How to load it
 
@@ -95,6 +95,11 @@ source can repeat it with `moeits prune SOURCE --plan plan.json`.
 How much the model lost. Compare it with the unpruned model, and with a random choice of the same counts, before you
 trust it (`moeits plan --criterion random --like plan.json`).
 """
+
+
+def _chosen_by(criterion: str) -> str:
+    """What the removed experts are, by who chose them; the control must not pass for the method."""
+    return next((each.chosen for each in CRITERIA if each.name == criterion), "some")
 
 
 def _noise_note(summary: Mapping[str, Any], layers: int) -> str:

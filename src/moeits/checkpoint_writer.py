@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from moeits.checkpoint import INDEX_NAME, SINGLE_NAME
-from moeits.errors import OutputError
+from moeits.errors import CheckpointError, OutputError
 from moeits.progress import Progress, silent
 from moeits.replaceable import check_replaceable
 from moeits.sizes import format_size
@@ -66,10 +66,17 @@ class CheckpointWriter:
         (self.folder / name).write_text(text, encoding="utf-8", errors="replace")
 
     def copy(self, path: Path, name: str) -> None:
-        """Copy a small file, following links (a hub cache is made of links)."""
+        """Copy a small file, following links (a hub cache is made of links).
+
+        Raises CheckpointError if it cannot be read.
+        """
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}. Mend or remove this file.") from None
         target = self.folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        target.write_bytes(content)
 
     def write_tensors(self, tensors: Sequence[NewTensor], *, max_shard_bytes: int, progress: Progress = silent) -> None:
         """Write shards of at most `max_shard_bytes` each (a larger tensor gets one of its own), and their index."""

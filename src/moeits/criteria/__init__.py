@@ -23,6 +23,9 @@ class Criterion(Protocol):
     needs_seed: ClassVar[bool]
     """True for a criterion whose choice is random; its seed is then part of the plan's settings."""
 
+    chosen: ClassVar[str]
+    """What the experts that it removes are called on a card, such as "redundant"."""
+
     def order(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:
         """The elimination order of one layer, to the last expert."""
 

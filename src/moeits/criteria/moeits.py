@@ -17,6 +17,7 @@ class MoEITS:
     name: ClassVar[str] = "moeits"
     needs_redundancy: ClassVar[bool] = True
     needs_seed: ClassVar[bool] = False
+    chosen: ClassVar[str] = "redundant"
 
     def order(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:  # noqa: ARG002
         if layer not in evidence.redundancy:

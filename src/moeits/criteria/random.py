@@ -16,6 +16,7 @@ class Random:
     name: ClassVar[str] = "random"
     needs_redundancy: ClassVar[bool] = False
     needs_seed: ClassVar[bool] = True
+    chosen: ClassVar[str] = "randomly chosen"
 
     def order(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:
         count = evidence.layers[layer].num_experts
