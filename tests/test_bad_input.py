@@ -396,7 +396,6 @@ SETTINGS = {
     "a random choice by tau": (["--tau", "1", "--criterion", "random"], "takes no tau"),
     "a plan to follow that is missing": (["--like", "none.json"], "There is no plan none.json"),
     "an unknown layout": (["--tau", "1", "--layout", "square"], "--layout square makes no sense"),
-    "a padded layout": (["--tau", "1", "--layout", "padded"], "needs a router with a selection bias"),
     "a shard size in words": (["--tau", "1", "--max-shard-size", "big"], "--max-shard-size big is no size"),
     "shards of nothing": (["--tau", "1", "--max-shard-size", "0"], "--max-shard-size 0 makes no sense"),
     "an unknown flag": (["--tau", "1", "--taw", "1"], "No such option: --taw"),

@@ -332,20 +332,6 @@ def test_a_uniform_config_changes_one_key(tmp_path: Path) -> None:
     assert list(after) == list(before), "in the order of the source"
 
 
-@pytest.mark.parametrize("layout", ["per-layer", "uniform"])
-def test_settings_of_single_layers_that_are_not_of_experts_stay(tmp_path: Path, layout: str) -> None:
-    settings = {"1": {"sliding_window": 7, "num_experts_per_tok": 1}, "2": {"num_experts_per_tok": 2}}
-    toy = make_toy(tmp_path / "toy", per_layer_config=settings)
-    moeits.simplify(toy, experts_per_layer=4, output=tmp_path / "out", layout=layout)
-    config = read_config(tmp_path / "out")
-    if layout == "uniform":
-        assert config["per_layer_config"] == {"1": {"sliding_window": 7}}
-        assert (config["num_experts"], config["num_experts_per_tok"]) == (4, 1)
-    else:
-        own = {"sliding_window": 7, "num_experts": 4, "num_experts_per_tok": 1}
-        assert config["per_layer_config"] == {"0": {"num_experts": 4}, "1": own, "2": {"num_experts": 4}}
-
-
 def test_what_belongs_to_the_checkpoint_is_copied_and_nothing_else(tmp_path: Path, toy: Path) -> None:
     wanted = [
         "tokenizer.json",

@@ -290,7 +290,15 @@ def _counts(architecture: Architecture, config: Mapping[str, Any], index: int) -
             f"config.json has no {' or '.join(architecture.num_experts_keys)}: this {architecture.model_type} "
             "checkpoint does not say how many experts it has."
         )
-    values = {**config, **per_layer_config(config).get(index, {})}
+    own = per_layer_config(config).get(index, {})
+    for values in (config, own):
+        known = {key: values[key] for key in architecture.num_experts_keys if key in values}
+        if any(value != values[next(iter(known))] for value in known.values()):
+            raise CheckpointError(
+                f"config.json gives the number of experts of layer {index} twice and not alike: "
+                f"{', '.join(f'{key} {value}' for key, value in known.items())}. Leave the right one."
+            )
+    values = {**config, **own}
     count, top_k = values.get(key), values.get(architecture.top_k_key)
     if type(count) is not int or type(top_k) is not int or not 1 <= top_k <= count:
         raise CheckpointError(

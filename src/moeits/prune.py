@@ -22,7 +22,7 @@ from moeits.pruning_plan import PruningPlan, check_groups, even_out, summarize
 from moeits.side_files import copy_side_files
 from moeits.sizes import parse_size
 
-LAYOUTS = ("auto", "per-layer", "uniform", "padded")
+LAYOUTS = ("auto", "per-layer", "uniform")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def prune(
     moe = MoELayout.of(checkpoint)
     plan = plan if isinstance(plan, PruningPlan) else PruningPlan.load(plan)
     check_plan(plan, checkpoint, moe, any_fingerprint=any_fingerprint)
-    layout = _chosen_layout(layout, plan)
+    layout = _chosen_layout(layout, plan, moe)
     shard_bytes = _shard_bytes(max_shard_size, checkpoint)
     plan = _as_carried_out(plan, checkpoint, moe, layout)
     config = pruned_config(checkpoint.config, moe, plan, layout)
@@ -103,20 +103,26 @@ def prune(
 
 
 def check_request(
-    checkpoint: Checkpoint, *, output: str | Path, layout: str, max_shard_size: str | int | None, overwrite: bool
+    checkpoint: Checkpoint,
+    moe: MoELayout,
+    *,
+    output: str | Path,
+    layout: str,
+    max_shard_size: str | int | None,
+    overwrite: bool,
 ) -> None:
     """What can be wrong with a call of `prune` before there is a plan. Raises SettingError or OutputError."""
-    _check_layout(layout, str(checkpoint.config["model_type"]))
+    _check_layout(layout, moe)
     _shard_bytes(max_shard_size, checkpoint)
     check_output(Path(output), sources=[checkpoint.folder], overwrite=overwrite)
 
 
-def check_layout(checkpoint: Checkpoint, layout: str, plan: PruningPlan | None) -> None:
+def check_layout(checkpoint: Checkpoint, moe: MoELayout, layout: str, plan: PruningPlan | None) -> None:
     """A checkpoint of unequal counts has a class that opens it; without a plan the counts may turn out unequal.
 
     Raises CheckpointError.
     """
-    if layout == "per-layer" or (layout == "auto" and (plan is None or not _is_even(plan))):
+    if layout != "uniform" and (plan is None or _chosen_layout(layout, plan, moe) == "per-layer"):
         class_name(checkpoint.config)
 
 
@@ -195,26 +201,30 @@ def _rows(info: TensorInfo, rows: Sequence[int], axis: int) -> NewTensor:
     return NewTensor(name=info.name, dtype=info.dtype, shape=shape, nbytes=nbytes, parts=tuple(parts))
 
 
-def _check_layout(layout: str, model_type: str) -> None:
+def _check_layout(layout: str, moe: MoELayout) -> None:
     if layout not in LAYOUTS:
         raise SettingError(f"--layout {layout} makes no sense: it is {', '.join(LAYOUTS)}.")
-    if layout == "padded":
-        # Exact padding needs a selection bias of -1e9 for the dead experts; no registered family has such a bias.
+    if layout == "uniform" and not _has_one_top_k(moe):
+        top_ks = sorted({layer.top_k for layer in moe.layers.values()})
         raise SettingError(
-            f"--layout padded needs a router with a selection bias, and {model_type} has none: a padded expert would "
-            "still be chosen. Use uniform or per-layer."
+            f"--layout uniform has one top_k for all layers, but those of this checkpoint have "
+            f"{' and '.join(map(str, top_ks))}. Use --layout per-layer."
         )
 
 
-def _chosen_layout(layout: str, plan: PruningPlan) -> str:
-    _check_layout(layout, plan.model_type)
+def _chosen_layout(layout: str, plan: PruningPlan, moe: MoELayout) -> str:
+    _check_layout(layout, moe)
     if layout == "auto":
-        return "uniform" if _is_even(plan) else "per-layer"
+        return "uniform" if _is_even(plan) and _has_one_top_k(moe) else "per-layer"
     return layout
 
 
 def _is_even(plan: PruningPlan) -> bool:
     return len(set(map(len, plan.kept.values()))) == 1
+
+
+def _has_one_top_k(moe: MoELayout) -> bool:
+    return len({layer.top_k for layer in moe.layers.values()}) == 1
 
 
 def _as_carried_out(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout, layout: str) -> PruningPlan:

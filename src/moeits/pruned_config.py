@@ -22,17 +22,17 @@ def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, 
     experts are kept than the router picks, the layer's top_k is lowered with them.
     """
     own = {key: value for key, value in config.items() if key not in {"auto_map", "per_layer_config", "moeits"}}
-    count_key, top_k_key = moe.architecture.num_experts_key(config), moe.architecture.top_k_key
-    assert count_key is not None
+    count_keys = [key for key in moe.architecture.num_experts_keys if key in config]
+    top_k_key = moe.architecture.top_k_key
     top_k = {i: min(layer.top_k, len(plan.kept[i])) for i, layer in moe.layers.items()}
-    of_layers = _without(per_layer_config(config), {count_key, top_k_key})
+    of_layers = _without(per_layer_config(config), {*moe.architecture.num_experts_keys, top_k_key})
     if layout == "uniform":
-        own[count_key] = len(next(iter(plan.kept.values())))
-        own[top_k_key] = min(top_k.values())
+        own |= dict.fromkeys(count_keys, len(next(iter(plan.kept.values()))))
+        own[top_k_key] = next(iter(top_k.values()))
     else:
         for i, kept in plan.kept.items():
             lowered = {top_k_key: top_k[i]} if top_k[i] != config[top_k_key] else {}
-            of_layers[i] = {**of_layers.get(i, {}), count_key: len(kept), **lowered}
+            of_layers[i] = {**of_layers.get(i, {}), **dict.fromkeys(count_keys, len(kept)), **lowered}
     if of_layers:
         own["per_layer_config"] = {str(i): values for i, values in sorted(of_layers.items())}
     if layout == "per-layer":

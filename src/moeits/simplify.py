@@ -61,12 +61,13 @@ def simplify(
     plan as it was carried out. Raises what the stages raise.
     """
     checkpoint = Checkpoint.open(model, revision=revision, check=architecture_of)
-    check_request(checkpoint, output=output, layout=layout, max_shard_size=max_shard_size, overwrite=overwrite)
+    moe = MoELayout.of(checkpoint)
+    check_request(checkpoint, moe, output=output, layout=layout, max_shard_size=max_shard_size, overwrite=overwrite)
     pruned = Path(output) if heal is None else Path(output).with_name(Path(output).name + ".pruned")
     if heal is not None:
         _check_left_over(checkpoint, pruned, Path(output), heal, recipe, overwrite=overwrite)
         check_healing(checkpoint, data=heal, recipe=recipe)
-    evidence = Evidence.without_scores(checkpoint, MoELayout.of(checkpoint))
+    evidence = Evidence.without_scores(checkpoint, moe)
     planned = partial(
         plan,
         tau=tau,
@@ -81,7 +82,7 @@ def simplify(
     if criterion_named(criterion).needs_redundancy:
         rehearsed = planned(_rehearsal(evidence))
         # Only counts that are asked for are known before scoring.
-        check_layout(checkpoint, layout, rehearsed if like is not None or experts_per_layer is not None else None)
+        check_layout(checkpoint, moe, layout, rehearsed if like is not None or experts_per_layer is not None else None)
         evidence = score(
             checkpoint,
             preset=preset,

@@ -1,0 +1,58 @@
+"""config.json of a pruned checkpoint, where the source's says more than one number."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import moeits
+from moeits.errors import CheckpointError, SettingError
+from tests.toys import make_toy, read_config
+
+OWN_TOP_K = {"1": {"sliding_window": 7, "num_experts_per_tok": 1}, "2": {"num_experts_per_tok": 2}}
+
+
+def test_a_layer_that_picks_fewer_experts_leaves_the_other_layers_theirs(tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "toy", per_layer_config=OWN_TOP_K)
+    moeits.simplify(toy, experts_per_layer=4, output=tmp_path / "out")
+    config = read_config(tmp_path / "out")
+    assert config["num_experts_per_tok"] == 2
+    own = {"sliding_window": 7, "num_experts": 4, "num_experts_per_tok": 1}
+    assert config["per_layer_config"] == {"0": {"num_experts": 4}, "1": own, "2": {"num_experts": 4}}
+    assert [row.top_k for row in moeits.inspect(tmp_path / "out").layers] == [2, 1, 2]
+
+
+def test_layers_that_pick_different_numbers_have_no_uniform_layout(tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "toy", per_layer_config=OWN_TOP_K)
+    with pytest.raises(SettingError, match="one top_k for all layers, but those of this checkpoint have 1 and 2"):
+        moeits.simplify(toy, experts_per_layer=4, output=tmp_path / "out", layout="uniform")
+
+
+def test_other_settings_of_single_layers_stay_in_a_uniform_layout(tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "toy", per_layer_config={"1": {"sliding_window": 7, "num_experts_per_tok": 2}})
+    moeits.simplify(toy, experts_per_layer=4, output=tmp_path / "out", layout="uniform")
+    config = read_config(tmp_path / "out")
+    assert config["per_layer_config"] == {"1": {"sliding_window": 7}}
+    assert (config["num_experts"], config["num_experts_per_tok"]) == (4, 2)
+
+
+@pytest.mark.parametrize("layout", ["uniform", "per-layer"])
+def test_every_key_that_says_how_many_experts_there_are_says_how_many_are_left(tmp_path: Path, layout: str) -> None:
+    toy = make_toy(tmp_path / "toy", "qwen3_moe", num_local_experts=6)
+    plan = moeits.simplify(toy, tau=0.5, output=tmp_path / "out", layout=layout)
+    config = read_config(tmp_path / "out")
+    if layout == "uniform":
+        assert config["num_experts"] == config["num_local_experts"] == len(plan.kept[0])
+    else:
+        counts = {key: len(kept) for key, kept in plan.kept.items()}
+        for key in ("num_experts", "num_local_experts"):
+            assert {int(i): own[key] for i, own in config["per_layer_config"].items()} == counts
+    model = moeits.load(tmp_path / "out")
+    assert [layer.mlp.gate.weight.shape[0] for layer in model.model.layers] == [len(k) for k in plan.kept.values()]
+
+
+def test_two_keys_that_disagree_on_the_number_of_experts_are_a_sentence(tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "toy", "qwen3_moe")
+    (toy / "config.json").write_text(json.dumps({**read_config(toy), "num_local_experts": 8}))
+    with pytest.raises(CheckpointError, match="twice and not alike: num_experts 6, num_local_experts 8"):
+        moeits.inspect(toy)
