@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moeits.criteria import CRITERIA, Criterion, criterion_named
+from moeits.criteria import CRITERIA, Criterion, criterion_named, elimination_order
 from moeits.errors import EvidenceError, MoeitsError, SettingError
 from moeits.evidence import Evidence
 from moeits.plan import plan
@@ -31,7 +31,7 @@ def test_names_are_unique_and_found_by_name() -> None:
     names = [criterion.name for criterion in CRITERIA]
     assert len(set(names)) == len(names)
     assert all(criterion_named(criterion.name) is criterion for criterion in CRITERIA)
-    with pytest.raises(SettingError, match="Known: moeits, random"):
+    with pytest.raises(SettingError, match=r"Known: .*moeits, random"):
         criterion_named("nothing like it")
 
 
@@ -67,7 +67,7 @@ def test_only_a_criterion_that_needs_no_scores_plans_without_them(criterion: Cri
     unscored = replace(evidence, redundancy={}, floor={})
     if criterion.needs_redundancy:
         with pytest.raises(EvidenceError, match="Score the model again"):
-            criterion.order(unscored, 0, np.random.default_rng(0))
+            elimination_order(criterion, unscored, 0, np.random.default_rng(0))
     else:
         assert criterion.order(unscored, 0, np.random.default_rng(0)).num_experts == 9
 

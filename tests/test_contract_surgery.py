@@ -94,18 +94,28 @@ def keep(toy: Path, kept: Kept, output: Path, layout: str = "auto") -> Path:
 # ------------------------------------------------------------------------------------------------------- on disk
 
 
+class Toys(dict[str, Path]):
+    """A toy of every architecture in each form, made when it is first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __missing__(self, form: str) -> Path:
+        model_type, _, fused = form.partition(" ")
+        folder = self.folder / form.replace(" ", "-")
+        self[form] = fuse(self[model_type], folder) if fused else make_toy(folder, model_type, shards=2)
+        return self[form]
+
+
 @pytest.fixture(scope="module")
-def toys(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A toy of every architecture in each form."""
-    folder = tmp_path_factory.mktemp("toys")
-    made = {model_type: make_toy(folder / model_type, model_type, shards=2) for model_type in MODEL_TYPES}
-    return made | {f"{name} fused": fuse(made[name], folder / f"{name}-fused") for name in ONE_BY_ONE}
+def toys(tmp_path_factory: pytest.TempPathFactory) -> Toys:
+    return Toys(tmp_path_factory.mktemp("toys"))
 
 
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=10)
 @given(kept=kept_sets())
-def test_every_tensor_has_exactly_one_fate(toys: dict[str, Path], form: str, kept: Kept) -> None:
+def test_every_tensor_has_exactly_one_fate(toys: Toys, form: str, kept: Kept) -> None:
     checkpoint = Checkpoint.open(toys[form])
     moe = MoELayout.of(checkpoint)
     seen: dict[str, Any] = {}
@@ -131,7 +141,7 @@ def test_every_tensor_has_exactly_one_fate(toys: dict[str, Path], form: str, kep
 @settings(max_examples=4)
 @given(kept=kept_sets(least=2))
 def test_what_is_kept_is_kept_to_the_bit(
-    tmp_path_factory: pytest.TempPathFactory, toys: dict[str, Path], form: str, kept: Kept
+    tmp_path_factory: pytest.TempPathFactory, toys: Toys, form: str, kept: Kept
 ) -> None:
     output = keep(toys[form], kept, tmp_path_factory.mktemp("out") / "pruned", layout="per-layer")
     found, expected = read_tensors(output), left(toys[form], kept)
@@ -148,7 +158,7 @@ def left(toy: Path, kept: Kept) -> dict[str, np.ndarray]:
     return what_is_left(read_tensors(toy), config, key, kept)
 
 
-def test_another_expert_would_have_been_noticed(tmp_path: Path, toys: dict[str, Path]) -> None:
+def test_another_expert_would_have_been_noticed(tmp_path: Path, toys: Toys) -> None:
     kept = {0: (0, 1), 1: (2, 3), 2: (4, 5)}
     found = read_tensors(keep(toys["mixtral"], kept, tmp_path / "out"))
     other = left(toys["mixtral"], {**kept, 1: (2, 4)})
@@ -156,9 +166,7 @@ def test_another_expert_would_have_been_noticed(tmp_path: Path, toys: dict[str, 
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
-def test_with_equal_counts_it_has_the_tensors_of_the_stock_class(
-    tmp_path: Path, toys: dict[str, Path], model_type: str
-) -> None:
+def test_with_equal_counts_it_has_the_tensors_of_the_stock_class(tmp_path: Path, toys: Toys, model_type: str) -> None:
     pruned = keep(toys[model_type], EQUAL, tmp_path / "pruned", layout="uniform")
     expected = stock(read_config(pruned)).on_disk
     assert {name: value.shape for name, value in read_tensors(pruned).items()} == {
@@ -167,7 +175,7 @@ def test_with_equal_counts_it_has_the_tensors_of_the_stock_class(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_pruning_nothing_copies_every_byte(tmp_path: Path, toys: dict[str, Path], form: str) -> None:
+def test_pruning_nothing_copies_every_byte(tmp_path: Path, toys: Toys, form: str) -> None:
     every = dict.fromkeys(range(3), tuple(range(EXPERTS)))
     keep(toys[form], every, tmp_path / "out")
     before, after = read_tensors(toys[form]), read_tensors(tmp_path / "out")
@@ -179,7 +187,7 @@ def test_pruning_nothing_copies_every_byte(tmp_path: Path, toys: dict[str, Path]
 
 
 @pytest.mark.parametrize("model_type", ONE_BY_ONE)
-def test_storage_changes_no_score_no_plan_and_no_tensor(tmp_path: Path, toys: dict[str, Path], model_type: str) -> None:
+def test_storage_changes_no_score_no_plan_and_no_tensor(tmp_path: Path, toys: Toys, model_type: str) -> None:
     copies = {
         "one by one": toys[model_type],
         "in shards": reshard(toys[model_type], tmp_path / "shards", shards=4),

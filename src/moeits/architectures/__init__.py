@@ -128,7 +128,13 @@ def architecture_of(config: Config) -> Architecture:
     known = {architecture.model_type: architecture for architecture in ARCHITECTURES}
     if model_type in known:
         return known[model_type]
-    if not any("expert" in key for key in config):
+    if part := next((key for key, value in config.items() if isinstance(value, Mapping) and _has_experts(value)), None):
+        raise UnknownArchitecture(
+            f"A {model_type} checkpoint is several models in one, and has its Mixture of Experts in its {part} "
+            f"({config[part].get('model_type', 'of no model_type')}). moeits works on text models that stand by "
+            "themselves; docs/extending.md says what it knows of names."
+        )
+    if not _has_experts(config):
         raise UnknownArchitecture(
             f"A {model_type} checkpoint is no Mixture of Experts: its config.json names no experts. "
             f"moeits works on {', '.join(known)}."
@@ -138,3 +144,7 @@ def architecture_of(config: Config) -> Architecture:
     raise UnknownArchitecture(
         f"No architecture {model_type!r}.{hint} Known: {', '.join(known)}. docs/extending.md shows how to add one."
     )
+
+
+def _has_experts(config: Config) -> bool:
+    return any("expert" in key for key in config)

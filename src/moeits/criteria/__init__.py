@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 
 from moeits.elimination import EliminationOrder
-from moeits.errors import SettingError
+from moeits.errors import EvidenceError, SettingError
 from moeits.evidence import Evidence
 
 
@@ -27,7 +27,7 @@ class Criterion(Protocol):
     """What the experts that it removes are called on a card, such as "redundant"."""
 
     def order(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:
-        """The elimination order of one layer, to the last expert."""
+        """The elimination order of one layer, to the last expert. Scores are there if it needs them."""
 
 
 from moeits.criteria import moeits, random  # noqa: E402
@@ -38,7 +38,12 @@ CRITERIA: tuple[Criterion, ...] = (moeits.CRITERION, random.CRITERION)
 def elimination_order(
     criterion: Criterion, evidence: Evidence, layer: int, rng: np.random.Generator
 ) -> EliminationOrder:
-    """The order of a criterion in a layer, in rounds of one expert per group where the router is limited by groups."""
+    """The order of a criterion in a layer, in rounds of one expert per group where the router is limited by groups.
+
+    Raises EvidenceError if the criterion needs scores and there are none.
+    """
+    if criterion.needs_redundancy and layer not in evidence.redundancy:
+        raise EvidenceError(f"The evidence has no redundancy scores for layer {layer}. Score the model again.")
     return criterion.order(evidence, layer, rng).by_groups(evidence.layers[layer].groups)
 
 
