@@ -10,28 +10,42 @@ import moeits
 from moeits.evidence import Evidence, LayerFacts
 from moeits.layout import ExpertSizes
 from moeits.plan import Planner
-from moeits.run_folder import RunFolder
-from moeits.sweep import cut, parse_taus
+from moeits.run_folder import PointFolder, RunFolder
+from moeits.sweep import choose_at_random, cut, parse_taus
 
 
-def results(accuracy: float, *, parameters: int, nbytes: int) -> dict[str, Any]:
-    """Results as `moeits evaluate` writes them: two tasks, one of them without acc_norm, and a text."""
+def results(accuracy: float, *, parameters: int, nbytes: int, seed: int = 0) -> dict[str, Any]:
+    """Results as `moeits evaluate` writes them: two tasks, one of them without acc_norm, and a text; 400 items each."""
     row = {"num_fewshot": 15, "n_samples": {"original": 2376, "effective": 400}, "version": 1.0, "files": {}}
     prompts = {"requests": 1600, "requests_cut": 7, "items_cut": 3, "longest_tokens": 900, "room_tokens": 512}
     both = {"acc": accuracy, "acc_stderr": 0.025, "acc_norm": accuracy + 0.05, "acc_norm_stderr": 0.02}
+    nats = 5 - accuracy
     return {
         "format": 1,
         "kind": "results",
-        "model": {"source": "toy", "parameters": parameters, "bytes": nbytes},
+        "model": {"source": "toy", "fingerprint": "0", "parameters": parameters, "bytes": nbytes},
         "settings": {"num_fewshot": 15, "batch_size": 40},
         "versions": {"lm_eval": "0.4.13"},
         "tasks": {
             "arc_easy_local": {**row, **both, "chance": 0.25, "prompts": prompts},
             "boolq_local": {**row, "acc": accuracy + 0.1, "acc_stderr": 0.025, "chance": 0.5, "prompts": None},
         },
-        "perplexity": {"nats_per_token": 5 - accuracy, "bits_per_byte": 2 - accuracy, "file": "valid.jsonl"},
-        "samples": {},
+        "perplexity": {
+            **{"file": "valid.jsonl", "sha256": "a" * 64, "window_tokens": 64, "documents": 20, "tokens": 2000},
+            **{"bytes": 8000, "nats_per_token": nats, "bits_per_byte": nats / 4 / 0.6931471805599453},
+        },
+        "samples": {
+            "arc_easy_local": {**_right(accuracy, "acc", seed), **_right(accuracy + 0.05, "acc_norm", seed)},
+            "boolq_local": _right(accuracy + 0.1, "acc", seed),
+            "perplexity": {"nats": [100 * nats + 10 * (-1) ** i for i in range(20)], "tokens": [100] * 20},
+        },
     }
+
+
+def _right(share: float, metric: str, seed: int) -> dict[str, list[Any]]:
+    """Which of 400 items are right: that share of them, drawn so that models of one seed agree on most."""
+    order = np.random.default_rng(seed).permutation(400)
+    return {"doc_hash": [f"item {i}" for i in range(400)], metric: [float(i < round(400 * share)) for i in order]}
 
 
 def footprint(joules: float | None) -> dict[str, Any]:
@@ -51,6 +65,7 @@ def footprint(joules: float | None) -> dict[str, Any]:
         "prefill": speed,
         "decode": speed,
         "energy": energy,
+        "machine": {"device": "cpu", "threads": 2, "dtype": "float32", "experts": "grouped_mm"},
         "not_measured": {} if energy else {"energy": "codecarbon cannot measure here."},
     }
 
@@ -72,18 +87,23 @@ def healing() -> dict[str, Any]:
     }
 
 
-def evaluated(run: Path) -> Path:
-    """A sweep with made-up results beside its plans: accuracy falls with the experts, healing gives half of it back."""
+def evaluated(run: Path, *, seeds: int = 0) -> Path:
+    """A sweep with made-up results beside its plans: accuracy falls with the experts, healing gives half of it back.
+
+    With `seeds`, random choices of the same counts as well, the first of them healed.
+    """
     swept_points = json.loads((run / "sweep.json").read_text())["points"]
     points = list({point["folder"]: point for point in swept_points}.values())
+    evidence = Evidence.load(run / "evidence.safetensors")
     for point in points:
         s, folder = point["summary"], run / point["folder"]
         size = {"parameters": s["parameters_after"], "nbytes": s["bytes_after"]}
         lost = 0.3 * s["reduction"]
-        write(folder / "unhealed.json", results(0.6 - lost, **size))
-        write(folder / "healed.json", results(0.6 - lost / 2, **size))
-        write(folder / "healing.json", healing())
+        _model(folder, 0.6 - lost, 0.6 - lost / 2, size)
         write(folder / "footprint.json", footprint(0.25))
+        for chosen in choose_at_random(evidence, [PointFolder(folder)], seeds, None):
+            own = 0.58 - lost - 0.02 * (chosen.seed or 0)
+            _model(chosen.path, own, None if chosen.seed else own + lost / 2, size)
     before = {"parameters": s["parameters_before"], "nbytes": s["bytes_before"]}
     write(run / "unpruned" / "unhealed.json", results(0.6, **before))
     write(run / "unpruned" / "footprint.json", footprint(0.5))
@@ -94,8 +114,19 @@ def evaluated(run: Path) -> Path:
             for point in points
         ),
     ]
+    if seeds:
+        folder = f"{points[0]['folder']}/random-0"
+        own = {"stage": "control: evaluation", "point": folder, "seconds": 9.0, "joules": 900.0, "mode": None}
+        entries.append(own)
     write(run / "ledger.json", {"format": 1, "kind": "ledger", "entries": entries})
     return run
+
+
+def _model(folder: Path, unhealed: float, healed: float | None, size: dict[str, int]) -> None:
+    write(folder / "unhealed.json", results(unhealed, **size))
+    if healed is not None:
+        write(folder / "healed.json", results(healed, **size))
+        write(folder / "healing.json", healing())
 
 
 def write(path: Path, value: Any) -> None:
@@ -125,7 +156,7 @@ def large_run(folder: Path, *, layers: int = 24, experts: int = 60) -> Path:
     )
     folder.mkdir()
     evidence.save(folder / "evidence.safetensors")
-    settings = {"scoring": {"preset": "paper"}, "min_experts": None, "evaluation": None, "healing": None}
+    settings = {"scoring": {"preset": "paper"}, "min_experts": None, "evaluation": None, "healing": None, "control": 0}
     cut(Planner(evidence), parse_taus("0.5:5:0.25"), settings, RunFolder(folder))
     return folder
 

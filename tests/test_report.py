@@ -1,5 +1,6 @@
 """A report says what stands in the files of its runs, unpruned row first, and nothing else."""
 
+import html
 import json
 import re
 import shutil
@@ -12,7 +13,8 @@ import moeits
 from moeits.errors import EvaluationError, MoeitsError, SettingError
 from moeits.report_page.cost_sections import payback_tokens
 from moeits.report_page.published import published_rows
-from tests.runs import evaluated, footprint, large_run, swept, write
+from tests.runs import evaluated, footprint, large_run, results, swept, write
+from tests.toys import make_toy
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def test_the_same_run_gives_the_same_bytes_and_names_no_path(run: Path, tmp_path
 def test_the_unpruned_row_always_comes_first(run: Path) -> None:
     text = tables(run)
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    heads = [number for number, line in enumerate(rows) if line.startswith("| model")]
+    heads = [n for n, line in enumerate(rows) if line.startswith("| model") and "parameters" in line]
     assert len(heads) == 3, "acc, acc_norm and the text"
     assert all(rows[number + 2].startswith("| unpruned |") for number in heads)
 
@@ -91,20 +93,22 @@ def test_a_table_holds_the_numbers_of_the_files_with_intervals(run: Path) -> Non
     points = json.loads((run / "sweep.json").read_text())["points"]
     summary = points[0]["summary"]
     accuracy = 0.6 - 0.3 * summary["reduction"]
-    row = next(line for line in tables(run).splitlines() if f"{summary['experts_kept']} experts |" in line)
+    row = next(line for line in tables(run).splitlines() if f"| MoEITS {summary['experts_kept']} |" in line)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[1:4] == [
+    # The mean of two independent tasks: sqrt(2 * 0.025^2) / 2, times 1.96.
+    assert cells[1:] == [
+        f"{100 * accuracy:.1f} ± 4.9",
+        f"{100 * (accuracy + 0.1):.1f} ± 4.9",
+        f"{100 * (accuracy + 0.05):.1f} ± 3.5",
         f"{100 * summary['reduction']:.2f}",
         f"{summary['parameters_after']:,}",
-        f"{100 * accuracy:.1f} ± 4.9",
     ]
-    # The mean of two independent tasks: sqrt(2 * 0.025^2) / 2, times 1.96.
-    assert cells[-1] == f"{100 * (accuracy + 0.05):.1f} ± 3.5"
 
 
 def test_prompts_that_were_cut_and_chance_are_said(run: Path) -> None:
     text = page(run)
-    assert "3 prompts were longer than the context (900 tokens, room for 512)" in text
+    cut = "7 of 1,600 prompts, those of 3 items, were longer than the context (up to 900 tokens, room for 512)"
+    assert cut in text
     assert "a guess scores 25.00 %" in text
 
 
@@ -121,8 +125,8 @@ def test_a_run_half_finished_shows_what_is_there(run: Path) -> None:
     (run / "unpruned" / "unhealed.json").unlink()
     text = page(run)
     assert "The unpruned model was not evaluated in this run" in text
-    assert f"{folders[0].name.removeprefix('experts-')} experts, healed" not in text
-    assert f"{folders[1].name.removeprefix('experts-')} experts, healed" in text
+    assert f"MoEITS {folders[0].name.removeprefix('experts-')}, healed" not in text
+    assert f"MoEITS {folders[1].name.removeprefix('experts-')}, healed" in text
 
 
 def test_a_folder_with_a_plan_alone_is_a_run(toy: Path, tmp_path: Path) -> None:
@@ -136,13 +140,47 @@ def test_a_folder_with_a_plan_alone_is_a_run(toy: Path, tmp_path: Path) -> None:
         (lambda run: shutil.rmtree(run), "There is no run .*moeits sweep"),
         (lambda run: [path.unlink() for path in run.rglob("*") if path.is_file()], "nothing to report"),
         (lambda run: (run / "ledger.json").write_text("{"), r"ledger.json is broken .*Remove it"),
-        (lambda run: (run / "unpruned" / "unhealed.json").write_text("[]"), "not a JSON object"),
+        (lambda run: (run / "unpruned" / "unhealed.json").write_text("[]"), "holds no results"),
+        (lambda run: (run / "sweep.json").write_text("{}"), r"sweep.json is broken \(it has no source\)"),
+        (lambda run: (run / "ledger.json").write_bytes(b'{"a":"\xe9"}'), r"ledger.json is broken"),
+        (
+            lambda run: write(run / "ledger.json", {"entries": [{}]}),
+            r"ledger.json is broken \(entries\[0\] has no stage",
+        ),
+        (lambda run: write(point_of(run) / "healing.json", {}), r"healing.json is broken \(it has no recipe_name"),
+        (lambda run: write(point_of(run) / "footprint.json", {}), r"footprint.json is broken \(it has no parameters"),
+        (lambda run: write(point_of(run) / "plan.json", {}), r"plan.json is no plan"),
+        (lambda run: edit(point_of(run) / "unhealed.json", tasks={"a": 1}), r"broken \(tasks.a is no JSON object"),
+        (lambda run: edit(point_of(run) / "unhealed.json", tasks={"a": {"acc": "x"}}), r"broken \(tasks.a.acc is 'x'"),
+        (lambda run: edit(point_of(run) / "plan.json", fingerprint="other"), r"plan.json is of another checkpoint"),
+        (lambda run: edit(point_of(run) / "plan.json", kept={"0": [1, 2]}), r"plan.json keeps experts in 1 layers"),
+        (lambda run: without_evidence(run), r"plan.json has no experts_before in its summary"),
     ],
 )
 def test_a_run_that_cannot_be_read_is_one_sentence(run: Path, break_it: object, sentence: str) -> None:
     break_it(run)  # type: ignore[operator]
-    with pytest.raises(EvaluationError, match=sentence):
+    with pytest.raises(MoeitsError, match=sentence):
         page(run)
+
+
+def point_of(run: Path) -> Path:
+    return next(run.glob("experts-*"))
+
+
+def edit(path: Path, **changes: object) -> None:
+    write(path, {**json.loads(path.read_text()), **changes})
+
+
+def without_evidence(run: Path) -> None:
+    (run / "evidence.safetensors").unlink()
+    edit(point_of(run) / "plan.json", summary={})
+
+
+def test_a_plan_edited_by_hand_is_shown_by_what_it_keeps(run: Path) -> None:
+    plan = json.loads((point_of(run) / "plan.json").read_text())
+    kept = {layer: experts[:-1] for layer, experts in plan["kept"].items()}
+    edit(point_of(run) / "plan.json", kept=kept, summary={}, order={})
+    assert f"| MoEITS {sum(map(len, kept.values()))} |" in tables(run)
 
 
 def test_a_report_without_a_place_or_of_an_unknown_format_is_refused(run: Path) -> None:
@@ -165,7 +203,7 @@ def test_several_runs_stand_side_by_side(run: Path, toy: Path, tmp_path: Path) -
 
 def test_the_ledger_says_when_a_model_is_paid_back_or_that_it_never_is(run: Path) -> None:
     # Scoring 60 J and pruning 40 J, at 0.25 J saved a token.
-    assert "the 100 J it took are paid back after 400 generated tokens" in tables(run)
+    assert "the 100 J it took are paid back after an estimated 400 generated tokens" in tables(run)
     points = sorted(path for path in run.iterdir() if path.name.startswith("experts-"))
     write(points[0] / "footprint.json", footprint(0.6))
     write(points[1] / "footprint.json", footprint(None))
@@ -175,15 +213,31 @@ def test_the_ledger_says_when_a_model_is_paid_back_or_that_it_never_is(run: Path
     assert payback_tokens(1.0, 0.2, 0.2) is None
 
 
+def test_a_payback_is_no_more_exact_than_its_energies_and_says_where_they_were_measured(run: Path) -> None:
+    ledger = json.loads((run / "ledger.json").read_text())
+    for entry in ledger["entries"]:
+        entry.update(joules=12345.0, mode="cpu measured (intel_rapl), memory estimated")
+    write(run / "ledger.json", ledger)
+    for path in run.glob("*/footprint.json"):
+        found = json.loads(path.read_text())
+        found["energy"]["mode"] = "cpu measured (intel_rapl), memory estimated"
+        write(path, found)
+    # 24,690 J at 0.25 J a token would be 98,760 tokens.
+    assert "the 24,690 J it took are paid back after about 99,000 generated tokens" in tables(run)
+
+
 def test_a_card_gains_results_once_and_loses_the_sentence_that_there_are_none(run: Path, tmp_path: Path) -> None:
     pruned, toy = tmp_path / "pruned", tmp_path / "toy"
-    moeits.simplify(toy, output=pruned, reduction=0.3)
+    moeits.simplify(toy, output=pruned, tau=1)
     assert "Not measured here" in (pruned / "README.md").read_text()
     moeits.report([run], card=pruned)
     once = (pruned / "README.md").read_text()
     assert "Not measured here" not in once
-    assert "| unpruned | 0 |" in once
+    assert "| unpruned | 60.0 ± 4.9 |" in once
     assert once.startswith("---\n")
+    rows = {line.split("|")[1].strip() for line in once.splitlines() if line.startswith("| MoEITS")}
+    kept = json.loads((pruned / "plan.json").read_text())["summary"]["experts_kept"]
+    assert rows == {f"MoEITS {kept}", f"MoEITS {kept}, healed"}, "the other models of the run are not this one"
     moeits.report([run], card=pruned)
     assert (pruned / "README.md").read_text() == once
 
@@ -192,13 +246,29 @@ def test_a_card_without_results_or_without_a_card_is_refused(toy: Path, tmp_path
     bare = swept(toy, tmp_path / "bare")
     with pytest.raises(EvaluationError, match=r"no README.md"):
         moeits.report([bare], card=tmp_path)
-    (tmp_path / "README.md").write_text("# a card\n")
+    moeits.simplify(toy, output=tmp_path / "pruned", tau=1)
     with pytest.raises(MoeitsError, match="no results to add"):
-        moeits.report([bare], card=tmp_path)
+        moeits.report([bare], card=tmp_path / "pruned")
+
+
+def test_a_card_takes_no_results_of_another_model(run: Path, toy: Path, tmp_path: Path) -> None:
+    moeits.simplify(toy, output=tmp_path / "more", reduction=0.3)
+    moeits.simplify(make_toy(tmp_path / "other", seed=5), output=tmp_path / "pruned", tau=1)
+    for name in ("more", "pruned", "other"):
+        (tmp_path / "other" / "README.md").write_text("# a card\n")
+        before = (tmp_path / name / "README.md").read_text()
+        with pytest.raises(EvaluationError, match=r"not of .*Sweep the tau it was pruned by"):
+            moeits.report([run], card=tmp_path / name)
+        assert (tmp_path / name / "README.md").read_text() == before
+    (toy / "README.md").write_text("# a card\n")
+    moeits.report([run], card=toy)
+    assert "| unpruned |" in (toy / "README.md").read_text()
 
 
 def test_published_rows_are_shown_on_request_with_their_caveats_and_sources(run: Path) -> None:
     assert "Published rows" not in tables(run)
+    other = shutil.copytree(run, run.parent / "other")
+    assert tables(run, other, published=True).count("Published rows") == 1
     text = tables(run, published=True)
     known = published_rows()
     for caveat in known["caveats"]:
@@ -214,3 +284,198 @@ def test_a_page_of_24_layers_of_60_experts_stays_under_5_megabytes(tmp_path: Pat
     text = page(run)
     assert len(text.encode()) < 5 * 10**6
     assert text.count("<rect ") > 24 * 60
+
+
+# ------------------------------------------------------------------------------------------------ claim and control
+
+
+def section(text: str, title: str) -> str:
+    """One section of the tables in Markdown."""
+    return text.split(f"## {title}\n", 1)[1].split("\n## ", 1)[0]
+
+
+def table_of(text: str, caption: str) -> dict[str, list[str]]:
+    """The first table under a caption that begins so: name of the row -> its cells."""
+    found = next(part for part in text.split("\n\n") if part.startswith(caption))
+    lines = text.split(found, 1)[1].strip().split("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0]: row[1:] for row in cells}
+
+
+@pytest.fixture
+def controlled(toy: Path, tmp_path: Path) -> Path:
+    return evaluated(swept(toy, tmp_path / "controlled"), seeds=3)
+
+
+def test_random_choices_of_as_many_experts_stand_under_each_model(controlled: Path) -> None:
+    rows = table_of(tables(controlled), "acc, %, with 95 % intervals:")
+    kept = json.loads((controlled / "sweep.json").read_text())["points"][0]["summary"]["experts_kept"]
+    names = [name for name in rows if name.split(",")[0].endswith(f" {kept}")]
+    seeds = [f"random {kept}, 3 seeds", f"random {kept}, seed 0, healed"]
+    assert names == [f"MoEITS {kept}", f"MoEITS {kept}, healed", *seeds]
+    # Made up: two points below MoEITS, two more for each further seed.
+    ours = float(rows[f"MoEITS {kept}"][0].split()[0])
+    assert rows[seeds[0]][0] == f"{ours - 4:.1f} ({ours - 6:.1f} to {ours - 2:.1f})"
+    every = table_of(tables(controlled), "acc, %, with 95 % intervals: all")
+    assert [name for name in every if name.startswith(f"random {kept},")] == [
+        f"random {kept}, seed 0",
+        f"random {kept}, seed 0, healed",
+        f"random {kept}, seed 1",
+        f"random {kept}, seed 2",
+    ]
+
+
+def test_every_row_has_the_paired_difference_that_compare_gives(controlled: Path) -> None:
+    rows = table_of(tables(controlled), "acc minus that of the unpruned model")
+    for point in controlled.glob("experts-*"):
+        for file, name in (("unhealed", ""), ("healed", ", healed")):
+            found = moeits.compare(controlled / "unpruned" / "unhealed.json", point / f"{file}.json")
+            cells = rows[f"MoEITS {point.name.removeprefix('experts-')}{name}"]
+            for task, cell in zip(("arc_easy_local", "boolq_local"), cells, strict=False):
+                numbers = found.tasks[task]["acc"]
+                expected = [100 * each for each in (numbers.difference, numbers.low, numbers.high)]
+                assert [float(n) for n in re.findall(r"[-+][0-9.]+", cell.replace("\u2212", "-"))] == pytest.approx(
+                    expected, abs=0.051
+                )
+
+
+def test_moeits_is_paired_with_each_random_choice_and_with_their_mean(controlled: Path) -> None:
+    text = tables(controlled)
+    points = [point.name.removeprefix("experts-") for point in controlled.glob("experts-*")]
+    mean = table_of(text, "acc minus that of random choices of as many experts")
+    assert {name for name in mean if "healed" not in name} == {
+        f"MoEITS {kept} minus random, 3 seeds" for kept in points
+    }
+    for kept in points:
+        found = moeits.compare(
+            controlled / f"experts-{kept}" / "random-1" / "unhealed.json",
+            controlled / f"experts-{kept}" / "unhealed.json",
+        ).tasks["boolq_local"]["acc"]
+        assert mean[f"MoEITS {kept} minus random, 3 seeds"][1].startswith("+4.0 [")
+        every = table_of(
+            text, "acc minus that of random choices of as many experts, percentage points, 95 % intervals: "
+        )
+        assert every[f"MoEITS {kept} minus random, seed 1"][1] == (
+            f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+        )
+
+
+def test_results_without_samples_are_shown_without_differences(controlled: Path) -> None:
+    for path in controlled.rglob("*healed.json"):
+        edit(path, samples={})
+    assert "minus that of" not in tables(controlled)
+
+
+def test_random_experts_are_never_the_headline(toy: Path, tmp_path: Path) -> None:
+    run, evidence = tmp_path / "hand", moeits.score(toy)
+    plans = {name: moeits.plan(evidence, experts_per_layer=3, criterion=name) for name in ("moeits", "random")}
+    write(run / "unpruned" / "unhealed.json", results(0.6, parameters=1, nbytes=1))
+    for folder, name, accuracy in (("b", "moeits", 0.5), ("a", "random", 0.55)):
+        size = {"parameters": plans[name].summary["parameters_after"], "nbytes": plans[name].summary["bytes_after"]}
+        write(run / folder / "unhealed.json", results(accuracy, **size))
+        plans[name].save(run / folder / "plan.json")
+    evidence.save(run / "evidence.safetensors")
+    summary = page(run).split("Who stays</h2>")[0]
+    assert summary.index("MoEITS 9") < summary.index("random 9, seed 0"), "the control stands under what it controls"
+    assert "+4" not in summary
+    # The mean of the two tasks: 55 of MoEITS, 60 of the random choice, whose experts the dial never keeps.
+    dial = page(run).split('"measured":')[1].split("]}")[0]
+    assert '"text":"55.0"' in dial
+    assert "60.0" not in dial
+    (run / "b" / "unhealed.json").unlink()
+    assert "MoEITS" not in re.sub(r"<[^>]*>", "", page(run).split("Who stays</h2>")[0].split("Summary</h2>")[1])
+
+
+def test_the_summary_says_how_many_layers_stand_above_the_noise_floor(run: Path) -> None:
+    above = moeits.Evidence.load(run / "evidence.safetensors").above_noise()
+    layers = len(above["redundancy"]) - len(above["layers_on_noise_floor"])
+    summary = page(run).split("Who stays</h2>")[0]
+    assert f"In {layers} of 3 layers some pair of experts stands 10 % or more above the noise floor" in summary
+    assert "arc_easy_local, 15-shot, 400 of 2376 items" in summary
+    assert "Intervals are about items" in summary
+
+
+def test_the_control_is_in_the_ledger_and_charged_to_no_model(controlled: Path) -> None:
+    text = tables(controlled)
+    rows = table_of(text, "What it cost to make")
+    assert rows["control: evaluation"] == ["1", "9.0", "900"]
+    assert list(rows).index("together") < list(rows).index("control: evaluation")
+    assert "the 100 J it took are paid back" in text
+    assert "charged to no model" in text
+
+
+def test_figure_2_has_the_control_the_unpruned_band_and_chance(controlled: Path, run: Path) -> None:
+    text = page(controlled).split("Accuracy against tau</h2>")[1].split("Accuracy</h2>")[0]
+    drawn = set(re.findall(r"<text[^>]*>([^<]*)</text>", text))
+    lines = {"MoEITS, un-healed", "MoEITS, healed", "random, un-healed", "random, healed"}
+    assert lines | {"unpruned", "chance", "acc, %", "loss, nats per token"} <= drawn
+    assert "does not show what the method adds to chance" in page(run)
+
+
+def test_a_sweep_of_perplexity_alone_has_its_curve_and_its_plot_against_size(controlled: Path) -> None:
+    for path in controlled.rglob("*healed.json"):
+        edit(path, tasks={})
+    text = page(controlled)
+    assert "Accuracy against tau" in text
+    assert "loss on held-out text, nats per token, against bytes. Down and to the left is better" in text
+
+
+def test_rows_of_another_question_are_marked_and_in_no_plot(run: Path) -> None:
+    path = point_of(run) / "unhealed.json"
+    found = json.loads(path.read_text())
+    for row in found["tasks"].values():
+        row.update(num_fewshot=0, n_samples={"original": 2376, "effective": 20})
+    found["perplexity"].update(file="other.txt", sha256="b" * 64)
+    write(path, found)
+    text = tables(run)
+    kept = point_of(run).name.removeprefix("experts-")
+    row = table_of(text, "acc, %, with 95 % intervals")[f"MoEITS {kept}"]
+    assert row[0].endswith(" *")
+    assert row[2] == "\N{EN DASH}", "no mean over different questions"
+    assert "arc_easy_local: 0-shot, 20 of 2376 items. Another question than that of the other rows" in text
+    assert "other.txt, windows of 64 tokens, SHA-256 bbbbbbbbbbbb. Another question" in text
+    assert "The results are of different shots" in text, "why there is no paired difference"
+    assert text.count(f"MoEITS {kept}, healed") > 0
+
+
+def test_runs_side_by_side_share_only_what_all_were_asked_and_have_names_of_their_own(run: Path) -> None:
+    other = shutil.copytree(run, run.parent / "elsewhere" / "run")
+    for path in other.rglob("*healed.json"):
+        tasks = json.loads(path.read_text())["tasks"]
+        edit(path, tasks={"hellaswag": tasks["boolq_local"], "arc_easy_local": tasks["arc_easy_local"]})
+    text = page(run, other).split("All runs</h3>")[1].split("</article>")[0]
+    assert "acc, %, arc_easy_local" in text
+    assert "not all runs were asked the same: boolq_local, hellaswag" in text
+    for name in ("run (1)", "run (2)"):
+        assert f'<th scope="row">{name}</th><td class="word">unpruned</td><td>60.0</td>' in text
+        assert f"{name}: MoEITS, healed" in text
+
+
+@pytest.mark.parametrize("name", ["a$b^$", "_x", "<b>x</b>", "a&b"])
+def test_any_name_of_a_folder_is_shown_as_it_is(run: Path, name: str) -> None:
+    odd = run.parent / "odd" / name.replace("/", "-")
+    shutil.copytree(run, odd)
+    (odd / "sweep.json").unlink()  # then points go by the names of their folders
+    point_of(odd).rename(odd / f"point {odd.name}")
+    text = page(run, odd)
+    Html(text)
+    assert "<b>x" not in text
+    shown = re.sub("[\N{WORD JOINER}]", "", html.unescape(text))
+    assert f"point {odd.name}" in shown.split("Experts kept per layer</h3>")[-1]
+    assert f"{odd.name}: MoEITS, healed" in shown
+
+
+def test_speeds_stand_beside_the_machine_they_were_measured_on(run: Path) -> None:
+    rows = table_of(tables(run), "What each model costs")
+    assert rows["dtype"][0] == "float32"
+    assert rows["kernel of the experts"][0] == "grouped_mm"
+    assert {"device", "threads"} <= set(rows)
+
+
+def test_a_long_table_shows_a_few_points_and_folds_the_rest(tmp_path: Path) -> None:
+    run = evaluated(large_run(tmp_path / "large"))
+    text = page(run).split("Accuracy</h2>")[1].split("Accuracy against size</h2>")[0]
+    shown, folded = text.split("<details>", 1)
+    assert shown.count("<tr") == 2 + 2 * 5, "the head, the unpruned model, and five points"
+    assert folded.split("</details>")[0].count("<tr") == 2 + 2 * 19
+    assert tables(run).count("| MoEITS 1424 |") == 6, "in Markdown all of them, once in each table"

@@ -1,143 +1,198 @@
-"""Results as a table in the paper's form: a row per model, a column per task, the unpruned model always first."""
+"""Results as tables in the paper's form: a row per model, a column per task, the unpruned model always first."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import sqrt
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import groupby
 
-from moeits.report_page.artefacts import Point, Run
+from moeits.report_page.blocks import Block, few_of, table
+from moeits.report_page.differences import Pairing, in_words
+from moeits.report_page.rows import (
+    TEXT,
+    Questions,
+    Row,
+    Score,
+    group_label,
+    groups_of,
+    question_in_words,
+    seed_of,
+    tasks_of,
+)
 
 # What stands where nothing was measured.
 NOTHING = "\N{EN DASH}"
-
-Score = tuple[float, float | None]
-"""A share from 0 to 1 and its standard error, None where the harness gave none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One evaluated model."""
-
-    label: str
-    kind: str
-    """unpruned, unhealed or healed"""
-    point: Point
-    results: Mapping[str, Any]
-
-    def score(self, task: str, metric: str) -> Score | None:
-        """A metric of a task, None if it was not measured."""
-        found = self.results.get("tasks", {}).get(task, {})
-        return (found[metric], found.get(f"{metric}_stderr")) if found.get(metric) is not None else None
-
-    def mean(self, tasks: Sequence[str], metric: str) -> Score | None:
-        """The plain mean over tasks; its standard error as of independent tasks. None if a task is missing."""
-        scores = [self.score(task, metric) for task in tasks]
-        if not tasks or any(score is None for score in scores):
-            return None
-        values = [score for score in scores if score is not None]
-        errors = [error for _, error in values if error is not None]
-        spread = sqrt(sum(error**2 for error in errors)) / len(values) if len(errors) == len(values) else None
-        return sum(value for value, _ in values) / len(values), spread
-
-    @property
-    def nbytes(self) -> int | None:
-        """Bytes of tensors of the model that was evaluated."""
-        return self.results.get("model", {}).get("bytes")
+# Over the names of rows: who chose, and how many experts stay.
+_MODEL = "model, experts"
 
 
-def rows_of(run: Run) -> list[Row]:
-    """Every evaluated model of a run: the unpruned one first, then the largest to the smallest."""
-    rows = (
-        [Row(label=_label(run.unpruned, run), kind="unpruned", point=run.unpruned, results=run.unpruned.unhealed)]
-        if (run.unpruned.unhealed)
-        else []
-    )
-    if run.unpruned.healed:
-        rows.append(Row(label="unpruned, healed", kind="healed", point=run.unpruned, results=run.unpruned.healed))
-    for point in reversed(run.points):
-        for kind, results in (("unhealed", point.unhealed), ("healed", point.healed)):
-            if results:
-                label = _label(point, run) + (", healed" if kind == "healed" else "")
-                rows.append(Row(label=label, kind=kind, point=point, results=results))
-    return rows
-
-
-def _label(point: Point, run: Run) -> str:
-    if point is run.unpruned:
-        return "unpruned"
-    criterion = (point.plan or {}).get("criterion", "moeits")
-    name = {"moeits": "MoEITS"}.get(criterion, criterion)
-    if criterion == "random":
-        name += f" {(point.plan or {}).get('settings', {}).get('seed', '')}"
-    return f"{name}, {point.summary.get('experts_kept', '?')} experts"
-
-
-def tasks_of(rows: Iterable[Row]) -> list[str]:
-    """The tasks that any of the models was evaluated on, in the order of their first appearance."""
-    return list(dict.fromkeys(task for row in rows for task in row.results.get("tasks", {})))
-
-
-def metrics_of(rows: Sequence[Row], tasks: Sequence[str]) -> list[str]:
-    """Of acc and acc_norm those that some task has; else the first metric that comes with a standard error."""
-    found = [row.results.get("tasks", {}).get(task, {}) for row in rows for task in tasks]
-    usual = [name for name in ("acc", "acc_norm") if any(each.get(name) is not None for each in found)]
-    other = [name.removesuffix("_stderr") for each in found for name in each if name.endswith("_stderr")]
-    return usual or other[:1]
-
-
-def accuracy_table(rows: Sequence[Row], metric: str) -> dict[str, Any]:
-    """The paper's form: model, P(down), parameters, a column per task with its 95 % interval, the mean."""
+def accuracy_table(rows: Sequence[Row], metric: str, questions: Questions) -> list[Block]:
+    """The paper's form: a column per task with its 95 % interval, the mean, P(down), parameters."""
     tasks = [task for task in tasks_of(rows) if any(row.score(task, metric) for row in rows)]
-    several = len(tasks) > 1
-    return {
-        "kind": "table",
-        "caption": f"{metric}, %, with 95 % intervals",
-        "columns": ["model", "P(down), %", "parameters", *tasks, *(["mean"] if several else [])],
-        "rows": [
-            [
-                row.label,
-                "0" if row.kind == "unpruned" else percent(row.point.summary.get("reduction", 0.0)),
-                count(row.results.get("model", {}).get("parameters")),
-                *(with_interval(row.score(task, metric)) for task in tasks),
-                *([with_interval(row.mean(tasks, metric))] if several else []),
-            ]
-            for row in rows
-        ],
-        "strong": [number for number, row in enumerate(rows) if row.kind == "unpruned"],
-    }
+
+    def cells(group: Sequence[Row]) -> list[str]:
+        each = [_scores(group, partial(_score, task, metric), questions, task) for task in tasks]
+        mean = [_scores(group, lambda row: _mean(row, tasks, metric, questions))] if len(tasks) > 1 else []
+        return [group_label(group), *each, *mean, *_sizes(group)]
+
+    columns = [_MODEL, *tasks, *(["mean"] if len(tasks) > 1 else []), "P(down), %", "parameters"]
+    return _long(f"{metric}, %, with 95 % intervals", columns, rows, cells)
 
 
-def perplexity_table(rows: Sequence[Row]) -> dict[str, Any] | None:
-    """Nats per token and bits per byte of the models that were read a text; None if none was."""
-    read = [(row, row.results["perplexity"]) for row in rows if row.results.get("perplexity")]
+def text_table(rows: Sequence[Row], questions: Questions) -> list[Block]:
+    """Nats per token and bits per byte of the models that read a text; empty if none did."""
+    read = [row for row in rows if row.results.perplexity]
     if not read:
-        return None
-    names = ("nats_per_token", "bits_per_byte")
-    return {
-        "kind": "table",
-        "caption": "Held-out text, lower is better",
-        "columns": ["model", *(name.replace("_", " ") for name in names)],
-        "rows": [[row.label, *(f"{found[name]:.4f}" for name in names)] for row, found in read],
-        "strong": [number for number, (row, _) in enumerate(read) if row.kind == "unpruned"],
-    }
+        return []
+
+    def cells(group: Sequence[Row]) -> list[str]:
+        values = [
+            _range([(row.results.perplexity or {})[name] for row in group], "{:.3f}") + questions.mark(group[0], TEXT)
+            for name in ("nats_per_token", "bits_per_byte")
+        ]
+        return [group_label(group), *values, *_sizes(group)]
+
+    columns = [_MODEL, "nats per token", "bits per byte", "P(down), %", "parameters"]
+    return _long("Loss on held-out text, lower is better", columns, read, cells)
 
 
-def evaluation_notes(rows: Sequence[Row]) -> list[str]:
-    """How the numbers were made: shots, items, chance, and prompts that were cut."""
+def difference_table(pairs: Pairing, metric: str) -> list[Block]:
+    """What each model lost or gained against the unpruned one on the same items; empty if nothing could be paired."""
+    pruned = [row for row in pairs.rows if row.kind != "unpruned"]
+    found = {row: pairs.lost(row).by_metric for row in pruned}
+    tasks = [task for task in (*tasks_of(pruned), TEXT) if any((task, metric) in each for each in found.values())]
+    scale, digits = _scale(metric)
+
+    def cell(group: Sequence[Row], task: str) -> str:
+        differences = [found[row].get((task, metric)) for row in group]
+        if len(group) == 1:
+            return in_words(differences[0], scale, digits) or NOTHING
+        known = [scale * each.difference for each in differences if each]
+        return _range(known, f"{{:+.{digits}f}}") if len(known) == len(group) else NOTHING
+
+    def cells(group: Sequence[Row]) -> list[str]:
+        return [group_label(group), *(cell(group, task) for task in tasks)]
+
+    caption = f"{_named(metric)} minus that of the unpruned model on the same items, {_unit(metric)}, 95 % intervals"
+    return _long(caption, [_MODEL, *tasks], pruned, cells) if tasks else []
+
+
+def against_random(pairs: Pairing, metric: str) -> list[Block]:
+    """Chosen experts against random choices of as many, on the same items; empty without such choices."""
+    rivals = {row: pairs.rivals(row) for row in pairs.rows}
+    chosen = [row for row in pairs.rows if rivals[row]]
+    known = {key for row in chosen for rival in rivals[row] for key in pairs.of(rival, row).by_metric}
+    tasks = [task for task in (*tasks_of(chosen), TEXT) if (task, metric) in known]
+    if not tasks:
+        return []
+
+    def line(row: Row, against: Sequence[Row]) -> list[str]:
+        found = (pairs.against_mean(row, against, task, metric) for task in tasks)
+        return [
+            f"{row.label} minus {_choices(against)}",
+            *(in_words(each, *_scale(metric)) or NOTHING for each in found),
+        ]
+
+    caption = f"{_named(metric)} minus that of random choices of as many experts, {_unit(metric)}, 95 % intervals"
+    points = [list(each) for _, each in groupby(chosen, key=lambda row: row.point.name)]
+    few, thinned = few_of([[line(row, rivals[row]) for row in point] for point in points])
+    every = [line(row, [rival]) for row in chosen for rival in rivals[row]]
+    if not thinned and len(every) == len(few):
+        return [table(caption, [_MODEL, *tasks], few)]
+    whole = table(f"{caption}: every seed", [_MODEL, *tasks], every, folded=True)
+    return [table(caption, [_MODEL, *tasks], few, thinned=thinned), whole]
+
+
+def _choices(rivals: Sequence[Row]) -> str:
+    return f"random, {len(rivals)} seeds" if len(rivals) > 1 else f"random, {seed_of(rivals[0].point)}"
+
+
+def _named(metric: str) -> str:
+    return {"nats_per_token": "loss"}.get(metric, metric)
+
+
+def _unit(metric: str) -> str:
+    return "nats per token (above zero is worse)" if metric == "nats_per_token" else "percentage points"
+
+
+def _scale(metric: str) -> tuple[float, int]:
+    return (1, 3) if metric == "nats_per_token" else (100, 1)
+
+
+def _long(
+    caption: str, columns: Sequence[str], rows: Sequence[Row], cells: Callable[[Sequence[Row]], list[str]]
+) -> list[Block]:
+    """Seeds of a point in one row, and if that makes many rows a few points; then every row by itself, folded."""
+    groups = groups_of(rows)
+    points = [list(each) for _, each in groupby(groups, key=lambda group: group[0].point.counts)]
+    source = [group for group in groups if group[0].kind == "unpruned"]
+    few, thinned = few_of([[cells(group) for group in own if group not in source] for own in points])
+    few = [*map(cells, source), *few]
+    strong = [number for number, row in enumerate(few) if row[0] == "unpruned"]
+    if not thinned and len(groups) == len(rows):
+        return [table(caption, columns, few, strong=strong)]
+    every = table(f"{caption}: all", columns, [cells([row]) for row in rows], strong=strong, folded=True)
+    return [table(caption, columns, few, strong=strong, thinned=thinned), every]
+
+
+def _score(task: str, metric: str, row: Row) -> Score | None:
+    return row.score(task, metric)
+
+
+def _mean(row: Row, tasks: Sequence[str], metric: str, questions: Questions) -> Score | None:
+    return None if any(questions.mark(row, task) for task in tasks) else row.mean(tasks, metric)
+
+
+def _scores(
+    group: Sequence[Row], of: Callable[[Row], Score | None], questions: Questions | None = None, task: str = ""
+) -> str:
+    """The score of a row with its interval; of several the mean, and the lowest and the highest."""
+    found = [of(row) for row in group]
+    mark = questions.mark(group[0], task) if questions else ""
+    if len(group) == 1 or None in found:
+        return with_interval(found[0] if len(group) == 1 else None) + mark
+    return _range([100 * score[0] for score in found if score], "{:.1f}") + mark
+
+
+def _range(numbers: Sequence[float], form: str) -> str:
+    """The only number, or the mean of several with the lowest and the highest in brackets."""
+    mean, low, high = (
+        form.format(number).replace("-", "\N{MINUS SIGN}")
+        for number in (sum(numbers) / len(numbers), min(numbers), max(numbers))
+    )
+    return mean if len(numbers) == 1 else f"{mean} ({low} to {high})"
+
+
+def _sizes(group: Sequence[Row]) -> list[str]:
+    row = group[0]
+    reduction = "0" if row.kind == "unpruned" else percent(row.reduction)
+    return [reduction, count(row.results.model.get("parameters"))]
+
+
+def evaluation_notes(rows: Sequence[Row], questions: Questions) -> list[str]:
+    """How the numbers were made: shots, items, chance, prompts that were cut, other questions, and what ± means."""
     notes = []
-    for task in tasks_of(rows):
-        found = next(row.results["tasks"][task] for row in rows if task in row.results.get("tasks", {}))
-        samples, prompts = found.get("n_samples") or {}, found.get("prompts") or {}
-        note = f"{task}: {found.get('num_fewshot')}-shot, {samples.get('effective')} of {samples.get('original')} items"
+    for task, row in questions.first.items():
+        note = f"{task}: {question_in_words(row, task)}"
+        found = row.results.tasks.get(task, {})
+        prompts = found.get("prompts") or {}
         if found.get("chance"):
             note += f", a guess scores {percent(found['chance'])} %"
-        if prompts.get("items_cut"):
+        if prompts.get("requests_cut"):
             note += (
-                f"; {prompts['items_cut']} prompts were longer than the context ({prompts['longest_tokens']} tokens, "
-                f"room for {prompts['room_tokens']}) and lost their beginning"
+                f"; {prompts['requests_cut']:,} of {prompts['requests']:,} prompts, those of {prompts['items_cut']:,} "
+                f"items, were longer than the context (up to {prompts['longest_tokens']} tokens, room for "
+                f"{prompts['room_tokens']}) and lost their beginning"
             )
         notes.append(note + ".")
-    return notes
+    notes += questions.notes()
+    if any(len(group) > 1 for group in groups_of(rows)):
+        notes.append("Of random choices the mean over the seeds is shown, with the lowest and the highest in brackets.")
+    return [*notes, INTERVAL]
+
+
+INTERVAL = (
+    "Intervals are about items: what another draw of as many questions would give for the same weights, not what "
+    "another seed of a random choice or of healing would."
+)
 
 
 def with_interval(score: Score | None) -> str:

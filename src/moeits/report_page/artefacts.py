@@ -1,39 +1,63 @@
-"""The files of a run: read here and nowhere else, so that every number on a page is a number in a file.
+"""The files of a run: read here and nowhere else, so that every number on a page comes from a file.
 
 A run is the folder of a sweep, or any folder laid out like one: a folder for each pruned model, with its `plan.json`
 and whichever of `unhealed.json`, `healed.json`, `healing.json` and `footprint.json` there are; `unpruned/` beside them.
+Random choices of as many experts in every layer lie in the folder of the model they are the control of, or beside it.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from moeits.errors import EvaluationError
+from moeits.evaluation.results import Results
 from moeits.evidence import Evidence
+from moeits.pruning_plan import PruningPlan, summarize
+from moeits.report_page.shapes import SHAPES, what_is_wrong
 
-PARTS = ("plan", "unhealed", "healed", "healing", "footprint", "healed-footprint")
+PARTS = ("plan", "unhealed", "healed", "healing", "footprint")
+# What a plan's summary says of sizes, and the page cannot do without.
+SIZES = (
+    "experts_before",
+    "experts_kept",
+    "parameters_before",
+    "parameters_after",
+    "bytes_before",
+    "bytes_after",
+    "reduction",
+    "reduction_of_all",
+)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Point:
-    """One pruned model of a run, or the unpruned one: what is known of it, as JSON values; None where nothing is."""
+    """One pruned model of a run, or the unpruned one; None where nothing is known of it."""
 
     name: str
+    """Its folder, within the run."""
     taus: tuple[float, ...] = ()
-    plan: Mapping[str, Any] | None = None
-    unhealed: Mapping[str, Any] | None = None
-    healed: Mapping[str, Any] | None = None
+    plan: PruningPlan | None = None
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    """Sizes before and after, as in a plan's summary; empty without a plan."""
+    unhealed: Results | None = None
+    healed: Results | None = None
     healing: Mapping[str, Any] | None = None
     footprint: Mapping[str, Any] | None = None
-    healed_footprint: Mapping[str, Any] | None = None
+    controls: tuple["Point", ...] = ()
+    """Random choices of as many experts in every layer."""
 
     @property
-    def summary(self) -> Mapping[str, Any]:
-        """The summary of its plan: experts, parameters, bytes, P(down); empty without a plan."""
-        return (self.plan or {}).get("summary", {})
+    def is_random(self) -> bool:
+        """Whether its experts were chosen at random."""
+        return self.plan is not None and self.plan.criterion == "random"
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """Experts kept in each layer; empty without a plan."""
+        return {layer: len(kept) for layer, kept in self.plan.kept.items()} if self.plan else {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,36 +79,53 @@ class Run:
 
 
 def read_run(folder: str | Path) -> Run:
-    """Read a run. Raises EvaluationError if there is none, or if a file of it is broken."""
+    """Read a run. Raises EvaluationError if there is none, or if a file of it is broken; EvidenceError, PlanError."""
     folder = Path(folder)
     if not folder.is_dir():
         raise EvaluationError(f"There is no run {folder}. Make one with: moeits sweep MODEL --output {folder}")
     reader = _Reader(folder)
-    sweep, evidence = reader.json("sweep.json"), reader.evidence()
-    taus = _taus_by_folder(sweep)
-    found = {name: reader.point(name, taus.get(name, ())) for name in _point_folders(folder)}
+    found = {name: reader.point(name) for name in _point_folders(folder)}
     unpruned = found.pop("unpruned", Point(name="unpruned"))
-    points = sorted(
-        (point for point in found.values() if point.plan), key=lambda point: point.summary.get("experts_kept", 0)
-    )
-    about = sweep or (evidence.facts() if evidence else None) or next((p.plan for p in points), None)
-    if about is None:
-        raise EvaluationError(
-            f"{folder} has neither a sweep.json nor evidence nor a plan, so there is nothing to report. "
-            f"Make them with: moeits sweep MODEL --output {folder}"
-        )
+    points = sorted((p for p in found.values() if p.plan), key=lambda point: point.summary["experts_kept"])
+    about = _about(reader, [unpruned, *points])
     return Run(
         name=folder.resolve().name,
-        source=about["source"],
-        model_type=about["model_type"],
-        fingerprint=about["fingerprint"],
-        evidence=evidence,
-        sweep=sweep,
-        ledger=reader.json("ledger.json"),
+        **about,
+        evidence=reader.evidence,
+        sweep=reader.sweep,
+        ledger=reader.json("ledger.json", "ledger"),
         unpruned=unpruned,
-        points=tuple(points),
+        points=_with_controls(points),
         files=reader.files,
     )
+
+
+def _about(reader: "_Reader", points: Iterable[Point]) -> dict[str, str]:
+    """Which model it is, after the sweep, the evidence or a plan. Raises EvaluationError if plans are of another."""
+    every = (each for point in points for each in (point, *point.controls))
+    plans = {point.name: point.plan for point in every if point.plan}
+    facts = [reader.sweep, reader.evidence and reader.evidence.facts(), *(plan.facts() for plan in plans.values())]
+    about = next((each for each in facts if each), None)
+    if about is None:
+        raise EvaluationError(
+            f"{reader.folder} has neither a sweep.json nor evidence nor a plan, so there is nothing to report. "
+            f"Make them with: moeits sweep MODEL --output {reader.folder}"
+        )
+    for name, plan in plans.items():
+        if plan.fingerprint != about["fingerprint"]:
+            raise EvaluationError(
+                f"{reader.folder / name / 'plan.json'} is of another checkpoint ({plan.source}) than the rest of the "
+                f"run ({about['source']}). Move it into a run of its own."
+            )
+    layers = {name: sorted(plan.kept) for name, plan in plans.items()}
+    expected = sorted(reader.evidence.layers) if reader.evidence else next(iter(layers.values()), [])
+    for name, own in layers.items():
+        if own != expected:
+            raise EvaluationError(
+                f"{reader.folder / name / 'plan.json'} keeps experts in {len(own)} layers, where the rest of the run "
+                f"has {len(expected)} MoE layers. Was it edited? Make it again with moeits plan."
+            )
+    return {key: about[key] for key in ("source", "model_type", "fingerprint")}
 
 
 def _point_folders(folder: Path) -> Iterator[str]:
@@ -96,43 +137,91 @@ def _point_folders(folder: Path) -> Iterator[str]:
             yield path.name
 
 
-def _taus_by_folder(sweep: Mapping[str, Any] | None) -> dict[str, tuple[float, ...]]:
-    taus: dict[str, tuple[float, ...]] = {}
-    for point in (sweep or {}).get("points", ()):
-        taus[point["folder"]] = (*taus.get(point["folder"], ()), point["tau"])
-    return taus
+def _with_controls(points: Iterable[Point]) -> tuple[Point, ...]:
+    """The points with the random ones given to the model that keeps as many experts in every layer, if there is one."""
+    points = list(points)
+    chosen = [point for point in points if not point.is_random]
+    found = []
+    for point in points:
+        alike = [other for other in chosen if other.counts == point.counts]
+        if point.is_random and alike:
+            continue
+        own = [other for other in points if other.is_random and other.counts == point.counts]
+        found.append(point if point.is_random else replace(point, controls=(*point.controls, *own)))
+    return tuple(found)
 
 
 class _Reader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files: dict[str, str] = {}
+        self.sweep = self.json("sweep.json", "sweep")
+        self.evidence = self._evidence()
 
-    def point(self, name: str, taus: tuple[float, ...]) -> Point:
-        parts = {part.replace("-", "_"): self.json(f"{name}/{part}.json") for part in PARTS}
-        return Point(name=name, taus=taus, **parts)
+    def point(self, name: str) -> Point:
+        """The model of a folder, its controls included."""
+        path = self.folder / name
+        plan = self._plan(f"{name}/plan.json")
+        controls = () if name == "." else sorted(path.glob("random-*/plan.json"))
+        return Point(
+            name=name,
+            taus=tuple(point["tau"] for point in (self.sweep or {}).get("points", ()) if point["folder"] == name),
+            plan=plan,
+            summary=self._summary(path / "plan.json", plan) if plan else {},
+            unhealed=self._results(f"{name}/unhealed.json"),
+            healed=self._results(f"{name}/healed.json"),
+            healing=self.json(f"{name}/healing.json", "healing"),
+            footprint=self.json(f"{name}/footprint.json", "footprint"),
+            controls=tuple(self.point(f"{name}/{control.parent.name}") for control in controls),
+        )
 
-    def json(self, name: str) -> dict[str, Any] | None:
+    def json(self, name: str, kind: str) -> dict[str, Any] | None:
         """A JSON object of the run; None if there is no such file."""
         path = self.folder / name
-        if not path.exists():
+        if not self._read(name):
             return None
-        content = path.read_bytes()
         try:
-            value = json.loads(content)
-            if not isinstance(value, dict):
-                raise ValueError("not a JSON object")
-        except ValueError as error:
-            raise EvaluationError(f"{path} is broken ({error}). Remove it and make it again.") from None
-        self.files[name.removeprefix("./")] = hashlib.sha256(content).hexdigest()
-        return value
+            value = json.loads(path.read_text(encoding="utf-8"))
+            wrong = what_is_wrong(value, SHAPES[kind])
+        except (ValueError, RecursionError) as error:
+            wrong = str(error)
+        if wrong:
+            raise EvaluationError(f"{path} is broken ({wrong}). Remove it and make it again.")
+        return dict(value)
 
-    def evidence(self) -> Evidence | None:
-        path = self.folder / "evidence.safetensors"
-        if not path.exists():
+    def _results(self, name: str) -> Results | None:
+        if not self._read(name):
             return None
-        self.files[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        return Evidence.load(path)
+        results = Results.load(self.folder / name)
+        if wrong := what_is_wrong(vars(results), SHAPES["results"]):
+            raise EvaluationError(f"{self.folder / name} is broken ({wrong}). Evaluate again.")
+        return results
+
+    def _plan(self, name: str) -> PruningPlan | None:
+        return PruningPlan.load(self.folder / name) if self._read(name) else None
+
+    def _summary(self, path: Path, plan: PruningPlan) -> dict[str, Any]:
+        """Sizes of what the plan keeps: counted anew if there is evidence, for `kept` may have been edited."""
+        if self.evidence and set(self.evidence.layers) == set(plan.kept):
+            return {**plan.summary, **summarize(self.evidence, plan.kept)}
+        missing = [key for key in SIZES if not isinstance(plan.summary.get(key), int | float)]
+        if missing:
+            raise EvaluationError(
+                f"{path} has no {missing[0]} in its summary, and the run has no evidence.safetensors to count it from. "
+                "Put the evidence of moeits score there, or make the plan again with moeits plan."
+            )
+        return dict(plan.summary)
+
+    def _evidence(self) -> Evidence | None:
+        name = "evidence.safetensors"
+        return Evidence.load(self.folder / name) if self._read(name) else None
+
+    def _read(self, name: str) -> bool:
+        """Whether there is such a file; its SHA-256 is noted."""
+        path = self.folder / name
+        if path.exists():
+            self.files[name.removeprefix("./")] = hashlib.sha256(path.read_bytes()).hexdigest()
+        return path.exists()
 
 
 def name_of(point: Point) -> str:
@@ -142,5 +231,6 @@ def name_of(point: Point) -> str:
 
 def min_experts_of(run: Run) -> int | None:
     """The floor that the run was planned with; None for each layer's top_k."""
-    asked_by = run.sweep or next((point.plan for point in run.points if point.plan), None) or {}
-    return asked_by.get("settings", {}).get("min_experts")
+    settings = [(run.sweep or {}).get("settings"), *(point.plan.settings for point in run.points if point.plan)]
+    found = next((each for each in settings if each), {}).get("min_experts")
+    return found if isinstance(found, int) else None

@@ -6,38 +6,48 @@ from typing import Any
 
 from moeits.report_page.accuracy import NOTHING, count, percent
 from moeits.report_page.artefacts import Point, Run, name_of
-from moeits.report_page.blocks import Section, notes, section, table
+from moeits.report_page.blocks import Block, Section, notes, section, spread, table
 from moeits.sizes import format_size
 
 
 def footprint(run: Run) -> Section | None:
     """A row for each number, a column for each measured model, the unpruned one first."""
-    models = {"unpruned" if point is run.unpruned else name_of(point): point.footprint for point in _measured(run)}
-    columns = {name: _column(found) for name, found in models.items() if found}
-    if not columns:
+    models = {name: found for name, found in _measured(run).items() if found}
+    if not models:
         return None
-    names = list(next(iter(columns.values())))
-    rows = [[name, *(column[name] for column in columns.values())] for name in names]
     reasons = [
         f"{what.replace('_', ' ')}: {why}"
         for found in models.values()
-        for what, why in (found or {}).get("not_measured", {}).items()
+        for what, why in found.get("not_measured", {}).items()
         if what != "reduction"
     ]
-    return section(
-        "footprint",
-        "Footprint",
-        ["Speeds are medians, with the slowest and the fastest of the repeats in brackets."],
-        [table("What each model costs", ["", *columns], rows), notes(list(dict.fromkeys([*reasons, *_modes(models)])))],
-    )
+    intro = [
+        "Speeds are medians, with the slowest and the fastest of the repeats in brackets. They compare the models only "
+        "where the machine, the dtype and the kernel of the experts are the same: the last rows say."
+    ]
+    few = [name for name in models if name in ("unpruned", *spread([n for n in models if n != "unpruned"], 3))]
+    tables = [_table("What each model costs", {name: models[name] for name in few}, thinned=len(few) < len(models))]
+    if len(few) < len(models):
+        tables.append(_table("What each model costs: all models", models, folded=True))
+    return section("footprint", "Footprint", intro, [*tables, notes(list(dict.fromkeys([*reasons, *_modes(models)])))])
 
 
-def _measured(run: Run) -> list[Point]:
-    return [point for point in (run.unpruned, *reversed(run.points)) if point.footprint]
+def _table(
+    caption: str, models: Mapping[str, Mapping[str, Any]], *, folded: bool = False, thinned: bool = False
+) -> Block:
+    columns = {name: _column(found) for name, found in models.items()}
+    rows = [[name, *(column[name] for column in columns.values())] for name in next(iter(columns.values()))]
+    return table(caption, ["", *columns], rows, folded=folded, thinned=thinned)
+
+
+def _measured(run: Run) -> dict[str, Mapping[str, Any] | None]:
+    points = (run.unpruned, *reversed(run.points))
+    return {"unpruned" if point is run.unpruned else name_of(point): point.footprint for point in points}
 
 
 def _column(found: Mapping[str, Any]) -> dict[str, str]:
-    parameters, flops, memory, energy = (found.get(name) or {} for name in ("parameters", "flops", "memory", "energy"))
+    parts = ("parameters", "flops", "memory", "energy", "machine")
+    parameters, flops, memory, energy, machine = (found.get(name) or {} for name in parts)
     return {
         "parameters": count(parameters.get("total")),
         "active per token": count(parameters.get("active_per_token")),
@@ -51,6 +61,10 @@ def _column(found: Mapping[str, Any]) -> dict[str, str]:
         "reading, tokens/s": _speed(found.get("prefill")),
         "generating, tokens/s": _speed(found.get("decode")),
         "J per generated token": _or_nothing(energy.get("joules_per_token"), "{:.3g}".format),
+        "dtype": _or_nothing(machine.get("dtype"), str),
+        "device": _or_nothing(machine.get("device"), str),
+        "threads": _or_nothing(machine.get("threads"), str),
+        "kernel of the experts": _or_nothing(machine.get("experts"), str),
     }
 
 
@@ -64,9 +78,13 @@ def _speed(speed: Mapping[str, Any] | None) -> str:
     return f"{speed['tokens_per_second']:,.1f} ({speed['slowest']:,.1f} to {speed['fastest']:,.1f})"
 
 
-def _modes(models: Mapping[str, Mapping[str, Any] | None]) -> list[str]:
-    found = [((each or {}).get("energy") or {}).get("mode") for each in models.values()]
+def _modes(models: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    found = [(each.get("energy") or {}).get("mode") for each in models.values()]
     return [f"Energy by codecarbon: {mode}." for mode in dict.fromkeys(found) if mode]
+
+
+# How a sweep begins the names of stages that its random choices took.
+CONTROL = "control: "
 
 
 def ledger(run: Run) -> Section | None:
@@ -74,16 +92,24 @@ def ledger(run: Run) -> Section | None:
     entries = (run.ledger or {}).get("entries", [])
     if not entries:
         return None
-    stages = list(dict.fromkeys(entry["stage"] for entry in entries))
-    rows = [[stage, *_spent([entry for entry in entries if entry["stage"] == stage])] for stage in stages]
-    total = ["together", *_spent(entries)]
+    product = [entry for entry in entries if not entry["stage"].startswith(CONTROL)]
+    control = [entry for entry in entries if entry not in product]
+    rows = [*_stages(product), ["together", *_spent(product)], *_stages(control)]
     sentences = [_payback(point, run, entries) for point in reversed(run.points) if point.footprint]
+    if control:
+        sentences.append("The control, random choices of as many experts, is charged to no model.")
     modes = sorted({entry["mode"] for entry in entries if entry.get("mode")})
     sentences += [f"Energy by codecarbon: {mode}." for mode in modes]
     if not modes:
         sentences.append("Energy was not measured while this run was made (moeits sweep --energy).")
-    costs = table("What it cost to make", ["stage", "times", "seconds", "joules"], [*rows, total], strong=[len(rows)])
+    strong = [len(_stages(product))]
+    costs = table("What it cost to make", ["stage", "times", "seconds", "joules"], rows, strong=strong)
     return section("ledger", "Green ledger", [], [costs, notes(sentences)])
+
+
+def _stages(entries: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    stages = dict.fromkeys(entry["stage"] for entry in entries)
+    return [[stage, *_spent([entry for entry in entries if entry["stage"] == stage])] for stage in stages]
 
 
 def _spent(entries: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -110,12 +136,21 @@ def _payback(point: Point, run: Run, entries: Sequence[Mapping[str, Any]]) -> st
     # Scoring and the unpruned model's evaluation serve all points; each is charged with the whole of them.
     own = [entry for entry in entries if entry.get("point") in (None, point.name)]
     spent = joules_of(own)
-    before, after = (
-        (((each.footprint or {}).get("energy") or {}).get("joules_per_token")) for each in (run.unpruned, point)
-    )
+    footprints = [(each.footprint or {}).get("energy") or {} for each in (run.unpruned, point)]
+    before, after = (energy.get("joules_per_token") for energy in footprints)
     if spent is None or before is None or after is None:
         return f"{name_of(point)}: not known when it is paid back, for some energy was not measured."
+    modes = [each.get("mode") or "" for each in (*own, *footprints)]
+    estimated = "an estimated " if any("cpu estimated" in mode for mode in modes) else ""
     tokens = payback_tokens(spent, before, after)
     if tokens is None:
         return f"{name_of(point)}: never paid back, for a token takes {after:.3g} J and not fewer than {before:.3g} J."
-    return f"{name_of(point)}: the {spent:,.0f} J it took are paid back after {tokens:,} generated tokens."
+    return (
+        f"{name_of(point)}: the {spent:,.0f} J it took are paid back after {estimated or 'about '}{_round(tokens):,} "
+        "generated tokens."
+    )
+
+
+def _round(number: int) -> int:
+    """Two digits of it: its energies are known no better."""
+    return int(float(f"{number:.2g}"))

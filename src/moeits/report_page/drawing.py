@@ -8,6 +8,7 @@ import base64
 import html
 import io
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +20,14 @@ INK, MUTED, LINE, ACCENT, WARM, PAPER = "#010101", "#020202", "#030303", "#04040
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", WARM: "warm", PAPER: "paper"}
 # Colours of further series, legible on both grounds.
 SERIES = (ACCENT, WARM, "#8a63c9", "#3f8f3a", "#b8891d", "#c0466b", "#4a7fc4", "#7a7a7a")
+# Of a legend above a plot: characters that fit in a line, what a swatch takes of them, and most entries in a line.
+_LINE, _SWATCH, _MOST_IN_LINE = 66, 7, 4
 
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "moeits",
+    # A run's name may have a dollar in it, or an underscore; it is no formula.
+    "text.parse_math": False,
     "font.size": 11,
     "text.color": INK,
     "axes.labelcolor": MUTED,
@@ -40,7 +45,7 @@ _STYLE = {
     "ytick.major.size": 0,
     "figure.facecolor": "none",
     "legend.frameon": False,
-    "legend.fontsize": 10,
+    "legend.fontsize": 10.5,
     "lines.linewidth": 2,
     "lines.markersize": 5,
 }
@@ -49,18 +54,34 @@ _STYLE = {
 class Drawing:
     """One plot: a matplotlib figure while it is drawn, then the text of an SVG."""
 
-    def __init__(self, *, width: float = 6.4, height: float = 3.4) -> None:
+    def __init__(self, *, width: float = 5.6, height: float = 3.2, panels: Sequence[float] = (1,)) -> None:
+        """One panel, or several below each other that share their x axis, with heights in these proportions."""
         matplotlib = need("matplotlib", extra="report")
         figures = need("matplotlib.figure", extra="report")
         self._matplotlib = matplotlib
         with matplotlib.rc_context(_STYLE):
             self.figure = figures.Figure(figsize=(width, height), dpi=72, layout="constrained")
-            self.axes: Any = self.figure.subplots()
-            self.axes.set_axisbelow(True)
+            found = self.figure.subplots(len(panels), 1, sharex=True, squeeze=False, height_ratios=panels)
+            self.panels: list[Any] = [row[0] for row in found]
+            self.axes: Any = self.panels[0]
+            for axes in self.panels:
+                axes.set_axisbelow(True)
 
     def legend(self) -> None:
-        """All labels above the plot, without a frame."""
-        self.figure.legend(loc="outside upper center", ncols=4, frameon=False, labelcolor=INK)
+        """All labels above the plot, each once, without a frame, in as many columns as their words leave room for."""
+        pairs = [pair for axes in self.panels for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
+        entries = {label: handle for handle, label in pairs}
+        if not entries:
+            return
+        widest = _SWATCH + max(map(len, entries))
+        with self._matplotlib.rc_context(_STYLE):
+            self.figure.legend(
+                list(entries.values()),
+                list(entries),
+                loc="outside upper left",
+                ncols=max(1, min(_MOST_IN_LINE, _LINE // widest)),
+                labelcolor=INK,
+            )
 
     def svg(self, name: str, label: str) -> str:
         """The figure as inline SVG. `name` makes its ids unique, `label` is what a screen reader says."""
@@ -95,6 +116,18 @@ class Drawing:
             "low": low,
             "high": high,
         }
+
+
+def shades(number: int) -> list[str]:
+    """Colours of an ordered series, from small to large, legible on both grounds."""
+    colours = need("matplotlib", extra="report").colormaps["plasma"]
+    hexed = need("matplotlib.colors", extra="report").to_hex
+    return [hexed(colours(share)) for share in np.linspace(0.78, 0.28, number)]
+
+
+def named(label: str) -> str:
+    """A label as matplotlib shows it: those that begin with an underscore are left out of its legends."""
+    return "\N{WORD JOINER}" + label if label.startswith("_") else label
 
 
 def picture(values: np.ndarray, low: float, high: float) -> str:

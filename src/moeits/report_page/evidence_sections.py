@@ -1,17 +1,20 @@
 """What the evidence shows: who stays, how redundant the experts are, how many each layer keeps."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from moeits.evidence import NOISE_MARGIN
 from moeits.report_page import figures
-from moeits.report_page.accuracy import Row, count, metrics_of, percent, tasks_of
+from moeits.report_page.accuracy import count, percent
 from moeits.report_page.artefacts import Point, Run, name_of
-from moeits.report_page.blocks import Block, Section, section, spread
+from moeits.report_page.blocks import Block, Section, figure, section, spread, table
 from moeits.report_page.drawing import picture
 from moeits.report_page.removal import TAU_STEP, Removal
+from moeits.report_page.rows import Questions, Row, measures_of
 from moeits.sizes import format_size
 
 
@@ -22,7 +25,7 @@ def who_stays(run: Run, rows: Sequence[Row], removal: Removal | None, slug: str)
     tau, (low, high) = _first_tau(run, removal), removal.tau_range()
     svg, axis = figures.size_path(removal, f"{slug}-path")
     kept, before = removal.kept_at(tau), {layer: order.num_experts for layer, order in removal.orders.items()}
-    data = {**removal.facts(), "axis": axis, "measured": _measured(rows)}
+    data = {**removal.facts(), "axis": axis, "measured": measured_on(removal, rows)}
     intro = [
         "Every layer was taken apart once, the most redundant pair first, down to its floor. A tau only says where to "
         "stop, so all its answers are in that one order: move the dial and see which experts stay."
@@ -39,7 +42,7 @@ def who_stays(run: Run, rows: Sequence[Row], removal: Removal | None, slug: str)
         "parameters": count(removal.parameters_at(tau)),
         "nbytes": "",
         "reduction": "",
-        "measured": data["measured"],
+        "measured": next((measure.word for measure in measures_of(rows) if data["measured"]), ""),
         "svg": svg,
         "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
         "layers": [
@@ -64,16 +67,27 @@ def _first_tau(run: Run, removal: Removal) -> float:
     return min(max(round(low + round((wanted - low) / TAU_STEP) * TAU_STEP, 10), low), high)
 
 
-def _measured(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """What was measured at some number of experts: shown where the dial meets it."""
-    tasks = tasks_of(rows)
-    found: dict[int, list[str]] = {}
-    for row in rows:
-        for metric in metrics_of(rows, tasks)[:1]:
-            if (score := row.mean(tasks, metric)) and "experts_kept" in row.point.summary:
+def measured_on(removal: Removal, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What was measured of the very experts that the dial keeps somewhere, by the count that stays in each layer."""
+    alike = Questions(rows).alike()
+    found: dict[tuple[int, ...], list[str]] = {}
+    for measure in measures_of(alike)[:1]:
+        for row in alike:
+            counts = _counts_on_the_dial(removal, row)
+            if counts and (score := measure.of(row)):
                 word = "healed " if row.kind == "healed" else ""
-                found.setdefault(row.point.summary["experts_kept"], []).append(f"{word}{100 * score[0]:.1f} %")
-    return [{"experts": experts, "text": ", ".join(texts)} for experts, texts in found.items()]
+                found.setdefault(counts, []).append(word + measure.form.format(score[0]))
+    return [{"kept": counts, "text": ", ".join(texts)} for counts, texts in found.items()]
+
+
+def _counts_on_the_dial(removal: Removal, row: Row) -> tuple[int, ...] | None:
+    """How many experts of each layer a model keeps, if they are those that the elimination orders leave."""
+    if row.point.plan is None:
+        everything = tuple(order.num_experts for order in removal.orders.values())
+        return everything if row.point.name == "unpruned" else None
+    kept = {layer: row.point.plan.kept.get(layer, ()) for layer in removal.orders}
+    left = {layer: order.kept_after(order.num_experts - len(kept[layer])) for layer, order in removal.orders.items()}
+    return tuple(map(len, kept.values())) if kept == left else None
 
 
 def redundancy(run: Run, removal: Removal | None, slug: str) -> Section | None:
@@ -86,19 +100,30 @@ def redundancy(run: Run, removal: Removal | None, slug: str) -> Section | None:
     low, high = float(values.min()), float(np.quantile(values, 0.995))
     noise = run.evidence.above_noise()
     maps = [_map(run, removal, layer, matrix, low, high, noise) for layer, matrix in matrices.items()]
-    on_floor = noise["layers_on_noise_floor"]
     intro = [
         "Redundancy of every pair of experts, by normalized mutual information of their weights. Experts stand in the "
         "order of removal, the last to go at the top left; what the dial keeps is framed."
     ]
-    if on_floor:
-        intro.append(
-            f"In {len(on_floor)} of {len(matrices)} layers no pair stands clearly above the noise floor, the score of "
-            "independent weights with the same histograms: the choice there is little better than chance."
-        )
+    if noise["redundancy"]:
+        intro.append(noise_sentence(noise))
     bar = picture(np.linspace(low, high, 64)[None, :], low, high)
     heatmaps = {"kind": "heatmaps", "run": slug, "maps": maps, "low": f"{low:.4f}", "high": f"{high:.4f}", "bar": bar}
     return section("redundancy", "Redundancy", intro, [heatmaps, _noise_table(noise), _order_table(removal)])
+
+
+def noise_sentence(noise: Mapping[str, Any]) -> str:
+    """How many layers stand above the noise floor, and what that means for the choice."""
+    layers = len(noise["redundancy"])
+    above = layers - len(noise["layers_on_noise_floor"])
+    meaning = (
+        "Where none does, the choice of experts is little better than chance."
+        if above < layers
+        else "So the weights do tell its experts apart."
+    )
+    return (
+        f"In {above} of {layers} layers some pair of experts stands {100 * NOISE_MARGIN:g} % or more above the noise "
+        f"floor, the score of independent weights with the same histograms. {meaning}"
+    )
 
 
 def _in_order(matrix: np.ndarray, removal: Removal, layer: int) -> np.ndarray:
@@ -138,7 +163,7 @@ def _noise_table(noise: Mapping[str, Any]) -> Block | None:
         for layer, facts in noise["redundancy"].items()
     ]
     columns = ["layer", "mean R", "largest R", "noise floor", "largest / floor"]
-    return {"kind": "folded", "caption": "Redundancy in numbers", "columns": columns, "rows": rows, "strong": []}
+    return table("Redundancy in numbers", columns, rows, folded=True)
 
 
 def _order_table(removal: Removal) -> Block:
@@ -147,7 +172,7 @@ def _order_table(removal: Removal) -> Block:
         for layer, order in removal.orders.items()
     ]
     columns = ["layer", "experts in the order in which they go, down to the floor"]
-    return {"kind": "folded", "caption": "Order of removal", "columns": columns, "rows": rows, "strong": []}
+    return table("Order of removal", columns, rows, words=2, folded=True)
 
 
 def per_layer(run: Run, slug: str) -> Section | None:
@@ -155,49 +180,49 @@ def per_layer(run: Run, slug: str) -> Section | None:
     points = [point for point in run.points if point.plan]
     if not points:
         return None
-    kept = {name_of(point): {int(i): len(k) for i, k in (point.plan or {})["kept"].items()} for point in points}
+    kept = {name_of(point): point.counts for point in points}
     layers = sorted(next(iter(kept.values())))
     before = _counts_before(run, layers)
     shown = spread(list(kept), 5)
-    plot = figures.kept_per_layer(
+    draw = partial(
+        figures.kept_per_layer,
         layers,
         [before[i] for i in layers],
         {name: [kept[name][i] for i in layers] for name in reversed(shown)},
         f"{slug}-kept",
     )
-    table = {
-        "kind": "folded",
-        "caption": "Experts kept in each layer, in numbers",
-        "columns": ["layer", "before", *reversed(kept)],
-        "rows": [[str(i), str(before[i]), *(str(kept[name][i]) for name in reversed(kept))] for i in layers],
-        "strong": [],
-    }
-    sizes = {
-        "kind": "folded",
-        "caption": "Sizes at each tau",
-        "columns": ["tau", "experts kept", "parameters", "tensors", "P(down), %", "of all parameters, %"],
-        "rows": [_size_row(point) for point in reversed(points)],
-        "strong": [],
-    }
-    caption = "Experts kept in each layer" + (
-        f", for {len(shown)} of {len(kept)} points." if len(shown) < len(kept) else "."
+    numbers = table(
+        "Experts kept in each layer, in numbers",
+        ["layer", "before", *reversed(kept)],
+        [[str(i), str(before[i]), *(str(kept[name][i]) for name in reversed(kept))] for i in layers],
+        folded=True,
     )
-    return section(
-        "per-layer", "Experts kept per layer", [], [{"kind": "figure", "svg": plot, "caption": caption}, table, sizes]
+    sizes = table(
+        SIZES_CAPTION,
+        ["tau", "experts kept", "parameters", "tensors", "P(down), %", "of all parameters, %"],
+        [_size_row(point) for point in reversed(points)],
+        folded=True,
     )
+    some = f", for {len(shown)} of {len(kept)} points" if len(shown) < len(kept) else ""
+    caption = f"Experts kept in each layer{some}."
+    return section("per-layer", "Experts kept per layer", [], [figure(draw, caption), numbers, sizes])
+
+
+SIZES_CAPTION = "Sizes at each tau"
 
 
 def _counts_before(run: Run, layers: Sequence[int]) -> dict[int, int]:
-    """Experts of each layer before pruning: of the evidence, else as many as the plan's ids show at least."""
+    """Experts of each layer before pruning: of the evidence, else as many as the plans' ids show at least."""
     if run.evidence:
         return {layer: facts.num_experts for layer, facts in run.evidence.layers.items()}
-    before = dict.fromkeys(layers, 0)
-    for point in run.points:
-        plan = point.plan or {}
-        for layer in layers:
-            ids = [*plan["kept"][str(layer)], *(expert for expert, _ in plan["order"].get(str(layer), ()))]
-            before[layer] = max(before[layer], max(ids) + 1)
-    return before
+    plans = [point.plan for point in run.points if point.plan]
+
+    def ids(layer: int) -> Iterator[int]:
+        for plan in plans:
+            yield from plan.kept[layer]
+            yield from (expert for expert, _ in plan.order.get(layer, ()))
+
+    return {layer: max(ids(layer)) + 1 for layer in layers}
 
 
 def _size_row(point: Point) -> list[str]:

@@ -1,11 +1,12 @@
 """The plots of the page. Each function takes what is to be seen and gives the text of an inline SVG."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from moeits.report_page.drawing import ACCENT, INK, LINE, MUTED, SERIES, WARM, Drawing
+from moeits.report_page.drawing import ACCENT, INK, LINE, MUTED, SERIES, WARM, Drawing, named, shades
 from moeits.report_page.removal import Removal
 
 
@@ -29,88 +30,122 @@ def size_path(removal: Removal, name: str) -> tuple[str, dict[str, float]]:
 
 
 def kept_per_layer(layers: Sequence[int], before: Sequence[int], kept: Mapping[str, Sequence[int]], name: str) -> str:
-    """Experts kept in each layer, a line per tau; the experts that were there as a grey bar behind them."""
+    """Experts kept in each layer, a line of steps per point of the run; those that were there as a grey bar behind."""
     drawing = Drawing(height=3.2)
     axes = drawing.axes
-    axes.bar(layers, before, color=LINE, width=0.85, label="before", alpha=0.6)
-    shades = np.linspace(1, 0.35, max(len(kept), 1))
-    for (label, counts), alpha in zip(kept.items(), shades, strict=True):
-        axes.plot(layers, counts, marker="o", color=ACCENT, alpha=float(alpha), label=label)
+    axes.bar(layers, before, color=LINE, width=1, label="before", alpha=0.6)
+    edges = np.array([layers[0] - 0.5, *(np.array(layers[1:]) + np.array(layers[:-1])) / 2, layers[-1] + 0.5])
+    for (label, counts), colour in zip(kept.items(), reversed(shades(len(kept))), strict=True):
+        axes.stairs(counts, edges, baseline=None, color=colour, linewidth=2.2, label=named(label))
     axes.set_xticks(layers if len(layers) <= 16 else layers[:: len(layers) // 12])
     axes.set_ylim(0, max(before) * 1.05)
     axes.set_xlabel("decoder layer")
     axes.set_ylabel("experts kept")
     axes.grid(axis="x", visible=False)
     drawing.legend()
-    return drawing.svg(name, f"Experts kept in each of {len(layers)} layers at {len(kept)} values of tau.")
+    return drawing.svg(name, f"Experts kept in each of {len(layers)} layers at {len(kept)} points.")
 
 
-def figure_2(
-    points: Sequence[Mapping[str, Any]], unpruned: float | None, what: str, name: str, *, scale: float = 100
-) -> str:
-    """Accuracy against tau, healed and not, with 95 % intervals, beside the share of parameters left."""
-    drawing = Drawing(height=3.8)
-    axes = drawing.axes
-    left = axes.twinx()
-    taus = [point["tau"] for point in points]
-    shares = [100 * point["share"] for point in points]
-    left.plot(taus, shares, color=MUTED, linewidth=1, linestyle=(0, (4, 2)), label="parameters left, %")
-    left.set_ylim(0, 105)
-    left.set_ylabel("parameters left, %", color=MUTED)
-    left.grid(visible=False)
-    left.spines[:].set_visible(False)
-    left.tick_params(colors=MUTED, length=0)
-    for kind, colour, marker in (("unhealed", WARM, "s"), ("healed", ACCENT, "o")):
-        _with_intervals(axes, [(p["tau"], *p[kind]) for p in points if p.get(kind)], colour, marker, kind, scale)
-    if unpruned is not None:
-        axes.axhline(unpruned * scale, color=INK, linewidth=1, label="unpruned")
-    axes.set_xlabel("tau (small removes much)")
-    axes.set_ylabel(what)
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """How a series looks: one colour, one meaning, in every plot of the page."""
+
+    colour: str
+    marker: str
+    line: str = "-"
+    hollow: bool = False
+
+    def of_lines(self) -> dict[str, Any]:
+        """As matplotlib takes it."""
+        inside = {"markerfacecolor": "none"} if self.hollow else {}
+        return {"color": self.colour, "marker": self.marker, "linestyle": self.line, **inside}
+
+
+STYLES: Mapping[str, Style] = {
+    "unpruned": Style(colour=INK, marker="D"),
+    "unpruned, healed": Style(colour=INK, marker="o", hollow=True),
+    "MoEITS, un-healed": Style(colour=WARM, marker="s"),
+    "MoEITS, healed": Style(colour=ACCENT, marker="o"),
+    "random, un-healed": Style(colour=MUTED, marker="s", line="--", hollow=True),
+    "random, healed": Style(colour=MUTED, marker="o", line=":", hollow=True),
+}
+_MARKERS = {"unpruned": "D", "un-healed": "s", "healed": "o"}
+
+
+def style_of(series: str, number: int = 0) -> Style:
+    """The style of a series that the page knows; of another criterion one of further colours."""
+    marker = _MARKERS.get(series.rpartition(", ")[2], "^")
+    return STYLES.get(series) or Style(colour=SERIES[(2 + number) % len(SERIES)], marker=marker)
+
+
+def of_run(style: Style, number: int) -> Style:
+    """The same style in the colour of a run, where runs stand beside each other."""
+    return replace(style, colour=SERIES[number % len(SERIES)])
+
+
+Spot = tuple[float, float, float, float]
+"""x, y, and between what y lies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """What one panel of Figure 2 shows."""
+
+    what: str
+    curves: Mapping[str, Sequence[Spot]]
+    unpruned: Spot | None
+    chance: float | None
+
+
+def figure_2(panels: Sequence[Panel], left: Sequence[tuple[float, float]], name: str) -> str:
+    """Accuracy and held-out loss against tau, beside the control; the share of parameters left in a panel below."""
+    drawing = Drawing(height=1.3 + 2.3 * len(panels), panels=(*[2.3] * len(panels), 0.8))
+    for axes, panel in zip(drawing.panels, panels, strict=False):
+        if panel.unpruned:
+            _, value, bottom, top = panel.unpruned
+            axes.axhspan(bottom, top, color=INK, alpha=0.08, linewidth=0)
+            axes.axhline(value, color=INK, linewidth=1, label="unpruned")
+        if panel.chance is not None:
+            axes.axhline(panel.chance, color=MUTED, linewidth=1, linestyle=(0, (1, 2)), label="chance")
+        for number, (label, spots) in enumerate(panel.curves.items()):
+            x, y, low, high = map(np.array, zip(*sorted(spots), strict=True))
+            style = style_of(label, number)
+            axes.fill_between(x, low, high, color=style.colour, alpha=0.13, linewidth=0)
+            axes.plot(x, y, **style.of_lines(), label=named(label))
+        axes.set_ylabel(panel.what)
+    small = drawing.panels[-1]
+    small.plot(*zip(*sorted(left), strict=True), color=MUTED, linewidth=1.5)
+    small.set_ylim(0, 105)
+    small.set_ylabel("size, %")
+    small.set_xlabel("tau (small removes much)")
     drawing.legend()
-    return drawing.svg(name, f"{what} against tau, healed and not, beside the share of parameters left.")
+    what = " and ".join(panel.what for panel in panels)
+    return drawing.svg(name, f"{what}, against tau; below, the share of parameters left, in percent.")
 
 
-def _with_intervals(
-    axes: Any, rows: Sequence[tuple[float, float, float | None]], colour: str, marker: str, label: str, scale: float
-) -> None:
-    if not rows:
-        return
-    x, y, error = zip(*rows, strict=True)
-    axes.plot(x, np.array(y) * scale, color=colour, marker=marker, label=label)
-    if all(e is not None for e in error):
-        half = 1.96 * scale * np.array(error)
-        axes.fill_between(x, np.array(y) * scale - half, np.array(y) * scale + half, color=colour, alpha=0.13, lw=0)
-
-
-def pareto(series: Mapping[str, Sequence[tuple[float, float, float | None]]], what: str, name: str) -> str:
-    """Accuracy against bytes: a series per way of pruning, an interval on each point. Up and to the left is better."""
-    drawing = Drawing(height=3.8)
+def pareto(series: Mapping[str, tuple[Style, Sequence[Spot]]], what: str, better: str, name: str) -> str:
+    """A measure against bytes: a series per way of pruning, an interval on each point."""
+    drawing = Drawing(height=3.6)
     axes = drawing.axes
-    unit = 2**20 if max(x for rows in series.values() for x, _, _ in rows) < 2**30 else 2**30
-    for number, (label, rows) in enumerate(series.items()):
-        x, y, error = zip(*sorted(rows), strict=True)
-        bars = [1.96 * 100 * e if e is not None else 0 for e in error]
-        colour = INK if label == "unpruned" else SERIES[number % len(SERIES)]
-        marker = "D" if label == "unpruned" else "os^vPX*"[number % 7]
-        axes.errorbar(
-            np.array(x) / unit, np.array(y) * 100, yerr=bars, color=colour, marker=marker, label=label, elinewidth=0.8
-        )
+    unit = 2**20 if max(x for _, spots in series.values() for x, *_ in spots) < 2**30 else 2**30
+    for label, (style, spots) in series.items():
+        x, y, low, high = map(np.array, zip(*sorted(spots), strict=True))
+        axes.errorbar(x / unit, y, yerr=(y - low, high - y), **style.of_lines(), label=named(label), elinewidth=0.8)
     axes.set_xlabel("tensors, MiB" if unit == 2**20 else "tensors, GiB")
     axes.set_ylabel(what)
     drawing.legend()
-    return drawing.svg(name, f"{what} against bytes of tensors. Up and to the left is better.")
+    return drawing.svg(name, f"{what} against bytes of tensors. {better} and to the left is better.")
 
 
 def healing_curves(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], name: str) -> str:
     """Loss against the step of healing, a colour per pruned model: training as a thin line, held-out dotted."""
     drawing = Drawing(height=3.2)
     axes = drawing.axes
-    for number, (label, kinds) in enumerate(curves.items()):
-        colour = SERIES[number % len(SERIES)]
+    for (label, kinds), colour in zip(curves.items(), reversed(shades(len(curves))), strict=True):
         if kinds.get("training"):
-            axes.plot(*zip(*kinds["training"], strict=True), color=colour, linewidth=0.9, alpha=0.6, label=label)
+            axes.plot(*zip(*kinds["training"], strict=True), color=colour, linewidth=0.9, alpha=0.7, label=named(label))
         if kinds.get("held_out"):
-            own = {} if kinds.get("training") else {"label": label}
+            own = {} if kinds.get("training") else {"label": named(label)}
             axes.plot(*zip(*kinds["held_out"], strict=True), color=colour, marker="o", linestyle=":", **own)
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats per token")

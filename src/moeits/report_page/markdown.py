@@ -5,22 +5,25 @@ from collections.abc import Iterator, Sequence
 
 from moeits.report_page.artefacts import Run
 from moeits.report_page.blocks import Block, Section
+from moeits.report_page.evidence_sections import SIZES_CAPTION
 from moeits.report_page.sections import sections_of
 
 # Sections whose tables say what came out; the others are about how it is drawn or made.
-_OF_RESULTS = ("accuracy", "footprint", "ledger", "healing")
+_OF_RESULTS = ("accuracy", "footprint", "ledger", "healing", "rows", "runs")
 BEGIN, END = "<!-- moeits results: written by moeits report --card -->", "<!-- end of moeits results -->"
 _UNMEASURED = re.compile(r"## Not measured here\n.*?(?=\n## |\Z)", re.DOTALL)
 
 
 def tables(runs: Sequence[Run], extra: Sequence[Section] = (), *, level: int = 2) -> str:
-    """Sizes, accuracy, healing and footprint of each run, as headings and pipe tables."""
+    """Sizes, accuracy, healing and footprint of each run, as headings and pipe tables; then further sections, once."""
     parts = []
     for run in runs:
         if len(runs) > 1:
             parts.append(f"{'#' * level} {run.name}")
-        for each in (*sections_of(run, "run"), *extra):
+        for each in sections_of(run, "run"):
             parts += _section(each, level + (len(runs) > 1))
+    for each in extra:
+        parts += _section(each, level)
     return "\n\n".join(parts) + "\n"
 
 
@@ -35,8 +38,10 @@ def _section(section: Section, level: int) -> Iterator[str]:
 
 
 def _is_result(section: Section, block: Block) -> bool:
-    sizes = block.get("caption") == "Sizes at each tau"
-    return sizes or (section["slug"] in (*_OF_RESULTS, "rows") and block["kind"] in ("table", "notes"))
+    """Whether it is a table of results, and whole, or a note on them."""
+    if block["kind"] == "notes" or block.get("caption") == SIZES_CAPTION:
+        return block["kind"] != "notes" or section["slug"] in _OF_RESULTS
+    return section["slug"] in _OF_RESULTS and block["kind"] in ("table", "folded") and not block["thinned"]
 
 
 def _notes(block: Block) -> str:
@@ -47,7 +52,8 @@ def _table(block: Block) -> str:
     def row(cells: Sequence[str]) -> str:
         return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
-    ruler = "| --- | " + " | ".join("---:" for _ in block["columns"][1:]) + " |"
+    words = block["words"]
+    ruler = row(["---" if number < words else "---:" for number in range(len(block["columns"]))])
     return "\n".join([row(block["columns"]), ruler, *(row(cells) for cells in block["rows"])])
 
 

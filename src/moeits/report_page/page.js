@@ -16,7 +16,8 @@
     }
     return `${bytes.toFixed(1)} TiB`;
   };
-  const nearest = (points, kept) => points.find((point) => point.experts === kept);
+  // Of all that was measured, what is of the very experts that stay: the orders are one, so counts per layer name them.
+  const measuredAt = (points, stay) => points.find((point) => point.kept.every((count, layer) => count === stay[layer]));
 
   const start = (slider) => {
     const data = JSON.parse(slider.querySelector("script.data").textContent);
@@ -31,9 +32,11 @@
 
     const show = () => {
       const tau = Number(input.value);
+      const stays = [];
       let kept = 0, before = 0, parameters = data.other_parameters, bytes = data.other_bytes, gone = 0, routed = 0;
       data.layers.forEach((layer, index) => {
         const steps = stepsAt(layer, tau), stay = layer.experts - steps;
+        stays.push(stay);
         kept += stay;
         before += layer.experts;
         parameters += stay * layer.parameters;
@@ -51,7 +54,7 @@
       out("parameters").textContent = parameters.toLocaleString("en");
       out("bytes").textContent = size(bytes);
       out("reduction").textContent = `${((100 * gone) / routed).toFixed(2)} %`;
-      if (out("measured")) out("measured").textContent = nearest(data.measured, kept)?.text ?? "–";
+      if (out("measured")) out("measured").textContent = measuredAt(data.measured, stays)?.text ?? "–";
       const axis = data.axis, x = axis.left + ((tau - axis.low) / (axis.high - axis.low)) * (axis.right - axis.left);
       for (const [name, value] of [["x1", x], ["x2", x], ["y1", axis.top], ["y2", axis.bottom]]) marker.setAttribute(name, value);
       input.setAttribute("aria-valuetext", `tau ${tau.toFixed(2)}: ${kept} of ${before} experts stay`);

@@ -1,119 +1,205 @@
 """What the results show: accuracy against tau and against size, in the paper's tables, and how healing went."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from moeits.report_page import figures
 from moeits.report_page.accuracy import (
     NOTHING,
-    Row,
     accuracy_table,
+    against_random,
     count,
+    difference_table,
     evaluation_notes,
+    text_table,
+)
+from moeits.report_page.artefacts import Point, Run, name_of
+from moeits.report_page.blocks import Block, Section, few_of, figure, notes, section, spread, table
+from moeits.report_page.differences import Pairing
+from moeits.report_page.rows import (
+    TEXT,
+    Measure,
+    Questions,
+    Row,
+    groups_of,
+    measures_of,
     metrics_of,
-    perplexity_table,
-    rows_of,
+    seed_of,
     tasks_of,
 )
-from moeits.report_page.artefacts import Run, name_of
-from moeits.report_page.blocks import Block, Section, figure, notes, section, spread, table
+
+_CONTROL = "Random choices of as many experts are drawn as the mean over their seeds, from the lowest to the highest."
 
 
 def figure_2(run: Run, rows: Sequence[Row], slug: str) -> Section | None:
     """The paper's Figure 2, for a sweep that was evaluated at two points or more."""
-    svg = figure_2_of(run, f"{slug}-figure-2", rows)
-    caption = "The paper's Figure 2 for this model: what tau costs and what healing gives back. Bands: 95 % intervals."
-    return section("figure-2", "Accuracy against tau", [], [figure(svg, caption)]) if svg else None
-
-
-def figure_2_of(run: Run, name: str, rows: Sequence[Row] | None = None) -> str | None:
-    """The plot alone; None if fewer than two points of a sweep were evaluated."""
-    rows = rows_of(run) if rows is None else rows
-    tasks = tasks_of(rows)
-    metric = next(iter(metrics_of(rows, tasks)), None)
-    swept = [point for point in (*run.points, run.unpruned) if point.taus and point.summary]
-    if metric is None or len({point.name for point in swept if point.unhealed or point.healed}) < 2:
+    draw = figure_2_of(run, f"{slug}-figure-2", rows)
+    if draw is None:
         return None
-    scores = {(row.point.name, row.kind): row.mean(tasks, metric) for row in rows}
-    unpruned = scores.get(("unpruned", "unpruned"))
-    points = [
-        {
-            "tau": tau,
-            "share": point.summary["parameters_after"] / point.summary["parameters_before"],
-            "unhealed": scores.get((point.name, "unhealed")) or (unpruned if point is run.unpruned else None),
-            "healed": scores.get((point.name, "healed")),
-        }
-        for point in swept
+    shown = " and ".join(measure.word for measure in measures_of(rows))
+    caption = f"The paper's Figure 2 for this model: {shown}, against tau. Bands: 95 % intervals."
+    random = any(point.controls for point in run.points)
+    missing = "No random choice of as many experts was evaluated, so this does not show what the method adds to chance."
+    blocks = [figure(draw, f"{caption} {_CONTROL if random else missing}")]
+    return section("figure-2", "Accuracy against tau", [], blocks)
+
+
+def figure_2_of(run: Run, name: str, rows: Sequence[Row]) -> Callable[[], str] | None:
+    """What draws the plot; None if fewer than two points of a sweep were evaluated."""
+    rows = Questions(rows).alike()
+    swept = {point.name: point for point in (*run.points, run.unpruned) if point.taus and point.summary}
+    panels = [_panel(measure, rows, swept) for measure in measures_of(rows)]
+    panels = [panel for panel in panels if len({x for spots in panel.curves.values() for x, *_ in spots}) > 1]
+    left = [
+        (tau, 100 * point.summary["parameters_after"] / point.summary["parameters_before"])
+        for point in swept.values()
         for tau in point.taus
     ]
-    points.sort(key=lambda point: point["tau"])
-    what = f"{metric}, %, " + (f"mean of {len(tasks)} tasks" if len(tasks) > 1 else tasks[0])
-    return figures.figure_2(points, unpruned[0] if unpruned else None, what, name)
+    return partial(figures.figure_2, panels, left, name) if panels else None
+
+
+def _panel(measure: Measure, rows: Sequence[Row], swept: Mapping[str, Point]) -> figures.Panel:
+    """The curves of a measure over the taus of the sweep; where a tau keeps everything they meet the unpruned model."""
+    curves: dict[str, list[figures.Spot]] = {}
+    for point in swept.values():
+        own = [row for row in rows if row.point is point or row.point in point.controls]
+        for label in dict.fromkeys(map(_curve_of, own)):
+            spot = spot_of(measure, [row for row in own if _curve_of(row) == label])
+            curves.setdefault(label, []).extend((tau, *spot) for tau in point.taus if spot)
+    unpruned = [row for row in rows if row.kind == "unpruned"]
+    spot = spot_of(measure, unpruned)
+    return figures.Panel(
+        what=measure.short,
+        curves={label: spots for label, spots in curves.items() if spots},
+        unpruned=(0.0, *spot) if spot else None,
+        chance=measure.chance,
+    )
+
+
+def _curve_of(row: Row) -> str:
+    """The curve that a row is on: a tau that keeps everything is a point of the same curves as the others."""
+    if row.point.name != "unpruned":
+        return row.series
+    return "MoEITS, un-healed" if row.kind == "unpruned" else "MoEITS, healed"
+
+
+def spot_of(measure: Measure, rows: Sequence[Row]) -> tuple[float, float, float] | None:
+    """A row's score with its 95 % interval; of several the mean, from the lowest to the highest."""
+    scores = [score for row in rows if (score := measure.of(row))]
+    if not scores:
+        return None
+    if len(scores) == 1:
+        value, half = scores[0][0], 1.96 * (scores[0][1] or 0.0)
+        return value, value - half, value + half
+    values = [value for value, _ in scores]
+    return sum(values) / len(values), min(values), max(values)
 
 
 def accuracy(rows: Sequence[Row]) -> Section | None:
-    """The paper's tables, acc and acc_norm both, and what was read of a text."""
+    """The paper's tables, acc and acc_norm both, what was read of a text, and each model against the unpruned one."""
     if not rows:
         return None
-    tables: list[Block | None] = [accuracy_table(rows, metric) for metric in metrics_of(rows, tasks_of(rows))]
+    questions, pairs = Questions(rows), Pairing(rows)
+    tables: list[Block | None] = []
+    for metric in metrics_of(rows, tasks_of(rows)):
+        tables += accuracy_table(rows, metric, questions)
+        tables += [*difference_table(pairs, metric), *against_random(pairs, metric)]
+    tables += text_table(rows, questions)
+    tables += [*difference_table(pairs, "nats_per_token"), *against_random(pairs, "nats_per_token")]
     without = "The unpruned model was not evaluated in this run, so nothing here says what pruning cost."
     intro = [] if any(row.kind == "unpruned" for row in rows) else [without]
-    return section("accuracy", "Accuracy", intro, [*tables, perplexity_table(rows), notes(evaluation_notes(rows))])
+    return section(
+        "accuracy", "Accuracy", intro, [*tables, notes([*evaluation_notes(rows, questions), *pairs.why_not()])]
+    )
 
 
 def against_size(rows: Sequence[Row], slug: str) -> Section | None:
-    """Accuracy against bytes of every evaluated model."""
-    series, what = pareto_series(rows)
-    # Two points show nothing that the table does not.
-    if sum(map(len, series.values())) < 3:
-        return None
-    svg = figures.pareto(series, what, f"{slug}-pareto")
-    caption = "Accuracy against bytes of tensors. Up and to the left is better; bars are 95 % intervals."
-    return section("pareto", "Accuracy against size", [], [figure(svg, caption)])
+    """Accuracy and loss against bytes of every evaluated model."""
+    plots = pareto_plots({"": rows}, f"{slug}-pareto")
+    return section("pareto", "Accuracy against size", [], plots) if plots else None
 
 
-def pareto_series(
-    rows: Sequence[Row], prefix: str = ""
-) -> tuple[dict[str, list[tuple[float, float, float | None]]], str]:
-    """(bytes, accuracy, standard error) of every row, by kind and criterion; and what the accuracy is."""
-    tasks = tasks_of(rows)
-    metric = next(iter(metrics_of(rows, tasks)), None)
-    series: dict[str, list[tuple[float, float, float | None]]] = {}
-    for row in rows:
-        score = row.mean(tasks, metric) if metric else None
-        if score and row.nbytes:
-            label = row.kind if row.kind == "unpruned" else f"{row.label.split(',')[0].split(' ')[0]}, {row.kind}"
-            series.setdefault(prefix + label, []).append((row.nbytes, *score))
-    return series, f"{metric}, %" + (f", mean of {len(tasks)} tasks" if len(tasks) > 1 else "")
+def pareto_plots(runs: Mapping[str, Sequence[Row]], name: str) -> list[Block]:
+    """A plot for each measure that all runs have in common; colours are of runs if there are several."""
+    alike = {run: Questions(rows).alike() for run, rows in runs.items()}
+    together = Questions([row for rows in alike.values() for row in rows])
+    common = common_tasks(runs)
+    plots = []
+    for number, measure in enumerate(measures_of(together.alike(), common)):
+        series: dict[str, tuple[figures.Style, list[figures.Spot]]] = {}
+        for order, (run, rows) in enumerate(alike.items()):
+            for row, *others in groups_of(rows):
+                spot = spot_of(measure, [row, *others])
+                if spot and row.nbytes and not any(together.mark(row, task) for task in measure.tasks):
+                    style = figures.style_of(row.series, order)
+                    style = figures.of_run(style, order) if len(runs) > 1 else style
+                    label = f"{run}: {row.series}" if len(runs) > 1 else row.series
+                    series.setdefault(label, (style, []))[1].append((row.nbytes, *spot))
+        # Two points show nothing that the table does not.
+        if sum(len(spots) for _, spots in series.values()) >= 3:
+            better = "Up" if measure.metric != "nats_per_token" else "Down"
+            draw = partial(figures.pareto, series, measure.short, better, f"{name}-{number}")
+            bars = "Bars are 95 % intervals, of random choices from the lowest to the highest."
+            plots.append(figure(draw, f"{measure.word}, against bytes. {better} and to the left is better. {bars}"))
+    return plots
+
+
+def common_tasks(runs: Mapping[str, Sequence[Row]]) -> list[str]:
+    """The tasks that every run which has any was asked, and in the same way."""
+    together = Questions([row for rows in runs.values() for row in rows])
+
+    def asked(rows: Sequence[Row], task: str) -> bool:
+        return any(task in row.results.tasks and not together.mark(row, task) for row in rows)
+
+    evaluated = [rows for rows in runs.values() if tasks_of(rows)]
+    return [task for task in together.first if task != TEXT and all(asked(rows, task) for rows in evaluated)]
 
 
 def healing(run: Run, slug: str) -> Section | None:
     """Training and held-out loss of every healed model, and what each healing took."""
-    healed = {name_of(point): point.healing for point in (*run.points, run.unpruned) if point.healing}
+    points = [point for point in (run.unpruned, *reversed(run.points)) if point.healing]
+    healed = {name_of(point): point.healing for point in points if point.healing}
     if not healed:
         return None
-    curves = {name: curve for name in spread(list(healed), 6) if (curve := _curves(healed[name]))}
-    plot = figures.healing_curves(curves, f"{slug}-healing") if curves else None
+    curves = {name: curve for name in spread(list(healed), 5) if (curve := _curves(healed[name]))}
     caption = "Loss while healing, in nats per token: thin on the training text, dotted on held-out text."
-    rows = [
-        [
-            name,
-            f"{each['recipe_name']}, {each['recipe']['steps']} steps",
-            count(each["trainable_parameters"]),
-            *(NOTHING if each[key] is None else f"{each[key]:.4f}" for key in ("loss_before", "loss_merged")),
-            f"{each['seconds']:,.0f}",
+    plot = figure(partial(figures.healing_curves, curves, f"{slug}-healing"), caption) if curves else None
+    groups = [
+        [_healing_row(name_of(point), point.healing)]
+        + [
+            _healing_row(f"{name_of(point)}, random, {seed_of(each)}", each.healing)
+            for each in point.controls
+            if each.healing
         ]
-        for name, each in healed.items()
+        for point in points
+        if point.healing
     ]
-    columns = ["point", "recipe", "trained parameters", "held-out loss before", "after", "seconds"]
-    blocks = [figure(plot, caption) if plot else None, table("What each healing did", columns, rows)]
-    said = [note for each in healed.values() for note in each.get("notes", ())]
-    return section("healing", "Healing", [], [*blocks, notes(list(dict.fromkeys(said)))])
+    columns = ["point", "held-out loss before", "after", "seconds", "trained parameters", "recipe"]
+    few, thinned = few_of(groups)
+    tables = [table("What each healing did", columns, few, thinned=thinned)]
+    if thinned:
+        tables.append(
+            table("What each healing did: all", columns, [row for rows in groups for row in rows], folded=True)
+        )
+    said = [note for each in healed.values() for note in each.get("notes") or ()]
+    return section("healing", "Healing", [], [plot, *tables, notes(list(dict.fromkeys(said)))])
+
+
+def _healing_row(name: str, facts: Mapping[str, Any]) -> list[str]:
+    losses = (facts.get(key) for key in ("loss_before", "loss_merged"))
+    return [
+        name,
+        *(NOTHING if loss is None else f"{loss:.4f}" for loss in losses),
+        f"{facts['seconds']:,.0f}",
+        count(facts["trainable_parameters"]),
+        f"{facts['recipe_name']}, {facts['recipe']['steps']} steps",
+    ]
 
 
 def _curves(facts: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
+    curves = facts.get("curves") or {}
     found = {
-        kind: [(entry["step"], entry["loss"]) for entry in facts.get("curves", {}).get(kind, ())]
-        for kind in ("training", "held_out")
+        kind: [(entry["step"], entry["loss"]) for entry in curves.get(kind) or ()] for kind in ("training", "held_out")
     }
     return {kind: points for kind, points in found.items() if points}

@@ -4,13 +4,23 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moeits.report_page.accuracy import Row, count, metrics_of, percent, rows_of, tasks_of, with_interval
-from moeits.report_page.artefacts import Run, min_experts_of
-from moeits.report_page.blocks import Section, facts, section, table
+from moeits.report_page.accuracy import INTERVAL, NOTHING, count, percent
+from moeits.report_page.artefacts import Run, min_experts_of, name_of
+from moeits.report_page.blocks import Block, Section, facts, notes, section, table
 from moeits.report_page.cost_sections import footprint, ledger
-from moeits.report_page.evidence_sections import per_layer, redundancy, who_stays
+from moeits.report_page.evidence_sections import noise_sentence, per_layer, redundancy, who_stays
 from moeits.report_page.removal import Removal
-from moeits.report_page.result_sections import accuracy, against_size, figure_2, healing
+from moeits.report_page.result_sections import accuracy, against_size, figure_2, healing, spot_of
+from moeits.report_page.rows import (
+    Measure,
+    Questions,
+    Row,
+    group_label,
+    groups_of,
+    measures_of,
+    question_in_words,
+    rows_of,
+)
 from moeits.sizes import format_size
 
 
@@ -46,33 +56,45 @@ def _summary(run: Run, rows: Sequence[Row]) -> Section | None:
     if before:
         known.append(("parameters", count(before["parameters_before"])))
         known.append(("tensors", format_size(before["bytes_before"])))
-    return section("summary", "Summary", _findings(rows), [facts(known)])
+    noise = run.evidence.above_noise() if run.evidence else {"redundancy": {}}
+    said = [noise_sentence(noise)] if noise["redundancy"] else []
+    return section("summary", "Summary", said, [facts(known), headline(rows), notes(_measured_on(rows))])
 
 
 def _before(run: Run) -> Mapping[str, Any] | None:
     return next((p.summary for p in (*run.points, run.unpruned) if "parameters_before" in p.summary), None)
 
 
-def _findings(rows: Sequence[Row]) -> list[str]:
-    """What came out, in a sentence or two; nothing if nothing was evaluated."""
-    tasks = tasks_of(rows)
-    unpruned = next((row for row in rows if row.kind == "unpruned"), None)
-    pruned = [row for row in rows if row.kind != "unpruned" and row.point.summary.get("reduction", 0) > 0]
-    metrics = metrics_of(rows, tasks)
-    if not metrics or unpruned is None or not pruned:
-        return []
-    sentences = []
-    for kind in ("unhealed", "healed"):
-        scored = [(row, row.mean(tasks, metrics[0])) for row in pruned if row.kind == kind]
-        scored = [(row, score) for row, score in scored if score]
-        if scored:
-            row, score = min(scored, key=lambda each: abs(each[0].point.summary["reduction"] - 0.5))
-            sentences.append(
-                f"{'Healed' if kind == 'healed' else 'Un-healed'}, with {percent(row.point.summary['reduction'])} % of "
-                f"the routed-expert parameters removed, it scores {with_interval(score)} % ({metrics[0]}); the "
-                f"unpruned model {with_interval(unpruned.mean(tasks, metrics[0]))} %."
-            )
-    return sentences
+def headline(rows: Sequence[Row]) -> Block | None:
+    """MoEITS where it removes closest to half, beside the unpruned model and random choices of as many experts."""
+    alike = Questions(rows).alike()
+    pruned = [row for row in alike if row.series.startswith("MoEITS")]
+    measures = measures_of(alike)
+    if not measures or not pruned:
+        return None
+    half = min(pruned, key=lambda row: abs(row.reduction - 0.5)).point
+    shown = [row for row in alike if row.kind == "unpruned" or row.point in (half, *half.controls)]
+    lines = [[group_label(group), *(_value(measure, group) for measure in measures)] for group in groups_of(shown)]
+    caption = f"{name_of(half)}: {percent(half.summary['reduction'])} % of the routed-expert parameters are removed"
+    strong = [number for number, line in enumerate(lines) if line[0] == "unpruned"]
+    return table(caption, ["model, experts", *(measure.word for measure in measures)], lines, strong=strong)
+
+
+def _measured_on(rows: Sequence[Row]) -> list[str]:
+    """On what the results were found, and what their intervals are about; nothing without results."""
+    asked = "; ".join(f"{task}, {question_in_words(row, task)}" for task, row in Questions(rows).first.items())
+    return [f"Measured on {asked}. {INTERVAL}"] if asked else []
+
+
+def _value(measure: Measure, rows: Sequence[Row]) -> str:
+    """`53.3 ± 4.9`; of several the mean, with the lowest and the highest."""
+    spot = spot_of(measure, rows)
+    if spot is None:
+        return NOTHING
+    value, low, high = map(measure.form.format, spot)
+    if len(rows) > 1:
+        return f"{value} ({low} to {high})"
+    return value + (f" ± {measure.form.format(spot[2] - spot[0])}" if spot[2] > spot[0] else "")
 
 
 def _provenance(run: Run, rows: Sequence[Row]) -> Section | None:
@@ -80,12 +102,10 @@ def _provenance(run: Run, rows: Sequence[Row]) -> Section | None:
     if run.evidence:
         settings |= {"estimator": run.evidence.estimator, **_flat(run.evidence.settings, "scoring")}
     for row in rows[:1]:
-        settings |= _flat(row.results.get("settings", {}), "evaluation") | _flat(
-            row.results.get("versions", {}), "version"
-        )
+        settings |= _flat(row.results.settings, "evaluation") | _flat(row.results.versions, "version")
     blocks = [
-        table("Settings and versions", ["setting", "value"], [[name, str(value)] for name, value in settings.items()]),
-        table("Files and their SHA-256", ["file", "SHA-256"], list(run.files.items()), folded=True),
+        table("Settings and versions", ["setting", "value"], [[n, str(v)] for n, v in settings.items()], words=2),
+        table("Files and their SHA-256", ["file", "SHA-256"], list(run.files.items()), words=2, folded=True),
     ]
     return section("provenance", "How it was made", [f"{run.source}, fingerprint {run.fingerprint}."], blocks)
 
