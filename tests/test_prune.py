@@ -15,9 +15,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import moeits
+from moeits import architectures
 from moeits.checkpoint import Checkpoint
-from moeits.errors import PlanError
+from moeits.errors import CheckpointError, PlanError
 from moeits.layout import MoELayout
+from moeits.prune import fates
 from moeits.pruning_plan import PruningPlan
 from tests.toys import (
     fuse,
@@ -99,6 +101,24 @@ def plan_of_pruned(model: Path, kept: Mapping[int, tuple[int, ...]]) -> PruningP
         settings={},
         kept=kept,
     )
+
+
+def test_a_tensor_with_two_fates_is_an_error_before_anything_is_written(
+    tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = next(each for each in architectures.ARCHITECTURES if each.model_type == "qwen2_moe")
+    greedy = replace(known, shared=(*known.shared, "experts.0."))
+    monkeypatch.setattr(architectures, "ARCHITECTURES", (greedy,))
+    with pytest.raises(CheckpointError, match=r"experts\.0\.\S+ would be of a routed expert and of what is shared"):
+        moeits.simplify(toy, criterion="random", experts_per_layer=4, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_fates_are_counted_and_not_merged(toy: Path) -> None:
+    layer = MoELayout.of(Checkpoint.open(toy)).layers[0]
+    assert fates(layer, (0, 1))
+    with pytest.raises(AssertionError, match="two things at once"):
+        fates(replace(layer, shared=(*layer.shared, layer.experts[3]["up_proj.weight"])), (0, 1))
 
 
 def test_shared_experts_are_never_touched(tmp_path: Path, toys: dict[str, Path]) -> None:

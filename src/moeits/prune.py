@@ -159,6 +159,8 @@ def fates(layer: MoELayer, kept: Sequence[int]) -> dict[str, Fate]:
         for tensor, name in tensors.items():
             # All experts of a layer have the same tensors, so the new name is there: it is that of the old owner.
             result[name] = Rename(layer.experts[new_number[expert]][tensor]) if expert in new_number else Drop()
+    decided = len(layer.shared) + len(layer.expert_axes) + sum(map(len, layer.experts.values()))
+    assert decided == len(result), "the layout should have refused a tensor that is two things at once"
     return result
 
 
