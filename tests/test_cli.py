@@ -14,7 +14,7 @@ import pytest
 import typer.main
 
 import moeits
-from moeits import cli
+from moeits import cli, console
 from tests.toys import make_toy
 
 STAGES = {stage.__name__: stage for stage, _ in cli.COMMANDS}
@@ -30,7 +30,6 @@ def run(
 
     def command(*arguments: object) -> tuple[str, str]:
         monkeypatch.setattr(sys, "argv", ["moeits", *map(str, arguments)])
-        monkeypatch.setenv("COLUMNS", "200")
         with pytest.raises(SystemExit) as ended:
             cli.main()
         out, err = capsys.readouterr()
@@ -59,7 +58,10 @@ def test_a_flag_is_spelt_like_its_argument_and_has_its_default(name: str) -> Non
             assert "--" + own.replace("_", "-") in flag.opts
             assert parameter.kind == parameter.KEYWORD_ONLY, f"{name}({own}) can be given without its name"
         if parameter.default is not parameter.empty:
-            assert flag.default == parameter.default or (flag.default is None and not parameter.default), own
+            required = own == "output" and name in cli.MADE_FOR_LATER
+            assert required or flag.default == parameter.default or (flag.default is None and not parameter.default), (
+                own
+            )
         else:
             assert flag.required, own
 
@@ -72,13 +74,60 @@ def test_every_flag_says_what_it_is_for(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*STAGES, ""])
-def test_help_works_and_says_what_the_command_does(run: Callable[..., tuple[str, str]], name: str) -> None:
+def test_help_works_and_says_what_the_command_does(
+    run: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     out, err = run(*([name] if name else []), "--help")
     assert err == ""
     assert "Usage" in out
     for flag in COMMANDS[name].params if name else ():
         shown = flag.opts[0] if flag.param_type_name == "option" else flag.metavar
         assert shown.removesuffix("...") in out
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_help_speaks_of_flags_and_shows_choices(
+    run: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    out, _ = run(name, "--help")
+    named = {parameter for parameter in inspect.signature(STAGES[name]).parameters if "_" in parameter}
+    assert not {parameter for parameter in named if parameter in out}, "a flag is spelt with hyphens"
+    for flag in COMMANDS[name].params:
+        choices = {"criterion": "random", "layout": "per-layer", "preset": "authors-code", "recipe": "router-only"}
+        if flag.name in choices:
+            assert choices[flag.name] in flag.metavar.split("|")
+
+
+@pytest.mark.parametrize("name", ["score", "plan"])
+def test_what_takes_minutes_is_not_thrown_away(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], toy: Path, name: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["moeits", name, str(toy)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "--output" in capsys.readouterr().err
+
+
+def test_nothing_is_cut_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
+    long = ["nats_per_token_and_more" * 3] * 9
+    console.table(long, [long])
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [long, long]
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), OSError("a failing disk")])
+def test_a_failing_system_without_a_file_is_a_sentence_without_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: OSError
+) -> None:
+    def fails(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fails)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err == f"moeits: {error.strerror or error}. Check the disk and the path.\n"
 
 
 def test_the_commands_are_the_functions_of_the_package() -> None:

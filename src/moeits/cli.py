@@ -6,8 +6,9 @@ MoeitsError becomes one sentence on standard error and exit code 2.
 
 import inspect as signatures
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +18,9 @@ from moeits import console
 from moeits.console import footprint, healing, plans, results
 from moeits.errors import MoeitsError
 from moeits.flags import FLAGS, flag
+
+# Stages whose result is the next one's input: at a command line it would be lost without an output.
+MADE_FOR_LATER = ("score", "plan")
 
 
 def _command(stage: Callable[..., Any], show: Callable[[Any, dict[str, Any]], None]) -> Callable[..., None]:
@@ -35,11 +39,14 @@ def _command(stage: Callable[..., Any], show: Callable[[Any, dict[str, Any]], No
         else:
             show(result, arguments)
 
+    defaults = {name: own[name].default for name in taken}
+    if stage.__name__ in MADE_FOR_LATER:
+        defaults["output"] = signatures.Parameter.empty
     parameters = [
         signatures.Parameter(
-            name, own[name].POSITIONAL_OR_KEYWORD, default=own[name].default, annotation=flag(stage.__name__, name)
+            name, own[name].POSITIONAL_OR_KEYWORD, default=defaults[name], annotation=flag(stage.__name__, name)
         )
-        for name in sorted(taken, key=lambda name: own[name].default is not signatures.Parameter.empty)
+        for name in sorted(taken, key=lambda name: defaults[name] is not signatures.Parameter.empty)
     ]
     parameters.append(
         signatures.Parameter(
@@ -50,8 +57,17 @@ def _command(stage: Callable[..., Any], show: Callable[[Any, dict[str, Any]], No
     run.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__name__ = stage.__name__
-    run.__doc__ = (signatures.getdoc(stage) or "").split("\n\n")[0]
+    run.__doc__ = _for_the_command_line((signatures.getdoc(stage) or "").split("\n\n")[0], own)
     return run
+
+
+def _for_the_command_line(text: str, arguments: Container[str]) -> str:
+    """A docstring's `max_size` as --max-size."""
+
+    def spelt(found: re.Match[str]) -> str:
+        return "--" + found[1].replace("_", "-") if found[1] in arguments else found[0]
+
+    return re.sub(r"`(\w+)`", spelt, text)
 
 
 # The exit code by which typer, like shells, tells of an interrupt from the keyboard.
@@ -108,7 +124,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:  # where nobody expected the system to refuse: a failing disk, a name too long
-        console.error(f"{error.strerror or error}: {error.filename}. Check the disk and the path.")
+        where = f": {error.filename}" if error.filename else ""
+        console.error(f"{error.strerror or error}{where}. Check the disk and the path.")
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     if code == _INTERRUPTED:

@@ -3,12 +3,20 @@
 Keys are the keyword arguments of the stage functions; positional arguments carry `typer.Argument`.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from moeits.criteria import CRITERIA
 from moeits.errors import SettingError
+from moeits.estimators import ESTIMATORS
+from moeits.evaluation.harness import BACKENDS
+from moeits.healing.recipe import RECIPES
+from moeits.prune import LAYOUTS
+from moeits.report import FORMATS
+from moeits.score import DIAGONALS, PRESETS
 
 
 def parse_weights(text: str) -> dict[str, float]:
@@ -19,6 +27,11 @@ def parse_weights(text: str) -> dict[str, float]:
         raise SettingError(f"--projection-weights {text} makes no sense: write gate=0.2,up=0.4,down=0.4.") from None
 
 
+def _one_of(choices: Iterable[str], text: str) -> Any:
+    """A choice, whose values help shows; the stage itself says what is wrong with another."""
+    return Annotated[str, typer.Option(metavar="|".join(choices), help=text)]
+
+
 def _recipe(kind: type, text: str) -> Any:
     """A field of the healing recipe."""
     return Annotated[kind | None, typer.Option(help=text, show_default="as the recipe has it")]
@@ -26,38 +39,47 @@ def _recipe(kind: type, text: str) -> Any:
 
 FLAGS: dict[str, Any] = {
     "model": Annotated[str, typer.Argument(metavar="MODEL", help="A local folder, or a hub id (org/name).")],
-    "path": Annotated[str, typer.Argument(metavar="PATH", help="A checkpoint folder, a hub id, or a plan (.json).")],
+    "path": Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH", help="A checkpoint folder, a hub id (no weights are fetched), or a plan (.json)."
+        ),
+    ],
     "evidence": Annotated[Path, typer.Argument(metavar="EVIDENCE", help="What moeits score wrote.")],
     "output": Annotated[Path, typer.Option(help="Where the result goes.")],
     "tau": Annotated[float | None, typer.Option(help="The paper's dial: remove pairs above mean + tau * iqr.")],
     "reduction": Annotated[
         float | None, typer.Option(help="Remove at least this share of the routed-expert parameters.")
     ],
-    "max_size": Annotated[str | None, typer.Option(help="At most this many bytes of tensors, such as 12GiB.")],
+    "max_size": Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="At most this many bytes of tensors: 12GiB or 12G (of 1024), 12GB (of 1000)."
+        ),
+    ],
     "experts_per_layer": Annotated[int | None, typer.Option(help="Keep this many experts in every layer.")],
     "like": Annotated[Path | None, typer.Option(help="Keep as many experts in each layer as this plan does.")],
-    "criterion": Annotated[str, typer.Option(help="Who goes first: moeits or random.")],
+    "criterion": _one_of((each.name for each in CRITERIA), "Who goes first."),
     "min_experts": Annotated[
         int | None, typer.Option(help="No layer keeps fewer experts than this.", show_default="the layer's top_k")
     ],
     "seed": Annotated[int, typer.Option(help="Seed of a random criterion.")],
-    "preset": Annotated[str, typer.Option(help="Projection weights: paper (their mean) or authors-code.")],
-    "estimator": Annotated[str, typer.Option(help="How redundancy is estimated.")],
+    "preset": _one_of(PRESETS, "Projection weights: their mean, or those of the authors' program."),
+    "estimator": _one_of((each.name for each in ESTIMATORS), "How redundancy is estimated."),
     "bins": Annotated[str, typer.Option(help="Bins of a weight's histogram: auto, or a number.")],
     "projection_weights": Annotated[
         dict | None,
         typer.Option(parser=parse_weights, metavar="gate=W,up=W,down=W", help="Projection weights by hand."),
     ],
-    "diagonal": Annotated[str, typer.Option(help="The zeros R_ii in mean and iqr: zero (they count) or excluded.")],
+    "diagonal": _one_of(DIAGONALS, "The zeros R_ii in mean and iqr: zero lets them count."),
     "threads": Annotated[int | None, typer.Option(help="Threads of the scoring.", show_default="all cores")],
-    "memory": Annotated[str, typer.Option(help="Bound on the encoded weights held at once.")],
+    "memory": Annotated[str, typer.Option(metavar="SIZE", help="Bound on the encoded weights held at once.")],
     "fresh": Annotated[bool, typer.Option("--fresh", metavar="", help="Forget finished layers of an interrupted run.")],
     "plan": Annotated[Path, typer.Option(help="The plan to carry out.")],
-    "layout": Annotated[
-        str, typer.Option(help="auto, per-layer, uniform (evened out along the plan's order), padded.")
-    ],
+    "layout": _one_of(LAYOUTS, "Counts of experts: auto as planned, uniform evened out along the plan's order."),
     "max_shard_size": Annotated[
-        str | None, typer.Option(help="Largest shard, such as 5GB.", show_default="the source's largest")
+        str | None,
+        typer.Option(metavar="SIZE", help="Largest shard, such as 5GB.", show_default="the source's largest"),
     ],
     "any_fingerprint": Annotated[
         bool,
@@ -70,7 +92,7 @@ FLAGS: dict[str, Any] = {
     "revision": Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")],
     "overwrite": Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace a checkpoint at the output.")],
     "runs": Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that moeits sweep wrote.")],
-    "format": Annotated[str, typer.Option(help="html: one page; md: its tables, for a paper or a model card.")],
+    "format": _one_of(FORMATS, "html: one page; md: its tables, for a paper or a model card."),
     "prompt_tokens": Annotated[int, typer.Option(help="Length of the prompt that is read, random tokens.")],
     "new_tokens": Annotated[int, typer.Option(help="How many tokens are generated after it.")],
     "repeats": Annotated[int, typer.Option(help="How often each speed is measured.")],
@@ -91,7 +113,7 @@ FLAGS: dict[str, Any] = {
     "control": Annotated[
         int, typer.Option(metavar="N", help="Beside every point evaluate N random choices of as many experts.")
     ],
-    "sweep recipe": Annotated[str, typer.Option(help="How it is healed, as --recipe of heal.")],
+    "sweep recipe": _one_of(RECIPES, "How it is healed, as --recipe of heal."),
     "sweep batch_size": Annotated[int, typer.Option(help="Prompts at a time in an evaluation.")],
     "sweep measure": Annotated[bool, typer.Option("--measure", metavar="", help="Take the footprint of every point.")],
     "card": Annotated[Path | None, typer.Option(help="Add the results to this checkpoint's README.md.")],
@@ -120,7 +142,7 @@ FLAGS: dict[str, Any] = {
         int | None,
         typer.Option(help="Tokens of a perplexity window.", show_default="the model's context, at most 2048"),
     ],
-    "backend": Annotated[str, typer.Option(help="hf, or vllm for checkpoints with equal counts in all layers.")],
+    "backend": _one_of(BACKENDS, "vllm is for checkpoints with equal counts in all layers."),
     "dtype": Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")],
     "device": Annotated[
         str | None,
@@ -139,7 +161,7 @@ FLAGS: dict[str, Any] = {
     "simplify heal": Annotated[
         str | None, typer.Option(metavar="DATA", help="Heal what is left on these data, as moeits heal does.")
     ],
-    "recipe": Annotated[str, typer.Option(help="paper, authors-code, router-only, or small (for CPUs).")],
+    "recipe": _one_of(RECIPES, "How it is healed; small is for CPUs."),
     "targets": _recipe(str, "What gets LoRA: router, experts, attention, shared_experts, by commas."),
     "rank": _recipe(int, "Rank r of LoRA."),
     "alpha": _recipe(float, "Adapters are scaled by alpha / rank."),

@@ -50,14 +50,21 @@ def print_json(result: Any) -> None:
     sys.stdout.write(json.dumps(facts, indent=2) + "\n")
 
 
+# Columns of a table in a pipe or a file. rich would take 80.
+_WIDEST = 10_000
+
+
 def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """A table of right-aligned columns on standard output, without frames."""
+    """A table of right-aligned columns on standard output, without frames; nothing is cut where nobody looks."""
     drawn = Table(*columns, box=None, padding=(0, 2, 0, 0))
     for column in drawn.columns:
         column.justify = "right"
     for row in rows:
         drawn.add_row(*row)
-    Console(soft_wrap=False).print(drawn)
+    screen = Console(soft_wrap=False)
+    if not screen.is_terminal:
+        screen.width = _WIDEST
+    screen.print(drawn)
 
 
 def written(arguments: dict[str, Any]) -> None:
