@@ -17,11 +17,17 @@ def prune_variants(model: Path, work: Path, *, experts_per_layer: int, seeds: It
     """Name of each variant -> its checkpoint folder; the unpruned model first."""
     variants = {"unpruned": model, "MoEITS": work / "moeits"}
     variants |= {f"random, seed {seed}": work / f"random-{seed}" for seed in seeds}
+    variants |= {"chance-corrected": work / "chance-corrected"}
     for name, folder in variants.items():
         if not folder.exists():
-            chance = {"criterion": "random", "seed": int(name.rpartition(" ")[2])} if "random" in name else {}
-            moeits.simplify(model, output=folder, experts_per_layer=experts_per_layer, **chance)
+            moeits.simplify(model, output=folder, experts_per_layer=experts_per_layer, **_criterion(name))
     return variants
+
+
+def _criterion(variant: str) -> dict[str, Any]:
+    if variant.startswith("random"):
+        return {"criterion": "random", "seed": int(variant.rpartition(" ")[2])}
+    return {"criterion": "moeits" if variant == "MoEITS" else variant}
 
 
 def heal_variants(variants: dict[str, Path], work: Path) -> dict[str, Path]:

@@ -30,9 +30,9 @@ class Criterion(Protocol):
         """The elimination order of one layer, to the last expert. Scores are there if it needs them."""
 
 
-from moeits.criteria import moeits, random  # noqa: E402
+from moeits.criteria import chance_corrected, moeits, random  # noqa: E402
 
-CRITERIA: tuple[Criterion, ...] = (moeits.CRITERION, random.CRITERION)
+CRITERIA: tuple[Criterion, ...] = (moeits.CRITERION, random.CRITERION, chance_corrected.CRITERION)
 
 
 def elimination_order(
