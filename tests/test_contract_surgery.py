@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 import moeits
 from moeits.architectures import architecture_of
 from moeits.checkpoint import Checkpoint
+from moeits.errors import PlanError
 from moeits.layout import MoELayout
 from moeits.prune import Copy, Drop, Rename, Take, fates, new_tensors
 from tests.masked import TOLERANCE, continuation, logits, routers_masked
@@ -34,6 +35,7 @@ from tests.toys import (
     read_config,
     read_tensors,
     reshard,
+    write_checkpoint,
 )
 
 EXPERTS = 6
@@ -233,6 +235,34 @@ def test_removing_another_expert_computes_something_else(tmp_path: Path, model_t
     original, other = opened(toy), {**UNEVEN, 1: (1, 5)}
     with routers_masked(original, allowed(toy, other), EXPERTS):
         assert furthest(logits(ours, TOKENS), logits(original, TOKENS)) > 100 * TOLERANCE
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_as_few_experts_as_its_router_needs_are_kept_but_no_fewer(tmp_path: Path, toys: Toys, model_type: str) -> None:
+    config = read_config(toys[model_type])
+    least = architecture_of(config).least_per_group(config)
+    keep(toys[model_type], dict.fromkeys(range(3), tuple(range(least))), tmp_path / "out")
+    if least > 1:
+        with pytest.raises(PlanError, match=f"needs {least} experts; this plan keeps {least - 1}"):
+            keep(toys[model_type], dict.fromkeys(range(3), tuple(range(least - 1))), tmp_path / "fewer")
+
+
+@pytest.mark.parametrize("budget", [{"tau": 0.0}, {"experts_per_layer": 4}], ids=["tau", "count"])
+@pytest.mark.parametrize("model_type", ["deepseek_v3", "dots1", "glm4_moe"])
+def test_groups_judged_by_their_best_two_compute_what_the_masked_original_computes(
+    tmp_path: Path, model_type: str, budget: dict[str, Any]
+) -> None:
+    made = make_toy(tmp_path / "made", model_type, dtype="float32", experts=8, n_group=2, topk_group=1)
+    # In an original whose removed experts are masked, a negative score loses to the 0 of a group that was not chosen.
+    tensors = {name: abs(value) if "correction_bias" in name else value for name, value in read_tensors(made).items()}
+    toy = write_checkpoint(tmp_path / "toy", read_config(made), tensors)
+    plan = moeits.simplify(toy, output=tmp_path / "pruned", **budget)
+    assert plan.summary["experts_kept"] < plan.summary["experts_before"]
+    assert all(sum(expert < 4 for expert in kept) * 2 == len(kept) >= 4 for kept in plan.kept.values())
+    original = opened(toy)
+    with routers_masked(original, plan.kept, 8):
+        expected = logits(original, TOKENS)
+    assert furthest(logits(loaded(tmp_path / "pruned"), TOKENS), expected) < TOLERANCE
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
