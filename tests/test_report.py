@@ -77,8 +77,9 @@ def test_the_page_stands_alone(run: Path) -> None:
 def test_the_same_run_gives_the_same_bytes_and_names_no_path(run: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere" / "run"
     shutil.copytree(run, moved)
-    assert page(run) == page(moved)
-    assert str(tmp_path) not in page(run)
+    text = page(run)
+    assert text == page(moved)
+    assert str(tmp_path) not in text
 
 
 def test_the_unpruned_row_always_comes_first(run: Path) -> None:
@@ -451,9 +452,8 @@ def test_runs_side_by_side_share_only_what_all_were_asked_and_have_names_of_thei
         assert f"{name}: MoEITS, healed" in text
 
 
-@pytest.mark.parametrize("name", ["a$b^$", "_x", "<b>x</b>", "a&b"])
-def test_any_name_of_a_folder_is_shown_as_it_is(run: Path, name: str) -> None:
-    odd = run.parent / "odd" / name.replace("/", "-")
+def test_any_name_of_a_folder_is_shown_as_it_is(run: Path) -> None:
+    odd = run.parent / "odd" / "_a$b^$ & <b>x"
     shutil.copytree(run, odd)
     (odd / "sweep.json").unlink()  # then points go by the names of their folders
     point_of(odd).rename(odd / f"point {odd.name}")

@@ -293,5 +293,5 @@ def test_a_real_sweep_evaluates_heals_and_reports(shared: Path, tmp_path: Path) 
     )
     moeits.report(tmp_path / "run", output=tmp_path / "report.md", format="md")
     text = (tmp_path / "report.md").read_text()
-    assert "MoEITS, 46 experts, healed" in text
+    assert "| MoEITS 46, healed |" in text
     assert "continuation_local: 0-shot, 4 of 400 items" in text
