@@ -16,11 +16,12 @@ LIMITED = {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
 TOKENS = torch.arange(2 * 20).reshape(2, 20) * 7 % VOCAB
 
 
-@pytest.fixture(scope="module")
-def limited(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A DeepSeek-V2 whose tokens go to three experts of two of four groups of four."""
+@pytest.fixture(scope="module", params=["deepseek_v2", "deepseek_v3"])
+def limited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokens go to three experts of two of four groups of four, which are judged by their best or their best two."""
     folder = tmp_path_factory.mktemp("limited") / "toy"
-    return make_toy(folder, "deepseek_v2", dtype="float32", experts=EXPERTS, top_k=3, layers=3, **LIMITED)
+    method = LIMITED if request.param == "deepseek_v2" else {"n_group": 4, "topk_group": 2}
+    return make_toy(folder, request.param, dtype="float32", experts=EXPERTS, top_k=3, layers=3, **method)
 
 
 @pytest.mark.parametrize(
@@ -49,3 +50,8 @@ def test_a_router_limited_by_groups_computes_what_the_masked_original_computes(
     swapped = {**made.kept, layer: tuple(sorted({*kept[1:], *(set(range(4)) - set(kept))}))}
     with routers_masked(original, swapped, EXPERTS):
         assert (logits(original, TOKENS) - expected).abs().max() > 100 * TOLERANCE
+
+
+def test_no_group_is_left_with_fewer_experts_than_its_router_judges_it_by(tmp_path: Path, limited: Path) -> None:
+    made = moeits.simplify(limited, tau=-100.0, min_experts=1, output=tmp_path / "pruned")
+    assert {len(kept) for kept in made.kept.values()} == {8}
