@@ -43,7 +43,7 @@ def elimination_order(
     Raises EvidenceError if the criterion needs scores and there are none.
     """
     if criterion.needs_redundancy and layer not in evidence.redundancy:
-        raise EvidenceError(f"The evidence has no redundancy scores for layer {layer}. Score the model again.")
+        raise EvidenceError(f"The evidence has no redundancy of layer {layer}. Score the model again.")
     return criterion.order(evidence, layer, rng).by_groups(evidence.layers[layer].groups)
 
 

@@ -6,7 +6,6 @@ from typing import ClassVar
 import numpy as np
 
 from moeits.elimination import EliminationOrder
-from moeits.errors import EvidenceError
 from moeits.evidence import Evidence
 
 
@@ -20,8 +19,6 @@ class MoEITS:
     chosen: ClassVar[str] = "redundant"
 
     def order(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:  # noqa: ARG002
-        if layer not in evidence.redundancy:
-            raise EvidenceError(f"The evidence has no redundancy of layer {layer}. Score the model again.")
         redundancy = evidence.redundancy[layer]
         mean, iqr = threshold_statistics(redundancy, evidence.settings.get("diagonal", "zero"))
         removed, levels = eliminate(redundancy)
