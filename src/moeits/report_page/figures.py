@@ -83,6 +83,9 @@ def of_run(style: Style, number: int) -> Style:
     return replace(style, colour=SERIES[number % len(SERIES)])
 
 
+# Models of sizes so far apart would lie on one another.
+_MANY_TIMES = 20
+
 Spot = tuple[float, float, float, float]
 """x, y, and between what y lies."""
 
@@ -131,6 +134,12 @@ def pareto(series: Mapping[str, tuple[Style, Sequence[Spot]]], what: str, better
     for label, (style, spots) in series.items():
         x, y, low, high = map(np.array, zip(*sorted(spots), strict=True))
         axes.errorbar(x / unit, y, yerr=(y - low, high - y), **style.of_lines(), label=named(label), elinewidth=0.8)
+    sizes = [x for _, spots in series.values() for x, *_ in spots]
+    if max(sizes) > _MANY_TIMES * min(sizes):
+        axes.set_xscale("log")
+        # The usual labels of powers are formulas, which this page's text is not.
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("tensors, MiB" if unit == 2**20 else "tensors, GiB")
     axes.set_ylabel(what)
     drawing.legend()

@@ -75,9 +75,10 @@ def headline(rows: Sequence[Row]) -> Block | None:
     half = min(pruned, key=lambda row: abs(row.reduction - 0.5)).point
     shown = [row for row in alike if row.kind == "unpruned" or row.point in (half, *half.controls)]
     lines = [[group_label(group), *(_value(measure, group) for measure in measures)] for group in groups_of(shown)]
-    caption = f"{name_of(half)}: {percent(half.summary['reduction'])} % of the routed-expert parameters are removed"
+    removed = f"{name_of(half)}, {percent(half.summary['reduction'])} % of the routed-expert parameters removed"
+    caption = "; ".join([removed, *(measure.word for measure in measures)])
     strong = [number for number, line in enumerate(lines) if line[0] == "unpruned"]
-    return table(caption, ["model, experts", *(measure.word for measure in measures)], lines, strong=strong)
+    return table(caption, ["model, experts", *(measure.short for measure in measures)], lines, strong=strong)
 
 
 def _measured_on(rows: Sequence[Row]) -> list[str]:

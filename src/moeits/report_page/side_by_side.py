@@ -29,7 +29,7 @@ def side_by_side(runs: Sequence[Run]) -> Section | None:
     tasks = common_tasks(rows)
     together = Questions([row for each in rows.values() for row in each])
     measures = measures_of(together.alike(), tasks)
-    columns = ["run", "model", *(measure.word for measure in measures), "P(down), %"]
+    columns = ["run", "model", *(measure.short for measure in measures), "P(down), %"]
 
     def line(run: str, group: Sequence[Row]) -> list[str]:
         same = not any(together.mark(group[0], task) for measure in measures for task in measure.tasks)
@@ -43,7 +43,8 @@ def side_by_side(runs: Sequence[Run]) -> Section | None:
     few = [line(name, group) for name, points in lines.items() for point in spread(points, SHOWN) for group in point]
     every = [line(name, group) for name, points in lines.items() for point in points for group in point]
     empty = [[name, "not evaluated", *[NOTHING] * len(measures), NOTHING] for name, found in rows.items() if not found]
-    caption, thinned = "All evaluated models", len(few) < len(every)
+    caption = "; ".join(["All evaluated models", *(measure.word for measure in measures)])
+    thinned = len(few) < len(every)
     tables = [table(caption, columns, [*few, *empty], words=2, thinned=thinned)]
     if thinned:
         tables.append(table(f"{caption}: all points", columns, every, words=2, folded=True))
