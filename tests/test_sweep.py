@@ -178,7 +178,7 @@ def test_more_seeds_later_add_their_own_files_only(toy: Path, tmp_path: Path, mo
     full_sweep(toy, tmp_path / "run", "0", control=1)
     stages.done.clear()
     full_sweep(toy, tmp_path / "run", "0", control=3)
-    assert stages.done == [("evaluate", f"experts-6/random-{seed}/unhealed.json") for seed in (1, 2)]
+    assert stages.done == [("evaluate", f"experts-7/random-{seed}/unhealed.json") for seed in (1, 2)]
     full_sweep(toy, tmp_path / "run", "0", control=0)
     assert json.loads((tmp_path / "run" / "sweep.json").read_text())["settings"]["control"] == 3
 
