@@ -133,6 +133,7 @@ def test_a_run_half_finished_shows_what_is_there(run: Path) -> None:
 def test_a_folder_with_a_plan_alone_is_a_run(toy: Path, tmp_path: Path) -> None:
     moeits.simplify(toy, output=tmp_path / "pruned", reduction=0.3)
     assert "Experts kept per layer" in page(tmp_path / "pruned")
+    assert "| this model | " in tables(tmp_path / "pruned")
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,8 @@ def difference_table(pairs: Pairing, metric: str) -> list[Block]:
     def cells(group: Sequence[Row]) -> list[str]:
         return [group_label(group), *(cell(group, task) for task in tasks)]
 
-    caption = f"{_named(metric)} minus that of the unpruned model on the same items, {_unit(metric)}, 95 % intervals"
+    where = "documents" if metric == "nats_per_token" else "items"
+    caption = f"{_named(metric)} minus that of the unpruned model on the same {where}, {_unit(metric)}, 95 % intervals"
     return _long(caption, [_MODEL, *tasks], pruned, cells) if tasks else []
 
 

@@ -225,8 +225,8 @@ class _Reader:
 
 
 def name_of(point: Point) -> str:
-    """What to call a point in a plot: its tau where it is of a sweep."""
-    return f"tau {point.taus[0]:g}" if point.taus else point.name
+    """What to call a point in a plot: its tau where it is of a sweep, else its folder."""
+    return f"tau {point.taus[0]:g}" if point.taus else {".": "this model"}.get(point.name, point.name)
 
 
 def min_experts_of(run: Run) -> int | None:

@@ -228,7 +228,7 @@ def _counts_before(run: Run, layers: Sequence[int]) -> dict[int, int]:
 def _size_row(point: Point) -> list[str]:
     s = point.summary
     return [
-        ", ".join(f"{tau:g}" for tau in point.taus) or point.name,
+        ", ".join(f"{tau:g}" for tau in point.taus) or name_of(point),
         count(s["experts_kept"]),
         count(s["parameters_after"]),
         format_size(s["bytes_after"]),
