@@ -1,4 +1,4 @@
-"""The noise floor: what independent weights would score (method.md, section 6)."""
+"""The noise floor: what independent weights would score (docs/method.md, section 5)."""
 
 from collections.abc import Callable
 from dataclasses import replace

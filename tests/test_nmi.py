@@ -150,7 +150,7 @@ def test_few_bins_and_many_samples_come_to_the_bivariate_normals_information(rho
     assert found - floor == pytest.approx(-log(1 - rho**2) / 2, rel=0.01, abs=0.001)
 
 
-# method.md, section 7; the values were measured there, to two digits, by the naive computation.
+# The design notes of the method, section 7; the values were measured there, to two digits, by the naive computation.
 @pytest.mark.parametrize(
     ("rho", "expected"), [(0, 0.0043), (0.1, 0.0054), (0.3, 0.0130), (0.5, 0.0307), (0.9, 0.156)], ids=str
 )

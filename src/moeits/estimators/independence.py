@@ -1,4 +1,4 @@
-"""What the plug-in mutual information of two weights would be if they were independent (method.md, section 6).
+"""What the plug-in mutual information of two weights would be if they were independent (docs/method.md, section 5).
 
 Under independence a cell of the joint histogram counts n_a n_b / N entries on average, and its expected share of the
 information is E[c ln c] minus the same of that mean: a smooth function of ln n_a + ln n_b. Bin counts are therefore put

@@ -76,7 +76,7 @@ class NMI:
     def floor(self, encoded: Sequence[Codes]) -> np.ndarray:
         """(E, E), diagonal 0: the NMI expected if the weights were independent, given their marginals.
 
-        method.md, section 6. Agrees with the mean over permuted entries within 0.3 %, from 32 x 48 to 1408 x 2048
+        docs/method.md, section 5. Agrees with the mean over permuted entries within 0.3 %, from 32 x 48 to 1408 x 2048
         entries, Gaussian or Student-t (tests/test_independence.py).
         """
         information = expected_information([codes.counts for codes in encoded])
