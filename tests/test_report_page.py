@@ -116,8 +116,37 @@ def test_a_large_page_works_on_a_phone_and_is_kept_as_a_picture(browser: Any, tm
     size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     wide = browser.execute_script("return document.documentElement.scrollWidth")
+    score, name, plots = browser.execute_script(ON_A_PHONE)
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert wide <= 390, "the page scrolls sideways on a phone"
+    assert score <= 390, "the first score stands where nobody sees it"
+    assert 0 <= name < 40, "the name of a row is scrolled away"
+    assert plots <= 390, "a plot is cut off"
+
+
+# Where the first score of the accuracy table ends, where its row's name stands when the table is scrolled to its end,
+# and where the widest plot ends.
+ON_A_PHONE = """
+const table = document.querySelector("#run-1-accuracy .scroll"), row = table.querySelector("tbody tr");
+const score = row.querySelector("td").getBoundingClientRect().right;
+table.scrollLeft = table.scrollWidth;
+const name = row.querySelector("th").getBoundingClientRect().left;
+const plots = [...document.querySelectorAll(".plot svg")].map((plot) => plot.getBoundingClientRect().right);
+return [score, name, Math.max(...plots)];
+"""
+
+
+def test_the_dial_shows_scores_of_the_experts_that_stay_and_of_no_others(
+    browser: Any, toy: Path, tmp_path: Path
+) -> None:
+    run = evaluated(swept(toy, tmp_path / "run", tau="0,1"), seeds=1)
+    open_page(browser, [run], tmp_path / "report.html")
+    shown = {}
+    for tau in (0.0, 0.5, 1.0):
+        dial(browser, tau)
+        shown[tau] = text(browser, "[data-out=measured]")
+    assert shown[1.0] == "53.3, healed 59.2", "of MoEITS, not of the random choice of as many"
+    assert shown[0.5] == "\N{EN DASH}"
 
 
 def test_the_page_reads_in_light_and_in_dark(browser: Any, toy: Path, tmp_path: Path) -> None:
