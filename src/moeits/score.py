@@ -145,12 +145,13 @@ class _Scorer:
                 continue
             expected = np.zeros((count, count))
             for rows, columns in self._tiles(layer, projection):
-                for i, js, values in self._compare(rows, columns):
+                compared, both = self._compare(rows, columns), {**rows, **columns}
+                # The other threads compare meanwhile.
+                expected[np.ix_([*both], [*both])] = self.estimator.floor([*both.values()])
+                for i, js, values in compared:
                     redundancy[i, js] += weight * np.array(values)
                     done += len(js)
                     advance(done)
-                both = {**rows, **columns}
-                expected[np.ix_([*both], [*both])] = self.estimator.floor([*both.values()])
             floor += weight * expected
         upper = np.triu(redundancy, 1)
         return {"redundancy": upper + upper.T, "floor": floor}
@@ -171,7 +172,6 @@ class _Scorer:
 
     def _block_size(self, layer: int, projection: str) -> int:
         """How many experts may be encoded at a time."""
-
         moe = self.layout.layers[layer]
         size = self.layout.weight_size(self.checkpoint, layer, projection)
         encoded = self.estimator.encoded_bytes(size.entries)
@@ -199,7 +199,7 @@ class _Scorer:
     def _compare(
         self, rows: Mapping[int, Any], columns: Mapping[int, Any]
     ) -> Iterator[tuple[int, list[int], list[float]]]:
-        """(i, [j, ...], [redundancy, ...]) for the pairs i < j of a tile, a row at a time."""
+        """(i, [j, ...], [redundancy, ...]) for the pairs i < j of a tile, a row at a time; begun when this returns."""
 
         def row(i: int) -> tuple[int, list[int], list[float]]:
             js = [j for j in columns if j > i]
