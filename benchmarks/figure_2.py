@@ -1,6 +1,6 @@
 """The paper's Figure 2 on one of the shared models: what tau costs, what healing gives back, and what chance does.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.figure_2 --run figure-2            goes on after a stop
+    OMP_NUM_THREADS=1 python -m benchmarks.figure_2 --run figure-2      about 45 minutes; goes on after a stop
 
 Writes the run's folder, `docs/figure_2.svg` for the README, and prints the table.
 """
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 DOCUMENTS, HELD_OUT = 1500, 40
 # From the sweep of sizes alone: taus between which the counts really differ.
-TAUS = "0,0.5,1,1.25,1.75,2.25"
+TAUS = "0,0.5,1,1.25,1.75,2.25,2.75"
 
 
 def main() -> None:
