@@ -6,17 +6,8 @@ from itertools import groupby
 
 from moeits.report_page.blocks import Block, few_of, table
 from moeits.report_page.differences import Pairing, in_words
-from moeits.report_page.rows import (
-    TEXT,
-    Questions,
-    Row,
-    Score,
-    group_label,
-    groups_of,
-    question_in_words,
-    seed_of,
-    tasks_of,
-)
+from moeits.report_page.questions import Questions, question_in_words
+from moeits.report_page.rows import TEXT, Row, Score, group_label, groups_of, seed_of, tasks_of
 
 # What stands where nothing was measured.
 NOTHING = "\N{EN DASH}"

@@ -13,8 +13,10 @@ from moeits.report_page.accuracy import count, percent
 from moeits.report_page.artefacts import Point, Run, name_of
 from moeits.report_page.blocks import Block, Section, figure, section, spread, table
 from moeits.report_page.drawing import picture
+from moeits.report_page.measures import measures_of
+from moeits.report_page.questions import Questions
 from moeits.report_page.removal import TAU_STEP, Removal
-from moeits.report_page.rows import Questions, Row, measures_of
+from moeits.report_page.rows import Row
 from moeits.sizes import format_size
 
 

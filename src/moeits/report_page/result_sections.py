@@ -17,17 +17,9 @@ from moeits.report_page.accuracy import (
 from moeits.report_page.artefacts import Point, Run, name_of
 from moeits.report_page.blocks import Block, Section, few_of, figure, notes, section, spread, table
 from moeits.report_page.differences import Pairing
-from moeits.report_page.rows import (
-    TEXT,
-    Measure,
-    Questions,
-    Row,
-    groups_of,
-    measures_of,
-    metrics_of,
-    seed_of,
-    tasks_of,
-)
+from moeits.report_page.measures import Measure, measures_of
+from moeits.report_page.questions import Questions
+from moeits.report_page.rows import TEXT, Row, groups_of, metrics_of, seed_of, tasks_of
 
 _CONTROL = "Random choices of as many experts are drawn as the mean over their seeds, from the lowest to the highest."
 

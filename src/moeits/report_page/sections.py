@@ -9,18 +9,11 @@ from moeits.report_page.artefacts import Run, min_experts_of, name_of
 from moeits.report_page.blocks import Block, Section, facts, notes, section, table
 from moeits.report_page.cost_sections import footprint, ledger
 from moeits.report_page.evidence_sections import noise_sentence, per_layer, redundancy, who_stays
+from moeits.report_page.measures import Measure, measures_of
+from moeits.report_page.questions import Questions, question_in_words
 from moeits.report_page.removal import Removal
 from moeits.report_page.result_sections import accuracy, against_size, figure_2, healing, spot_of
-from moeits.report_page.rows import (
-    Measure,
-    Questions,
-    Row,
-    group_label,
-    groups_of,
-    measures_of,
-    question_in_words,
-    rows_of,
-)
+from moeits.report_page.rows import Row, group_label, groups_of, rows_of
 from moeits.sizes import format_size
 
 

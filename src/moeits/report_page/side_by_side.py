@@ -8,8 +8,10 @@ from itertools import groupby
 from moeits.report_page.accuracy import NOTHING, percent
 from moeits.report_page.artefacts import Run
 from moeits.report_page.blocks import SHOWN, Section, section, spread, table
+from moeits.report_page.measures import measures_of
+from moeits.report_page.questions import Questions
 from moeits.report_page.result_sections import common_tasks, pareto_plots, spot_of
-from moeits.report_page.rows import Questions, Row, group_label, groups_of, measures_of, rows_of, tasks_of
+from moeits.report_page.rows import Row, group_label, groups_of, rows_of, tasks_of
 
 
 def with_own_names(runs: Sequence[Run]) -> list[Run]:
