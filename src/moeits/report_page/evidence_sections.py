@@ -118,7 +118,7 @@ def noise_sentence(noise: Mapping[str, Any]) -> str:
     layers = len(noise["redundancy"])
     above = layers - len(noise["layers_on_noise_floor"])
     meaning = (
-        "Where none does, the choice of experts is little better than chance."
+        "Where none does, scores say little of who is redundant, and a random choice may be as good or better."
         if above < layers
         else "So the weights do tell its experts apart."
     )
