@@ -746,9 +746,13 @@ def test_a_polite_kill_in_the_middle_of_writing_leaves_nothing_behind(
     tmp_path: Path, toy: Path, signal_number: signal.Signals
 ) -> None:
     before = contents(tmp_path)
-    # The process kills itself when the first tensor is written: no race with a clock.
+    # The process kills itself when the first tensor is written: no race with a clock. It begins with the signals of a
+    # terminal, for whoever runs these tests may be under nohup, or in the background of a script, and ignore some.
     code = f"""
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGTERM, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from moeits import checkpoint_writer, cli
 append = checkpoint_writer._append
 def killed(*arguments):

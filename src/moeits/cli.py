@@ -114,7 +114,7 @@ def main() -> None:
     """Run one command. Exit code 0, or 2 with one sentence on standard error."""
     code = 2
     try:
-        code = app(standalone_mode=False) or 0
+        code = app(prog_name="moeits", standalone_mode=False) or 0
     except MoeitsError as error:
         console.error(str(error))
     except typer.TyperException as error:
