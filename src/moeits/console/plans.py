@@ -97,5 +97,6 @@ def _noise_warning(layers: list[int], of: int) -> str:
     which = "Every layer sits" if len(layers) == of else f"{len(layers)} of {of} layers sit"
     return (
         f"note: {which} on the noise floor: no pair of experts is {NOISE_MARGIN:.0%} above what independent weights "
-        "would show, so the choice there is little better than chance. Compare with --criterion random."
+        "would show, so scores say little there, and a random choice may be as good or better. Compare with "
+        "--criterion random."
     )
