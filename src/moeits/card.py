@@ -108,8 +108,8 @@ def _noise_note(summary: Mapping[str, Any], layers: int) -> str:
         return ""
     return (
         f"\nIn {len(on_floor)} of {layers} layers no pair of experts is {NOISE_MARGIN:.0%} more redundant than "
-        "independent weights would show;\nthere scores say little of who is redundant, and a random choice may be as good "
-        "or better.\n"
+        "independent weights would show;\nthere scores say little of who is redundant, and a random choice may be as "
+        "good or better.\n"
     )
 
 
