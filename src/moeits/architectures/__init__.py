@@ -6,7 +6,7 @@ To add one: write `architectures/<model_type>.py` and add its name to `ARCHITECT
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from moeits.errors import UnknownArchitecture
@@ -52,7 +52,7 @@ class Architecture:
     shared: tuple[str, ...] = ()
     """Prefixes of what else is in the MoE block: shared experts and their gates."""
     num_experts_keys: tuple[str, ...]
-    """Config keys of the number of routed experts. The first that is present counts, and is the one rewritten."""
+    """Config keys of the number of routed experts. All that are present must agree, and are rewritten."""
     top_k_key: str = "num_experts_per_tok"
     is_moe_layer: Callable[[Config, int], bool] = every_layer
     groups: Callable[[Config], int] = one_group
@@ -73,6 +73,10 @@ class Architecture:
         `experts.down_proj` (E, H, I), without biases, taken from files that have them one by one."""
         usual = {"experts.gate_up_proj": ("gate", "up"), "experts.down_proj": ("down",)}
         return bool(self.projections) and self.fused == usual and self.stacking == "rows"
+
+    def variant(self, model_type: str, **changes: Any) -> "Architecture":
+        """The description of another family that keeps its experts in the same way, but for these fields."""
+        return replace(self, model_type=model_type, **changes)
 
     def num_experts_key(self, config: Config) -> str | None:
         """The key under which this config keeps the number of experts, if any."""

@@ -1,12 +1,7 @@
 """MiniMax-M2: every layer has experts, named as Mixtral's; a selection bias."""
 
-from moeits.architectures import Architecture
+from moeits.architectures import Architecture, minimax
 
-ARCHITECTURE: Architecture = Architecture(
-    model_type="minimax_m2",
-    blocks=("model.layers.{layer}.block_sparse_moe", "model.layers.{layer}.mlp"),
-    projections={"gate": "w1.weight", "up": "w3.weight", "down": "w2.weight"},
-    fused={"experts.gate_up_proj": ("gate", "up"), "experts.down_proj": ("down",)},
-    router=("gate.weight", "e_score_correction_bias"),
-    num_experts_keys=("num_local_experts",),
+ARCHITECTURE: Architecture = minimax.ARCHITECTURE.variant(
+    "minimax_m2", router=("gate.weight", "e_score_correction_bias")
 )
