@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import moeits
-from moeits.inspect import inspect
+from moeits.stages.inspect import inspect
 
 SHARED = Path(__file__).parents[2] / "shared"
 MODELS = ("moe-tiny-mixtral", "moe-tiny-qwen2moe", "moe-tiny-deepseekv2")

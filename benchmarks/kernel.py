@@ -10,8 +10,8 @@ import numpy as np
 
 from benchmarks.measuring import in_turn, ratio, spread, table
 from benchmarks.weights import COLUMNS, KINDS, ROWS, matrix
-from moeits.estimators.joint_counts import count_pairs
-from moeits.estimators.nmi import NMI, Codes
+from moeits.signals.joint_counts import count_pairs
+from moeits.signals.nmi import NMI, Codes
 
 REPEATS, JOBS = 15, 4
 C_LOOP = """

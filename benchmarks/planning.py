@@ -4,8 +4,8 @@ import numpy as np
 
 from benchmarks.measuring import seconds, spread, table
 from moeits.evidence import Evidence, LayerFacts
-from moeits.layout import ExpertSizes
-from moeits.plan import Planner
+from moeits.experts.layout import ExpertSizes
+from moeits.stages.plan import Planner
 
 REPEATS = 5
 SHAPES = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import moeits
 from benchmarks.heal_shared_models import healing
-from moeits.compare import Difference
+from moeits.stages.compare import Difference
 
 
 def prune_variants(model: Path, work: Path, *, experts_per_layer: int, seeds: Iterable[int]) -> dict[str, Path]:

@@ -8,7 +8,7 @@ import numpy as np
 from benchmarks import naive
 from benchmarks.measuring import in_turn, ratio, spread, table
 from benchmarks.weights import COLUMNS, KINDS, ROWS, matrix
-from moeits.estimators.nmi import NMI, Codes
+from moeits.signals.nmi import NMI, Codes
 
 REPEATS, EXPERTS = 7, 16
 

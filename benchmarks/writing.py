@@ -9,10 +9,10 @@ from pathlib import Path
 from benchmarks.measuring import in_turn, ratio, spread, table
 from benchmarks.weights import one_layer_checkpoint
 from moeits import prune
-from moeits.checkpoint import Checkpoint
+from moeits.checkpoint.reading import Checkpoint
 from moeits.evidence import Evidence
-from moeits.layout import MoELayout
-from moeits.plan import plan
+from moeits.experts.layout import MoELayout
+from moeits.stages.plan import plan
 
 REPEATS, EXPERTS, LAYERS = 7, 24, 4
 

@@ -8,10 +8,10 @@ import numpy as np
 
 import moeits
 from moeits.evidence import Evidence, LayerFacts
-from moeits.layout import ExpertSizes
-from moeits.plan import Planner
-from moeits.run_folder import PointFolder, RunFolder
-from moeits.sweep import choose_at_random, cut, parse_taus
+from moeits.experts.layout import ExpertSizes
+from moeits.stages.plan import Planner
+from moeits.stages.sweep import choose_at_random, cut, parse_taus
+from moeits.sweeping.run_folder import PointFolder, RunFolder
 
 
 def results(accuracy: float, *, parameters: int, nbytes: int, seed: int = 0) -> dict[str, Any]:

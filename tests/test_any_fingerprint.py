@@ -7,8 +7,8 @@ import pytest
 from safetensors.numpy import load_file
 
 import moeits
+from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import PlanError, UnscorableWeight
-from moeits.pruning_plan import PruningPlan
 from tests.toys import fuse, make_toy, read_config
 
 

@@ -21,10 +21,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
 import moeits
-from moeits import checkpoint_writer, cli
-from moeits.checkpoint import Checkpoint
+from moeits.checkpoint import writing as checkpoint_writer
+from moeits.checkpoint.reading import Checkpoint
+from moeits.command_line import app as cli
 from moeits.errors import CheckpointError, MoeitsError, OutputError
-from moeits.layout import MoELayout
+from moeits.experts.layout import MoELayout
 from tests.toys import fuse, make_toy, read_config, read_tensors, reshard, toy_config, toy_tensors, write_checkpoint
 
 TOY = "qwen2_moe"
@@ -407,7 +408,7 @@ def never_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     def scored(*_: Any, **__: Any) -> None:
         raise AssertionError("this costs minutes on a real model, and could have been said before")
 
-    monkeypatch.setattr(sys.modules["moeits.simplify"], "score", scored)
+    monkeypatch.setattr(sys.modules["moeits.stages.simplify"], "score", scored)
 
 
 @pytest.mark.usefixtures("never_scored", "toy")
@@ -435,7 +436,7 @@ def test_a_config_without_a_class_will_do_for_equal_counts(tmp_path: Path, toy: 
 def test_what_an_interrupted_healing_left_is_found_before_scoring(
     shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["moeits.simplify"], "check_healing", lambda *_, **__: None)
+    monkeypatch.setattr(sys.modules["moeits.stages.simplify"], "check_healing", lambda *_, **__: None)
     asked = ["simplify", "toy", "--tau", "1", "--heal", "my data.jsonl", "--recipe", "small", "--output", "out"]
     make_toy(tmp_path / "out.pruned")
     go_on = "moeits heal out.pruned --data 'my data.jsonl' --recipe small --output out"
@@ -753,7 +754,8 @@ import os, signal, sys
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGTERM, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from moeits import checkpoint_writer, cli
+from moeits.checkpoint import writing as checkpoint_writer
+from moeits.command_line import app as cli
 append = checkpoint_writer._append
 def killed(*arguments):
     append(*arguments)

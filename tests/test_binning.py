@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeits.errors import NonFiniteWeight, SettingError, UnscorableWeight
-from moeits.estimators.binning import _edges, _quantile, auto_bin_count, bin_weight
+from moeits.signals.binning import _edges, _quantile, auto_bin_count, bin_weight
 
 BF16, FP16, FP32 = np.dtype(ml_dtypes.bfloat16), np.dtype(np.float16), np.dtype(np.float32)
 LARGEST = {FP16: np.float16(65504), BF16: ml_dtypes.bfloat16(1.5e38), FP32: np.float32(1.7e38)}

@@ -8,9 +8,9 @@ import pytest
 from huggingface_hub import ModelCard
 
 import moeits
-from moeits.checkpoint import Checkpoint
-from moeits.criteria import criterion_named
-from moeits.layout import MoELayout
+from moeits.checkpoint.reading import Checkpoint
+from moeits.choosing.criteria import criterion_named
+from moeits.experts.layout import MoELayout
 from tests.toys import make_toy, read_config
 
 LICENSED = """---

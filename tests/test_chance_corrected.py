@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from moeits.plan import plan
+from moeits.stages.plan import plan
 from tests.toys import random_redundancy, toy_evidence
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from moeits.checkpoint import DTYPES, Checkpoint
+from moeits.checkpoint.reading import DTYPES, Checkpoint
 from moeits.errors import UnscorableWeight
 from tests.toys import make_toy, read_config, read_tensors, reshard, write_checkpoint
 

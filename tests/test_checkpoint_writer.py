@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from moeits import checkpoint_writer
-from moeits.checkpoint_writer import ByteRange, NewTensor, new_checkpoint, split_into_shards
+from moeits.checkpoint import writing as checkpoint_writer
+from moeits.checkpoint.writing import ByteRange, NewTensor, new_checkpoint, split_into_shards
 from moeits.errors import OutputError
 from tests.toys import make_toy
 

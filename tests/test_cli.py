@@ -14,7 +14,8 @@ import pytest
 import typer.main
 
 import moeits
-from moeits import cli, console
+from moeits import console
+from moeits.command_line import app as cli
 from tests.toys import make_toy
 
 STAGES = {stage.__name__: stage for stage, _ in cli.COMMANDS}
@@ -288,7 +289,7 @@ def test_interrupting_is_one_line(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["moeits.simplify"], "score", interrupted)
+    monkeypatch.setattr(sys.modules["moeits.stages.simplify"], "score", interrupted)
     monkeypatch.setattr(sys, "argv", ["moeits", "simplify", str(toy), "--tau", "1", "--output", str(toy) + "-out"])
     with pytest.raises(SystemExit) as ended:
         cli.main()

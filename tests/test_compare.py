@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from moeits import Results, compare
-from moeits.compare import mcnemar_p, paired_interval
 from moeits.errors import EvaluationError, SettingError
+from moeits.stages.compare import mcnemar_p, paired_interval
 from tests.evaluation_toys import results
 
 RNG = np.random.default_rng(7)

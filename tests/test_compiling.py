@@ -9,11 +9,11 @@ from typing import Any
 import numba
 import pytest
 
-from moeits.estimators.compiling import compiled
+from moeits.signals.compiling import compiled
 
 
 def test_the_package_is_imported_without_numba() -> None:
-    program = "import sys, moeits.cli; sys.exit('numba' in sys.modules)"
+    program = "import sys, moeits.command_line.app; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
@@ -27,5 +27,5 @@ def test_a_kernel_that_cannot_be_kept_on_disk_is_compiled_all_the_same(monkeypat
     def double(number):  # type: ignore[no-untyped-def]
         return 2 * number
 
-    monkeypatch.setattr("moeits.estimators.compiling.numba", SimpleNamespace(njit=nowhere_to_write))
+    monkeypatch.setattr("moeits.signals.compiling.numba", SimpleNamespace(njit=nowhere_to_write))
     assert compiled(double)(21) == 42

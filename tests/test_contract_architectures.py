@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import transformers
 
-from moeits import architectures
-from moeits.architectures import ARCHITECTURES, Architecture, architecture_of
-from moeits.checkpoint import Checkpoint
+from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import UnknownArchitecture
-from moeits.layout import MoELayout
+from moeits.experts import architectures
+from moeits.experts.architectures import ARCHITECTURES, Architecture, architecture_of
+from moeits.experts.layout import MoELayout
 from tests.stock import moe_layers_of
 from tests.toys import make_toy, moe_layers, read_config
 
@@ -33,7 +33,7 @@ def test_it_is_short_data_and_imports_nothing_but_its_like(architecture: Archite
     text = (SOURCE / f"{architecture.model_type}.py").read_text()
     assert len(text.splitlines()) <= 60
     for module in re.findall(r"^(?:from|import) (\S+)", text, re.MULTILINE):
-        assert module in {"collections.abc", "math", "typing"} or module.startswith("moeits.architectures")
+        assert module in {"collections.abc", "math", "typing"} or module.startswith("moeits.experts.architectures")
 
 
 def test_transformers_has_it_natively(architecture: Architecture) -> None:

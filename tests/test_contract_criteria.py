@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moeits.criteria import CRITERIA, Criterion, criterion_named, elimination_order
+from moeits.choosing.criteria import CRITERIA, Criterion, criterion_named, elimination_order
+from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import EvidenceError, MoeitsError, SettingError
 from moeits.evidence import Evidence
-from moeits.plan import plan
-from moeits.pruning_plan import PruningPlan
+from moeits.stages.plan import plan
 from tests.toys import random_redundancy, toy_evidence
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moeits.errors import NonFiniteWeight, SettingError, ShapeMismatch, UnscorableWeight
-from moeits.estimators import ESTIMATORS, RedundancyEstimator, estimator_named
+from moeits.signals import ESTIMATORS, RedundancyEstimator, estimator_named
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 SHAPES = [(1, 1), (1, 2), (3, 1), (24, 40)]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import moeits
-from moeits.architectures import ARCHITECTURES
-from moeits.checkpoint import Checkpoint
+from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import HealingError
-from moeits.layout import MoELayout
+from moeits.experts.architectures import ARCHITECTURES
+from moeits.experts.layout import MoELayout
 from tests.healing_toys import make_pruned, texts, write_rows
 from tests.toys import MODEL_TYPES, read_config, read_tensors
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 import moeits
-from moeits.architectures import architecture_of
-from moeits.checkpoint import Checkpoint
+from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import PlanError
-from moeits.layout import MoELayout
-from moeits.prune import Copy, Drop, Rename, Take, fates, new_tensors
+from moeits.experts.architectures import architecture_of
+from moeits.experts.layout import MoELayout
+from moeits.stages.prune import Copy, Drop, Rename, Take, fates, new_tensors
 from tests.masked import TOLERANCE, continuation, logits, routers_masked
 from tests.stock import stock, what_is_left
 from tests.toys import (

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moeits.criteria.moeits import eliminate, threshold_statistics
-from moeits.elimination import EliminationOrder, steps_to
+from moeits.choosing.criteria.moeits import eliminate, threshold_statistics
+from moeits.choosing.elimination import EliminationOrder, steps_to
 from moeits.errors import PlanError
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import moeits
 from moeits import Results, evaluate
-from moeits.cli import main
+from moeits.command_line.app import main
 from moeits.errors import EvaluationError, MissingExtra, OutputError, SettingError
 from moeits.evaluation.tasks import PAPER, task_names
 from tests.evaluation_toys import arc_rows, continuation_rows, give_tokenizer, make_speaking_toy, write_jsonl
@@ -190,7 +190,7 @@ def test_a_finished_task_is_not_run_again(toy, data, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return run_task(task, lm, **more)
 
-    module = sys.modules["moeits.evaluate"]
+    module = sys.modules["moeits.stages.evaluate"]
     run_task = module.run_task
     monkeypatch.setattr(module, "run_task", run)
     asked = {"tasks": "continuation,arc_easy", "num_fewshot": 1, "data_dir": data}

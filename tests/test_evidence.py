@@ -12,14 +12,14 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from moeits import finished_layers
-from moeits.checkpoint import Checkpoint
+from moeits import finished as finished_layers
+from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import EvidenceError, MoeitsError, OutputError
 from moeits.evidence import Evidence, write_whole
-from moeits.finished_layers import FinishedLayers
-from moeits.layout import MoELayout
-from moeits.plan import plan
-from moeits.score import score
+from moeits.experts.layout import MoELayout
+from moeits.finished import FinishedLayers
+from moeits.stages.plan import plan
+from moeits.stages.score import score
 from tests.toys import MODEL_TYPES, make_toy, random_redundancy, read_tensors, toy_evidence
 
 

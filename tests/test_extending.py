@@ -10,12 +10,17 @@ from typing import get_type_hints
 
 import pytest
 
-from moeits import criteria, estimators
+from moeits import signals
+from moeits.choosing import criteria
 from tests.toys import make_toy
 
 ROOT = Path(__file__).parents[1]
-TUPLES = {"architectures": "ARCHITECTURES", "estimators": "ESTIMATORS", "criteria": "CRITERIA"}
-VALUES = {"architectures": "{name}.ARCHITECTURE", "estimators": "{name}.Cosine", "criteria": "{name}.CRITERION"}
+TUPLES = {"experts/architectures": "ARCHITECTURES", "signals": "ESTIMATORS", "choosing/criteria": "CRITERIA"}
+VALUES = {
+    "experts/architectures": "{name}.ARCHITECTURE",
+    "signals": "{name}.Cosine",
+    "choosing/criteria": "{name}.CRITERION",
+}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +31,7 @@ def extended(tmp_path_factory):
         shutil.copytree(ROOT / folder, home / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", home)
     blocks = re.findall(
-        r"```python\n# (src/moeits/(\w+)/(\w+)\.py)\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.S
+        r"```python\n# (src/moeits/([\w/]+)/(\w+)\.py)\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.S
     )
     assert {room for _, room, _, _ in blocks} == set(TUPLES)
     for path, room, name, code in blocks:
@@ -42,7 +47,7 @@ def _add_line(init: Path, room: str, name: str) -> None:
     value = VALUES[room].format(name=name)
     text = f"{text[: assignment.end()]}{value}, {text[assignment.end() :]}"
     where = assignment.start()
-    init.write_text(f"{text[:where]}from moeits.{room} import {name}\n{text[where:]}")
+    init.write_text(f"{text[:where]}from moeits.{room.replace('/', '.')} import {name}\n{text[where:]}")
 
 
 def _run(home: Path, module: str, *arguments: object) -> str:
@@ -71,7 +76,7 @@ def test_the_contract_tests_are_applied_to_all_three(extended):
 
 
 def test_the_tuples_take_whatever_fulfils_the_protocol():
-    assert get_type_hints(estimators)["ESTIMATORS"] == tuple[type[estimators.RedundancyEstimator], ...]
+    assert get_type_hints(signals)["ESTIMATORS"] == tuple[type[signals.RedundancyEstimator], ...]
     assert get_type_hints(criteria)["CRITERIA"] == tuple[criteria.Criterion, ...]
 
 

@@ -159,7 +159,7 @@ def test_simplify_heals_what_it_pruned_and_leaves_one_checkpoint(data: Path, tmp
 def test_the_command_shows_counts_and_losses(pruned: Path, data: Path, tmp_path: Path, capsys, monkeypatch):
     import sys
 
-    from moeits.cli import main
+    from moeits.command_line.app import main
 
     flags = ["--rank", "4", "--batch-size", "4", "--steps", "2", "--sequence-length", "16", "--no-packing"]
     arguments = ["heal", str(pruned), "--data", str(data), "--output", str(tmp_path / "out"), "--recipe", "small"]

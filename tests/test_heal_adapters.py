@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moeits.checkpoint import Checkpoint
+from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import HealingError
+from moeits.experts.layout import MoELayout
 from moeits.healing.recipe import HealingRecipe, recipe_named
 from moeits.healing.targets import targets_of
-from moeits.layout import MoELayout
 from tests.healing_toys import make_pruned
 from tests.toys import make_toy
 

@@ -24,9 +24,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import SafetensorsFileMetadata, SafetensorsRepoMetadata, TensorInfo
 
 import moeits
-from moeits.checkpoint import Checkpoint
+from moeits.checkpoint.hub import download
+from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError, SettingError, UnknownArchitecture
-from moeits.hub import download
 from tests.toys import make_toy, read_config
 
 # The HTTP library that this huggingface_hub stands on.

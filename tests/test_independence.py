@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import hypergeom, poisson
 
-from moeits.estimators.independence import _LARGE_MEAN, _poisson_excess, expected_information
-from moeits.estimators.nmi import NMI, Codes
+from moeits.signals.independence import _LARGE_MEAN, _poisson_excess, expected_information
+from moeits.signals.nmi import NMI, Codes
 
 DRAWS: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] = {
     "normal": lambda rng, shape: rng.standard_normal(shape),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import moeits
-from moeits.checkpoint import Checkpoint
+from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import BudgetOutOfReach, SettingError
 from tests.toys import fuse, make_toy, read_tensors, reshard
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import moeits
-from moeits.architectures import qwen2_moe
-from moeits.checkpoint import Checkpoint
+from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError, UnknownArchitecture, UnscorableWeight
-from moeits.layout import MoELayout, per_layer_config
+from moeits.experts.architectures import qwen2_moe
+from moeits.experts.layout import MoELayout, per_layer_config
 from tests.toys import fuse, make_toy, read_config, read_tensors, write_checkpoint
 
 
@@ -78,7 +78,7 @@ def test_a_model_among_others_is_called_what_it_is(tmp_path: Path, toy: Path) ->
 def described(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """Describe Qwen2-MoE in another way."""
     other = replace(qwen2_moe.ARCHITECTURE, **changes)
-    monkeypatch.setattr("moeits.architectures.ARCHITECTURES", (other,))
+    monkeypatch.setattr("moeits.experts.architectures.ARCHITECTURES", (other,))
 
 
 def test_layers_may_have_any_name(tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

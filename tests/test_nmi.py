@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import mutual_info_score, normalized_mutual_info_score
 
 from moeits.errors import SettingError, ShapeMismatch
-from moeits.estimators import joint_counts
-from moeits.estimators.nmi import NMI, Codes
+from moeits.signals import joint_counts
+from moeits.signals.nmi import NMI, Codes
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moeits.choosing.pruning_plan import PruningPlan, check_groups, even_out, summarize
 from moeits.errors import BudgetOutOfReach, EvidenceError, PlanError, SettingError
 from moeits.evidence import Evidence
-from moeits.plan import Planner, plan
-from moeits.pruning_plan import PruningPlan, check_groups, even_out, summarize
+from moeits.stages.plan import Planner, plan
 from tests.test_elimination import paper_algorithm_3
 from tests.toys import random_redundancy, toy_evidence
 

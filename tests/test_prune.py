@@ -15,12 +15,12 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import moeits
-from moeits import architectures
-from moeits.checkpoint import Checkpoint
+from moeits.checkpoint.reading import Checkpoint
+from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import CheckpointError, PlanError
-from moeits.layout import MoELayout
-from moeits.prune import fates
-from moeits.pruning_plan import PruningPlan
+from moeits.experts import architectures
+from moeits.experts.layout import MoELayout
+from moeits.stages.prune import fates
 from tests.toys import (
     fuse,
     make_toy,

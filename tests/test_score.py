@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moeits.checkpoint import Checkpoint
+from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError, NonFiniteWeight, OutputError, SettingError, UnscorableWeight
-from moeits.estimators.nmi import NMI
 from moeits.evidence import Evidence
-from moeits.layout import MoELayout
-from moeits.plan import plan
-from moeits.score import score
+from moeits.experts.layout import MoELayout
+from moeits.signals.nmi import NMI
+from moeits.stages.plan import plan
+from moeits.stages.score import score
 from tests.test_nmi import naive_nmi
 from tests.toys import (
     DTYPES,
@@ -308,7 +308,7 @@ def test_layers_finished_by_another_estimator_are_not_taken(
     class Other(NMI):
         name = "other"
 
-    monkeypatch.setattr("moeits.estimators.ESTIMATORS", (NMI, Other))
+    monkeypatch.setattr("moeits.signals.ESTIMATORS", (NMI, Other))
     score(interrupted, output=tmp_path / "evidence", estimator="other")
     assert {layer for layer, _, _ in reads} == {0, 1, 2}
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import moeits
 from moeits.errors import OutputError, SettingError
-from moeits.sweep import Sweep, parse_taus
+from moeits.stages.sweep import Sweep, parse_taus
 from tests.toys import make_toy
 
 
@@ -47,7 +47,7 @@ def test_a_finer_grid_goes_on_from_the_evidence_of_a_coarser_one(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moeits.sweep(toy, tau="0:1:1", output=tmp_path / "run")
-    monkeypatch.setattr(sys.modules["moeits.sweep"], "score", lambda *_, **__: pytest.fail("scored twice"))
+    monkeypatch.setattr(sys.modules["moeits.stages.sweep"], "score", lambda *_, **__: pytest.fail("scored twice"))
     assert len(moeits.sweep(toy, tau="0:1:0.25", output=tmp_path / "run").points) == 5
 
 
@@ -85,7 +85,7 @@ class Stages:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[tuple[str, str]] = []
         self.stop_before: tuple[str, str] | None = None
-        points = sys.modules["moeits.sweep_points"]
+        points = sys.modules["moeits.sweeping.points"]
         for stage in (self.evaluate, self.heal, self.measure):
             monkeypatch.setattr(points, stage.__name__, stage)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moeits.checkpoint import Checkpoint
-from moeits.layout import MoELayout
+from moeits.checkpoint.reading import Checkpoint
+from moeits.experts.layout import MoELayout
 from tests.toys import DTYPES, MODEL_TYPES, ONE_BY_ONE, fuse, make_toy, moe_layers, read_config, read_tensors, reshard
 
 

@@ -24,10 +24,10 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from moeits.architectures import ARCHITECTURES, architecture_of
-from moeits.checkpoint import Checkpoint
+from moeits.checkpoint.reading import Checkpoint
 from moeits.evidence import Evidence, LayerFacts
-from moeits.layout import ExpertSizes, MoELayout
+from moeits.experts.architectures import ARCHITECTURES, architecture_of
+from moeits.experts.layout import ExpertSizes, MoELayout
 from tests.stock import loaded_state, stock
 
 HIDDEN, WIDTH, DENSE_WIDTH, HEADS, HEAD_DIM, VOCAB = 32, 12, 40, 4, 8, 64

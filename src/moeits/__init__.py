@@ -6,23 +6,23 @@ Each stage is a function and a command of the same name; `simplify` walks the wh
 no torch.
 """
 
-from moeits.checkpoint import Checkpoint
-from moeits.compare import Comparison, compare
+from moeits.checkpoint.reading import Checkpoint
+from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import MoeitsError
-from moeits.evaluate import evaluate
 from moeits.evaluation.results import Results
 from moeits.evidence import Evidence
-from moeits.heal import Healing, heal
-from moeits.inspect import Inspection, inspect
-from moeits.measure import Footprint, measure
-from moeits.plan import plan
-from moeits.prune import prune
-from moeits.pruning_plan import PruningPlan
-from moeits.report import report
 from moeits.runtime import load
-from moeits.score import score
-from moeits.simplify import simplify
-from moeits.sweep import sweep
+from moeits.stages.compare import Comparison, compare
+from moeits.stages.evaluate import evaluate
+from moeits.stages.heal import Healing, heal
+from moeits.stages.inspect import Inspection, inspect
+from moeits.stages.measure import Footprint, measure
+from moeits.stages.plan import plan
+from moeits.stages.prune import prune
+from moeits.stages.report import report
+from moeits.stages.score import score
+from moeits.stages.simplify import simplify
+from moeits.stages.sweep import sweep
 from moeits.version import __version__
 
 __all__ = [

@@ -1,6 +1,6 @@
 """`python -m moeits`, which is also what `accelerate launch -m moeits` runs."""
 
-from moeits.cli import main
+from moeits.command_line.app import main
 
 if __name__ == "__main__":
     main()

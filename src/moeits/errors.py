@@ -32,7 +32,7 @@ class CheckpointError(MoeitsError, ValueError):
 
 
 class UnknownArchitecture(CheckpointError):
-    """A model_type that no file in `moeits.architectures` describes."""
+    """A model_type that no file in `moeits.experts.architectures` describes."""
 
 
 class NonFiniteWeight(CheckpointError):

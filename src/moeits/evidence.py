@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from moeits.checkpoint import Checkpoint
+from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import EvidenceError, OutputError
-from moeits.layout import ExpertSizes, MoELayout
+from moeits.experts.layout import ExpertSizes, MoELayout
 
 FORMAT = 1
 

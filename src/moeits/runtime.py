@@ -9,11 +9,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from moeits import hub
-from moeits.checkpoint import read_json
+from moeits.checkpoint import hub
+from moeits.checkpoint.reading import read_json
 from moeits.errors import CheckpointError, MissingExtra, SettingError
-from moeits.layout import per_layer_config
-from moeits.pruned_config import class_name
+from moeits.experts.layout import per_layer_config
+from moeits.surgery.pruned_config import class_name
 
 # What a model may be loaded in; auto is what its files have.
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from moeits.console import out, table, written
-from moeits.measure import Footprint
-from moeits.report import Report
 from moeits.sizes import format_size
-from moeits.sweep import Sweep
+from moeits.stages.measure import Footprint
+from moeits.stages.report import Report
+from moeits.stages.sweep import Sweep
 
 
 def show_sweep(found: Sweep, arguments: dict[str, Any]) -> None:

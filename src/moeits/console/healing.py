@@ -4,8 +4,8 @@ import os
 from typing import Any
 
 from moeits.console import out, table, written
-from moeits.heal import Healing
 from moeits.sizes import format_size
+from moeits.stages.heal import Healing
 
 
 def show_healing(healing: Healing, arguments: dict[str, Any]) -> None:

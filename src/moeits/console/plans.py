@@ -4,11 +4,11 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
+from moeits.choosing.pruning_plan import PruningPlan
 from moeits.console import out, table, written
 from moeits.evidence import NOISE_MARGIN, Evidence
-from moeits.inspect import Inspection, LayerRow
-from moeits.pruning_plan import PruningPlan
 from moeits.sizes import format_size
+from moeits.stages.inspect import Inspection, LayerRow
 
 
 def show_plan(plan: PruningPlan, arguments: dict[str, Any]) -> None:

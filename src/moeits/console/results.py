@@ -4,9 +4,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from moeits.compare import Comparison, Difference
 from moeits.console import out, table, written
 from moeits.evaluation.results import Results
+from moeits.stages.compare import Comparison, Difference
 
 
 def show_results(results: Results, arguments: dict[str, Any]) -> None:

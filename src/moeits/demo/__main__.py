@@ -13,12 +13,12 @@ from pathlib import Path
 
 import moeits
 from moeits import console
+from moeits.choosing.pruning_plan import PruningPlan
 from moeits.console import plans
 from moeits.demo import MODEL, TRAIN, VALID
 from moeits.errors import MoeitsError, OutputError
 from moeits.evaluation.perplexity import Text, perplexity_of, read_text
 from moeits.progress import silent
-from moeits.pruning_plan import PruningPlan
 from moeits.runtime import need
 
 TAUS = (2.0, 1.25, 0.5)

@@ -5,10 +5,10 @@ from datetime import timedelta
 from math import isfinite
 from typing import Any
 
-from moeits.checkpoint import Checkpoint
+from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import EvaluationError, MissingExtra, SettingError
 from moeits.evaluation.tasks import LoadedTask
-from moeits.layout import per_layer_config
+from moeits.experts.layout import per_layer_config
 from moeits.progress import Progress
 from moeits.runtime import checked_device, checked_dtype, load, need, processes
 

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from moeits.checkpoint import Checkpoint
+from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import HealingError
+from moeits.experts.layout import MoELayout
 from moeits.healing.recipe import HealingRecipe
 from moeits.healing.targets import Target
-from moeits.layout import MoELayout
 
 # torch's grouped product wants rows that begin at multiples of 16 bytes.
 _ALIGNMENT = 16

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from moeits.checkpoint import Checkpoint
+from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import MissingExtra, SettingError
+from moeits.experts.layout import MoELayout
 from moeits.healing.batches import TrainingData
 from moeits.healing.merging import FactorsByName
 from moeits.healing.recipe import HealingRecipe
 from moeits.healing.run import HealingRun
 from moeits.healing.targets import Target
-from moeits.layout import MoELayout
 from moeits.measurement.energy import Energy, check_country
 from moeits.runtime import need, processes
 

@@ -10,11 +10,11 @@ from functools import partial
 
 import numpy as np
 
-from moeits.checkpoint import Checkpoint, TensorInfo
-from moeits.checkpoint_writer import ByteRange, NewTensor
+from moeits.checkpoint.reading import Checkpoint, TensorInfo
+from moeits.checkpoint.writing import ByteRange, NewTensor
 from moeits.errors import HealingError
+from moeits.experts.layout import MoELayout
 from moeits.healing.targets import Target
-from moeits.layout import MoELayout
 
 # a and b of every adapted weight, by the name of their parameter in the model.
 FactorsByName = Mapping[str, np.ndarray]

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch.nn import functional
 
+from moeits.experts.layout import MoELayout
 from moeits.healing.batches import UNTRAINED
 from moeits.healing.recipe import HealingRecipe
 from moeits.healing.targets import router_in_memory
-from moeits.layout import MoELayout
 
 Batch = dict[str, torch.Tensor]
 

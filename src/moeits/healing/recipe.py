@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from moeits.architectures import Architecture
 from moeits.errors import SettingError
+from moeits.experts.architectures import Architecture
 
 GROUPS = ("router", "experts", "attention", "shared_experts")
 SCHEDULES = ("cosine", "linear", "constant_with_warmup")

@@ -7,10 +7,10 @@ so that it can be compared with what training really holds (`adapters.check_trai
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from moeits.architectures import Architecture
-from moeits.checkpoint import Checkpoint
+from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import HealingError
-from moeits.layout import MoELayer, MoELayout
+from moeits.experts.architectures import Architecture
+from moeits.experts.layout import MoELayer, MoELayout
 
 # Modules of a decoder layer that belong to attention, in every registered family.
 _ATTENTION = "self_attn."

@@ -18,7 +18,7 @@ import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from moeits.checkpoint import Checkpoint
+from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import HealingError, OutputError
 from moeits.healing.adapters import adapt, check_same_weights, check_trainable, factors_of
 from moeits.healing.batches import Sequences, collate

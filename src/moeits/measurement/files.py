@@ -5,10 +5,10 @@ from math import prod
 
 import numpy as np
 
-from moeits.checkpoint import DTYPES, Checkpoint, TensorInfo
-from moeits.layout import MoELayout
+from moeits.checkpoint.reading import DTYPES, Checkpoint, TensorInfo
+from moeits.choosing.pruning_plan import PruningPlan
+from moeits.experts.layout import MoELayout
 from moeits.progress import Progress, silent
-from moeits.pruning_plan import PruningPlan
 
 _CHUNK_ENTRIES = 2**26
 

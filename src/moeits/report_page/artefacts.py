@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from moeits.choosing.pruning_plan import PruningPlan, summarize
 from moeits.errors import EvaluationError
 from moeits.evaluation.results import Results
 from moeits.evidence import Evidence
-from moeits.pruning_plan import PruningPlan, summarize
 from moeits.report_page.shapes import SHAPES, what_is_wrong
 
 PARTS = ("plan", "unhealed", "healed", "healing", "footprint")

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from moeits.compare import RESAMPLES, Difference, compare, paired_interval
 from moeits.errors import EvaluationError
 from moeits.evaluation.results import Results
 from moeits.report_page.rows import TEXT, Row
+from moeits.stages.compare import RESAMPLES, Difference, compare, paired_interval
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from math import ceil, floor
 from typing import Any
 
-from moeits.criteria import criterion_named, elimination_order
-from moeits.elimination import EliminationOrder
+from moeits.choosing.criteria import criterion_named, elimination_order
+from moeits.choosing.elimination import EliminationOrder
 from moeits.evidence import Evidence
 
 TAU_STEP = 0.05

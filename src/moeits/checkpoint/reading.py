@@ -1,0 +1,391 @@
+"""A checkpoint as it lies on disk: a folder of safetensors, read lazily and never written to.
+
+Nothing here knows what an expert is. Only headers are read on opening; the numbers of a tensor, or of a part of it, are
+read when somebody asks for them, so that a model larger than memory can be worked on.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from moeits.checkpoint import hub
+from moeits.errors import CheckpointError, SettingError, UnscorableWeight
+
+INDEX_NAME = "model.safetensors.index.json"
+SINGLE_NAME = "model.safetensors"
+
+# What belongs to a checkpoint beside its tensors and its config. Compared in lower case: licences come as LICENSE,
+# License.txt and license.md.
+SIDE_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.tiktoken",
+    "*.model",
+    "chat_template*",
+    "additional_chat_templates/*",
+    "generation_config.json",
+    "*processor_config.json",
+    "license*",
+    "licence*",
+    "copying*",
+    "notice*",
+    "use_policy*",
+)
+
+# safetensors name of a dtype -> numpy's. What is missing here can still be moved as bytes, but not read as numbers.
+DTYPES: Mapping[str, np.dtype] = MappingProxyType(
+    {
+        "F64": np.dtype(np.float64),
+        "F32": np.dtype(np.float32),
+        "F16": np.dtype(np.float16),
+        "BF16": np.dtype(ml_dtypes.bfloat16),
+        "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+        "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+        "I64": np.dtype(np.int64),
+        "I32": np.dtype(np.int32),
+        "I16": np.dtype(np.int16),
+        "I8": np.dtype(np.int8),
+        "U8": np.dtype(np.uint8),
+        "BOOL": np.dtype(np.bool_),
+    }
+)
+
+# A header is names and numbers: stock safetensors refuses more than this too.
+_MOST_HEADER_BYTES = 100_000_000
+
+# The fingerprint reads a tensor whole up to this many bytes, and beyond that this many spans of this many bytes.
+_WHOLE_BYTES, _SPANS, _SPAN_BYTES = 4096, 8, 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """One tensor of a checkpoint: what it is, and where its bytes are."""
+
+    name: str
+    dtype: str
+    """The safetensors name of the dtype: BF16, F32, F8_E4M3, ..."""
+    shape: tuple[int, ...]
+    shard: Path
+    offset: int
+    """First byte of the tensor in its shard file."""
+    nbytes: int
+
+    @property
+    def parameters(self) -> int:
+        """Number of entries."""
+        return prod(self.shape)
+
+
+class Checkpoint:
+    """A read-only view of a folder of safetensors in Hugging Face form.
+
+    Open one with `Checkpoint.open`. `source` is what the checkpoint is called in plans and cards: the hub id with its
+    resolved commit, or the name of the folder; never a path of this machine.
+    """
+
+    def __init__(self, folder: Path, *, source: str, tensors: Mapping[str, TensorInfo] | None = None) -> None:
+        self.folder = folder
+        self.source = source
+        self.config: Mapping[str, Any] = _read_config(folder)
+        self.tensors: Mapping[str, TensorInfo] = _read_tensors(folder) if tensors is None else tensors
+        if not self.tensors:
+            raise CheckpointError(f"{folder} holds no tensors. Download the checkpoint again.")
+
+    @classmethod
+    def open(
+        cls,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        check: Callable[[Mapping[str, Any]], object] | None = None,
+    ) -> "Checkpoint":
+        """Open a local folder, or a model on the hub (`org/name`, at `revision`).
+
+        `check` is asked of config.json before any weights are downloaded, and raises what it finds wrong. The hub is
+        reached through huggingface_hub, which honours HF_HOME, HF_TOKEN and HF_HUB_OFFLINE. Raises CheckpointError if
+        there is no such model, or if it is not what its index says, SettingError for a revision of a local folder.
+        """
+        local = cls._open_local(model, revision)
+        if local is not None:
+            return local
+        if check is not None:
+            folder, _ = hub.download(str(model), revision, weights=False)
+            check(_read_config(folder))
+            revision = folder.name
+        folder, source = hub.download(str(model), revision)
+        return cls(folder, source=source)
+
+    @classmethod
+    def look_at(cls, model: str | Path, *, revision: str | None = None) -> "Checkpoint":
+        """Open as `open` does, but fetch only small files and headers from the hub: tensors of there cannot be read.
+
+        Offline it is opened from the cache of huggingface_hub.
+        """
+        local = cls._open_local(model, revision)
+        if local is not None:
+            return local
+        folder, source = hub.download(str(model), revision, weights=False)
+        headers = hub.weight_headers(str(model), folder.name)
+        if headers is None:
+            return cls.open(model, revision=revision)
+        tensors: dict[str, TensorInfo] = {}
+        for file, entries in headers.items():
+            tensors |= _tensor_infos(folder / file, entries, data_start=0)
+        return cls(folder, source=source, tensors=tensors)
+
+    @classmethod
+    def _open_local(cls, model: str | Path, revision: str | None) -> "Checkpoint | None":
+        folder = Path(model)
+        if folder.is_file():
+            raise CheckpointError(f"{folder} is a file. Give the folder of the checkpoint, the one with config.json.")
+        if not folder.is_dir():
+            return None
+        if revision is not None:
+            raise SettingError(
+                f"--revision {revision} is of models on the hub, and {folder} is a folder here. Leave it out."
+            )
+        return cls(folder, source=folder.resolve().name)
+
+    def read(self, name: str, where: tuple[int | slice, ...] = ()) -> np.ndarray:
+        """The numbers of a tensor, or of one contiguous part of it, in the dtype they are stored in.
+
+        `where` indexes the leading axes: integers, then at most one slice with step 1. Raises UnscorableWeight if
+        numpy has no such dtype, CheckpointError if the file ends early.
+        """
+        info = self.tensors[name]
+        if info.dtype not in DTYPES:
+            raise UnscorableWeight(
+                f"dtype {info.dtype} can be moved but not computed with; make the plan with a bf16 version, and "
+                "prune with --any-fingerprint"
+            )
+        dtype = DTYPES[info.dtype]
+        first, shape = _contiguous(info.shape, where)
+        raw = np.fromfile(
+            info.shard, np.uint8, count=prod(shape) * dtype.itemsize, offset=info.offset + first * dtype.itemsize
+        )
+        if raw.size != prod(shape) * dtype.itemsize:
+            raise CheckpointError(f"{info.shard.name} ends in the middle of {name}. Download this file again.")
+        return raw.view(dtype).reshape(shape)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over names, dtypes, shapes and sampled bytes of all tensors.
+
+        The same for any sharding of the same tensors. Small tensors enter whole, large ones with eight evenly spaced
+        spans, so that a checkpoint of 100 GB is known in seconds.
+        """
+        digest = hashlib.sha256()
+        for name in sorted(self.tensors):
+            info = self.tensors[name]
+            digest.update(json.dumps([name, info.dtype, info.shape]).encode())
+            with info.shard.open("rb") as file:
+                for start, length in _sampled_spans(info.nbytes):
+                    file.seek(info.offset + start)
+                    digest.update(file.read(length))
+        return digest.hexdigest()
+
+    @cached_property
+    def shards(self) -> tuple[Path, ...]:
+        """The files that hold the tensors, by name."""
+        return tuple(sorted({info.shard for info in self.tensors.values()}))
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, headers not counted."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    @cached_property
+    def parameters(self) -> int:
+        """Entries of all tensors."""
+        return sum(info.parameters for info in self.tensors.values())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object from a file of a checkpoint. Raises CheckpointError with the reason if that cannot be had."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing. Is this the folder of a Hugging Face checkpoint?") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON ({error}). Download this file again.") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} should hold a JSON object, not a {type(value).__name__}.")
+    return value
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config = read_json(folder / "config.json")
+    if not isinstance(config.get("model_type"), str):
+        raise CheckpointError(f"{folder / 'config.json'} has no model_type, so nobody can tell what model this is.")
+    return config
+
+
+def _contiguous(shape: tuple[int, ...], where: tuple[int | slice, ...]) -> tuple[int, tuple[int, ...]]:
+    """First entry and shape of the part `where` of a row-major tensor."""
+    first, stride, rest = 0, prod(shape), shape
+    for at in where:
+        size, rest = rest[0], rest[1:]
+        stride //= size
+        if isinstance(at, slice):
+            start, stop, step = at.indices(size)
+            assert step == 1
+            assert at is where[-1]
+            return first + start * stride, (stop - start, *rest)
+        assert 0 <= at < size
+        first += at * stride
+    return first, rest
+
+
+def _sampled_spans(nbytes: int) -> Iterator[tuple[int, int]]:
+    if nbytes <= _WHOLE_BYTES:
+        yield 0, nbytes
+        return
+    for span in range(_SPANS):
+        yield span * (nbytes - _SPAN_BYTES) // (_SPANS - 1), _SPAN_BYTES
+
+
+# ------------------------------------------------------------------------------------------------ files of a folder
+
+
+def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
+    if (folder / INDEX_NAME).exists():
+        return _read_indexed(folder)
+    if (folder / SINGLE_NAME).exists():
+        _check_files(folder, [SINGLE_NAME], named_by="the single-file form")
+        return _read_shard(folder / SINGLE_NAME)
+    raise CheckpointError(_why_no_safetensors(folder))
+
+
+def _read_indexed(folder: Path) -> dict[str, TensorInfo]:
+    weight_map = read_json(folder / INDEX_NAME).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{folder / INDEX_NAME} has no weight_map. Download this file again.")
+    files = sorted(set(map(str, weight_map.values())))
+    _check_files(folder, files, named_by=INDEX_NAME)
+    tensors: dict[str, TensorInfo] = {}
+    for file in files:
+        for name, info in _read_shard(folder / file).items():
+            if weight_map.get(name) != file:
+                raise CheckpointError(
+                    f"{file} holds {name}, which {INDEX_NAME} puts in {weight_map.get(name, 'no file at all')}. "
+                    "The shards are of another version than the index: download the checkpoint again."
+                )
+            tensors[name] = info
+    for name, file in weight_map.items():
+        if name not in tensors:
+            raise CheckpointError(
+                f"{INDEX_NAME} promises {name} in {file}, but it is not there. Download this file again."
+            )
+    return tensors
+
+
+def _check_files(folder: Path, files: list[str], *, named_by: str) -> None:
+    """The index names files of this folder, all of them are there, and no other shard is."""
+    for file in files:
+        if Path(file).name != file or file in {"", ".", ".."}:
+            raise CheckpointError(
+                f"{INDEX_NAME} names {file!r}, which is not a plain file name of its folder. This index is not safe."
+            )
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{len(missing)} of {len(files)} shards are missing from {folder}: {_some(missing)}. Download them again."
+        )
+    extra = sorted(path.name for path in folder.glob("model*.safetensors") if path.name not in files)
+    if extra:
+        raise CheckpointError(
+            f"{folder} holds {_some(extra)}, which {named_by} does not name. Remove what is left over from another "
+            "version, or download the checkpoint again."
+        )
+
+
+def _why_no_safetensors(folder: Path) -> str:
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth"})
+    if pickles:
+        return (
+            f"{folder} has its weights only as pickles ({_some(pickles)}), which can run code when they are opened. "
+            "Get the safetensors version, or convert once with transformers' save_pretrained."
+        )
+    if (folder / "adapter_model.safetensors").exists():
+        return f"{folder} is a LoRA adapter, not a model. Merge it into its base model first."
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
+    if shards:
+        return (
+            f"{folder} has shards ({_some(shards)}) but no {INDEX_NAME}. Download the checkpoint again, with its index."
+        )
+    return f"{folder} has neither {INDEX_NAME} nor {SINGLE_NAME}. Is this the folder of a Hugging Face checkpoint?"
+
+
+def _read_shard(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of one safetensors file, by its header. The whole file must be accounted for."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            header_bytes = int.from_bytes(file.read(8), "little")
+            header = file.read(header_bytes) if header_bytes <= min(size - 8, _MOST_HEADER_BYTES) else b""
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+    if header_bytes > size - 8:
+        raise CheckpointError(f"{path.name} is truncated ({size} bytes). Download this file again.")
+    tensors = _parse_header(path, header, data_start=8 + header_bytes)
+    _check_extent(path, tensors, 8 + header_bytes, size)
+    return tensors
+
+
+def _parse_header(path: Path, text: bytes, *, data_start: int) -> dict[str, TensorInfo]:
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} is no safetensors file ({error}). Download this file again.") from None
+    return _tensor_infos(path, header, data_start=data_start)
+
+
+def _tensor_infos(path: Path, header: Mapping[str, Any], *, data_start: int) -> dict[str, TensorInfo]:
+    try:
+        return {name: _tensor_info(path, data_start, name, entry) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{path.name} is no safetensors file ({error}). Download this file again.") from None
+
+
+def _tensor_info(path: Path, data_start: int, name: str, entry: Mapping[str, Any]) -> TensorInfo:
+    begin, end = entry["data_offsets"]
+    shape, dtype = tuple(entry["shape"]), str(entry["dtype"])
+    if not all(type(number) is int and number >= 0 for number in (begin, end, end - begin, *shape)):
+        raise ValueError(f"{name} has shape {entry['shape']} and data_offsets {entry['data_offsets']}")
+    if dtype in DTYPES and end - begin != prod(shape) * DTYPES[dtype].itemsize:
+        raise ValueError(f"{name} of shape {shape} cannot have {end - begin} bytes")
+    return TensorInfo(name=name, dtype=dtype, shape=shape, shard=path, offset=data_start + begin, nbytes=end - begin)
+
+
+def _check_extent(path: Path, tensors: Mapping[str, TensorInfo], data_start: int, size: int) -> None:
+    end = data_start
+    for info in sorted(tensors.values(), key=lambda info: (info.offset, info.nbytes)):
+        if info.offset != end:
+            raise CheckpointError(
+                f"{path.name} is damaged: {info.name} does not begin where the tensor before it ends. Download this "
+                "file again."
+            )
+        end += info.nbytes
+    if size != end:
+        verb = "is truncated" if size < end else "has bytes that belong to no tensor"
+        raise CheckpointError(
+            f"{path.name} {verb}: its header promises {end} bytes, the file has {size}. Download this file again."
+        )
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

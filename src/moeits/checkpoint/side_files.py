@@ -1,0 +1,25 @@
+"""What belongs to a checkpoint beside its tensors and its config: tokenizer, chat template, generation config, licence.
+
+Modelling code, other weight formats and training leftovers are not copied.
+"""
+
+from fnmatch import fnmatch
+from pathlib import Path
+
+from moeits.checkpoint.reading import SIDE_FILES, read_json
+from moeits.checkpoint.writing import CheckpointWriter
+from moeits.surgery.pruned_config import LOADER_FILE
+
+
+def copy_side_files(folder: Path, writer: CheckpointWriter) -> list[str]:
+    """Copy what belongs to the checkpoint; returns the names of code files that were left out."""
+    for path in sorted([*folder.glob("*"), *folder.glob("additional_chat_templates/*")]):
+        name = path.relative_to(folder).as_posix()
+        if path.suffix == ".py" or not path.is_file() or not any(fnmatch(name.lower(), each) for each in SIDE_FILES):
+            continue
+        if name == "tokenizer_config.json" and "auto_map" in (config := read_json(path)):
+            # It names tokenizer code that is left out; with it, loading would look for that code.
+            writer.write_json(name, {key: value for key, value in config.items() if key != "auto_map"})
+        else:
+            writer.copy(path, name)
+    return sorted(path.name for path in folder.glob("*.py") if path.name != LOADER_FILE)

@@ -1,0 +1,1 @@
+"""Which experts stay: evidence -> elimination order -> plan.json."""

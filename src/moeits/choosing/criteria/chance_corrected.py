@@ -1,0 +1,28 @@
+"""Algorithm 3 on what stands above the noise floor: what independent weights would show too counts for nothing."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from moeits.choosing.criteria import moeits
+from moeits.choosing.elimination import EliminationOrder
+from moeits.evidence import Evidence
+
+
+@dataclass(frozen=True)
+class ChanceCorrected:
+    """The order of MoEITS on R minus its floor (docs/method.md, section 5); a tau is measured there too."""
+
+    name: ClassVar[str] = "chance-corrected"
+    needs_redundancy: ClassVar[bool] = True
+    needs_seed: ClassVar[bool] = False
+    chosen: ClassVar[str] = "redundant beyond chance"
+
+    def order(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:
+        floor = evidence.floor.get(layer, 0.0)
+        above = replace(evidence, redundancy={layer: evidence.redundancy[layer] - floor})
+        return moeits.CRITERION.order(above, layer, rng)
+
+
+CRITERION = ChanceCorrected()

@@ -1,0 +1,219 @@
+"""Every flag of the command line, described once: one name, one meaning, wherever it is taken.
+
+Keys are the keyword arguments of the stage functions; positional arguments carry `typer.Argument`.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from moeits.choosing.criteria import CRITERIA
+from moeits.errors import SettingError
+from moeits.evaluation.harness import BACKENDS
+from moeits.healing.recipe import RECIPES
+from moeits.signals import ESTIMATORS
+from moeits.stages.prune import LAYOUTS
+from moeits.stages.report import FORMATS
+from moeits.stages.score import DIAGONALS, PRESETS
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """`gate=0.2,up=0.4,down=0.4` as a mapping. Raises SettingError."""
+    try:
+        return {name.strip(): float(value) for name, value in (item.split("=") for item in text.split(","))}
+    except ValueError:
+        raise SettingError(f"--projection-weights {text} makes no sense: write gate=0.2,up=0.4,down=0.4.") from None
+
+
+def _one_of(choices: Iterable[str], text: str) -> Any:
+    """A choice, whose values help shows; the stage itself says what is wrong with another."""
+    return Annotated[str, typer.Option(metavar="|".join(choices), help=text)]
+
+
+def _recipe(kind: type, text: str) -> Any:
+    """A field of the healing recipe."""
+    return Annotated[kind | None, typer.Option(help=text, show_default="as the recipe has it")]
+
+
+FLAGS: dict[str, Any] = {
+    "model": Annotated[str, typer.Argument(metavar="MODEL", help="A local folder, or a hub id (org/name).")],
+    "path": Annotated[
+        str,
+        typer.Argument(
+            metavar="PATH", help="A checkpoint folder, a hub id (no weights are fetched), or a plan (.json)."
+        ),
+    ],
+    "evidence": Annotated[Path, typer.Argument(metavar="EVIDENCE", help="What moeits score wrote.")],
+    "output": Annotated[Path, typer.Option(help="Where the result goes.")],
+    "tau": Annotated[float | None, typer.Option(help="The paper's dial: remove pairs above mean + tau * iqr.")],
+    "reduction": Annotated[
+        float | None, typer.Option(help="Remove at least this share of the routed-expert parameters.")
+    ],
+    "max_size": Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="At most this many bytes of tensors: 12GiB or 12G (of 1024), 12GB (of 1000)."
+        ),
+    ],
+    "experts_per_layer": Annotated[int | None, typer.Option(help="Keep this many experts in every layer.")],
+    "like": Annotated[Path | None, typer.Option(help="Keep as many experts in each layer as this plan does.")],
+    "criterion": _one_of((each.name for each in CRITERIA), "Who goes first."),
+    "min_experts": Annotated[
+        int | None, typer.Option(help="No layer keeps fewer experts than this.", show_default="the layer's top_k")
+    ],
+    "seed": Annotated[int, typer.Option(help="Seed of a random criterion.")],
+    "preset": _one_of(PRESETS, "Projection weights: their mean, or those of the authors' program."),
+    "estimator": _one_of((each.name for each in ESTIMATORS), "How redundancy is estimated."),
+    "bins": Annotated[str, typer.Option(help="Bins of a weight's histogram: auto, or a number.")],
+    "projection_weights": Annotated[
+        dict | None,
+        typer.Option(parser=parse_weights, metavar="gate=W,up=W,down=W", help="Projection weights by hand."),
+    ],
+    "diagonal": _one_of(DIAGONALS, "The zeros R_ii in mean and iqr: zero lets them count."),
+    "threads": Annotated[int | None, typer.Option(help="Threads of the scoring.", show_default="all cores")],
+    "memory": Annotated[str, typer.Option(metavar="SIZE", help="Bound on the encoded weights held at once.")],
+    "fresh": Annotated[bool, typer.Option("--fresh", metavar="", help="Forget finished layers of an interrupted run.")],
+    "plan": Annotated[Path, typer.Option(help="The plan to carry out.")],
+    "layout": _one_of(LAYOUTS, "Counts of experts: auto as planned, uniform evened out along the plan's order."),
+    "max_shard_size": Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Largest shard, such as 5GB.", show_default="the source's largest"),
+    ],
+    "any_fingerprint": Annotated[
+        bool,
+        typer.Option(
+            "--any-fingerprint",
+            metavar="",
+            help="The plan was made for another form of this model, such as the parent of a quantised one.",
+        ),
+    ],
+    "revision": Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")],
+    "overwrite": Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace a checkpoint at the output.")],
+    "runs": Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that moeits sweep wrote.")],
+    "format": _one_of(FORMATS, "html: one page; md: its tables, for a paper or a model card."),
+    "prompt_tokens": Annotated[int, typer.Option(help="Length of the prompt that is read, random tokens.")],
+    "new_tokens": Annotated[int, typer.Option(help="How many tokens are generated after it.")],
+    "repeats": Annotated[int, typer.Option(help="How often each speed is measured.")],
+    "run": Annotated[
+        bool, typer.Option("--run/--no-run", metavar="", help="Load the model and run it; else its files alone.")
+    ],
+    "energy": Annotated[bool, typer.Option("--energy/--no-energy", metavar="", help="Measure energy, by codecarbon.")],
+    "energy_seconds": Annotated[float, typer.Option(help="Generate at least this long while energy is counted.")],
+    "country": Annotated[
+        str | None, typer.Option(help="Whose electricity it is (ISO code, such as ESP): gives the CO2 as well.")
+    ],
+    "sweep evaluate": Annotated[
+        str | None, typer.Option(metavar="TASKS", help="Evaluate every point on these tasks, as --tasks of evaluate.")
+    ],
+    "sweep heal": Annotated[
+        Path | None, typer.Option(metavar="DATA", help="Heal every point on these data, and evaluate it again.")
+    ],
+    "control": Annotated[
+        int, typer.Option(metavar="N", help="Beside every point evaluate N random choices of as many experts.")
+    ],
+    "sweep recipe": _one_of(RECIPES, "How it is healed, as --recipe of heal."),
+    "sweep batch_size": Annotated[int, typer.Option(help="Prompts at a time in an evaluation.")],
+    "sweep measure": Annotated[bool, typer.Option("--measure", metavar="", help="Take the footprint of every point.")],
+    "card": Annotated[Path | None, typer.Option(help="Add the results to this checkpoint's README.md.")],
+    "published": Annotated[
+        bool, typer.Option("--published", metavar="", help="Show the paper's published rows as well.")
+    ],
+    "report output": Annotated[Path | None, typer.Option(help="Where the page or the tables go.")],
+    "sweep tau": Annotated[str, typer.Option(help="FIRST:LAST:STEP, both ends included, or a list T,T,T.")],
+    "tasks": Annotated[
+        str | None,
+        typer.Option(
+            help="Names of tasks, by commas; paper stands for the paper's five.",
+            show_default="paper, or none with --perplexity",
+        ),
+    ],
+    "num_fewshot": Annotated[int, typer.Option(help="Examples in each prompt.")],
+    "evaluate batch_size": Annotated[int, typer.Option(help="Prompts in one batch.")],
+    "limit": Annotated[int | None, typer.Option(help="Only the first N items of each task.", show_default="all")],
+    "data_dir": Annotated[
+        Path | None, typer.Option(help="Folder with the tasks' data, instead of the hub (docs/evaluation.md).")
+    ],
+    "perplexity": Annotated[
+        Path | None, typer.Option(help="A text: documents in the field text of a .jsonl, or any file as one.")
+    ],
+    "window": Annotated[
+        int | None,
+        typer.Option(help="Tokens of a perplexity window.", show_default="the model's context, at most 2048"),
+    ],
+    "backend": _one_of(BACKENDS, "vllm is for checkpoints with equal counts in all layers."),
+    "dtype": Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")],
+    "device": Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda:0, ... or split: one model over all.", show_default="the first accelerator"),
+    ],
+    "a": Annotated[Path, typer.Argument(metavar="A.json", help="Results to compare with.")],
+    "b": Annotated[Path, typer.Argument(metavar="B.json", help="Results that are compared.")],
+    "compare tasks": Annotated[
+        str | None, typer.Option(help="Only these tasks, by commas.", show_default="all, which both must have")
+    ],
+    "compare seed": Annotated[int, typer.Option(help="Seed of the bootstrap.")],
+    "resamples": Annotated[int, typer.Option(help="Resamples of the bootstrap.")],
+    "data": Annotated[
+        str, typer.Option(help="Conversations, instructions or texts: .jsonl, .json, .parquet, or a hub data set.")
+    ],
+    "simplify heal": Annotated[
+        str | None, typer.Option(metavar="DATA", help="Heal what is left on these data, as moeits heal does.")
+    ],
+    "recipe": _one_of(RECIPES, "How it is healed; small is for CPUs."),
+    "targets": _recipe(str, "What gets LoRA: router, experts, attention, shared_experts, by commas."),
+    "rank": _recipe(int, "Rank r of LoRA."),
+    "alpha": _recipe(float, "Adapters are scaled by alpha / rank."),
+    "dropout": _recipe(float, "Dropout on the adapters' inputs."),
+    "batch_size": _recipe(int, "Sequences per device and micro-batch."),
+    "accumulation": _recipe(int, "Micro-batches per step."),
+    "steps": _recipe(int, "Updates of the optimiser."),
+    "learning_rate": _recipe(float, "Its highest value."),
+    "schedule": _recipe(str, "Learning rate: cosine, linear or constant_with_warmup."),
+    "warmup": _recipe(float, "Share of the steps in which the learning rate rises."),
+    "weight_decay": _recipe(float, "Weight decay of AdamW."),
+    "neftune": _recipe(float, "Noise on the embeddings (NEFTune alpha)."),
+    "sequence_length": _recipe(int, "Tokens of a sequence, at most the model's context."),
+    "loss_on": _recipe(str, "Tokens that are trained: whole or answer."),
+    "packing": Annotated[
+        bool | None,
+        typer.Option(
+            "--packing/--no-packing", help="Fill sequences with several texts.", show_default="as the recipe has it"
+        ),
+    ],
+    "template": _recipe(str, "auto (chat if the model has one), chat or instruction."),
+    "objective": _recipe(str, "language-modelling, or distillation from --teacher."),
+    "temperature": _recipe(float, "Temperature of the distillation."),
+    "balance": _recipe(float, "Weight of the routers' load-balancing term, per layer."),
+    "teacher": Annotated[str | None, typer.Option(help="The unpruned model, for --objective distillation.")],
+    "valid": Annotated[Path | None, typer.Option(help="Held-out rows of their own.", show_default="--holdout")],
+    "holdout": Annotated[float, typer.Option(help="Share of the rows that is held out.")],
+    "samples": Annotated[int | None, typer.Option(help="Use this many rows, at random.", show_default="all needed")],
+    "heal seed": Annotated[int, typer.Option(help="Seed of data order, dropout and the adapters' start.")],
+    "heal dtype": Annotated[
+        str, typer.Option(help="Of the frozen model: auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16.")
+    ],
+    "heal fresh": Annotated[bool, typer.Option("--fresh", metavar="", help="Forget an interrupted healing.")],
+    "gradient_checkpointing": Annotated[
+        bool,
+        typer.Option("--gradient-checkpointing", metavar="", help="Less memory, more time: compute activations twice."),
+    ],
+    "evaluate_every": Annotated[
+        int | None, typer.Option(help="Steps between two held-out losses.", show_default="a fifth of the steps")
+    ],
+    "save_every": Annotated[
+        int | None, typer.Option(help="Steps between two saved states.", show_default="as --evaluate-every")
+    ],
+    "report_to": Annotated[str | None, typer.Option(help="wandb, mlflow, trackio, ..., by commas.")],
+    "resume": Annotated[bool, typer.Option("--resume", metavar="", help="Go on with an interrupted healing.")],
+    "keep_adapter": Annotated[
+        bool, typer.Option("--keep-adapter", metavar="", help="Also save the adapter, for peft.")
+    ],
+    "json": Annotated[bool, typer.Option("--json", metavar="", help="Print the result as JSON.")],
+}
+
+
+def flag(command: str, name: str) -> Any:
+    """The description of a flag; where a command gives it another shape, the key is `command name`."""
+    return FLAGS.get(f"{command} {name}") or FLAGS[name]

@@ -1,0 +1,12 @@
+"""Mixtral (8x7B, 8x22B): every layer has experts, w1 = gate, w3 = up, w2 = down; no shared experts."""
+
+from moeits.experts.architectures import Architecture
+
+ARCHITECTURE: Architecture = Architecture(
+    model_type="mixtral",
+    blocks=("model.layers.{layer}.block_sparse_moe", "model.layers.{layer}.mlp"),
+    projections={"gate": "w1.weight", "up": "w3.weight", "down": "w2.weight"},
+    fused={"experts.gate_up_proj": ("gate", "up"), "experts.down_proj": ("down",)},
+    router=("gate.weight",),
+    num_experts_keys=("num_local_experts",),
+)

@@ -1,0 +1,122 @@
+"""Normalized mutual information of two weights, exactly as the paper's equations 4-6, by plug-in entropies.
+
+Each weight is binned once, over its own range; a pair is then compared by counting how often each pair of bins occurs.
+Nothing is sampled or approximated: the result equals `np.histogram` and `np.histogram2d` to rounding.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import log, sqrt
+from typing import Any, ClassVar
+
+import numpy as np
+
+from moeits.errors import SettingError, ShapeMismatch
+from moeits.signals.independence import expected_information
+
+MOST_BINS = 65536
+
+
+@dataclass(frozen=True, kw_only=True)
+class Codes:
+    """One weight as the numbers of its occupied bins."""
+
+    codes: np.ndarray
+    """(N,) uint16: for each entry, in row-major order, the number of its bin among the occupied ones."""
+    counts: np.ndarray
+    """(B,) int64: entries per occupied bin, none of them 0."""
+    entropy: float
+    """Plug-in entropy over the bins, in nats (paper, eq. 4)."""
+
+
+class NMI:
+    """I(A;B) / sqrt(H(A) H(B)) in [0, 1], entropies in nats over each weight's own equal-width histogram.
+
+    `bins`: "auto" for NumPy's rule (the smaller of the Sturges and the limited Freedman-Diaconis width), or a fixed
+    number of bins. Plug-in estimates are biased upwards: independent weights score above 0 (`floor` says how much).
+    Raises SettingError if `bins` is neither "auto" nor a number from 1 to 65,536.
+    """
+
+    name: ClassVar[str] = "nmi"
+
+    def __init__(self, *, bins: str | int = "auto") -> None:
+        self.bins = _checked_bins(bins)
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return {"bins": self.bins}
+
+    def encode(self, weight: np.ndarray) -> Codes:
+        """Bin one float32, float16 or bfloat16 weight; the last two are widened to float32, never rounded.
+
+        Raises NonFiniteWeight on NaN or infinity, SettingError if its range is too narrow for its number of bins.
+        """
+        from moeits.signals.binning import bin_weight
+
+        codes, counts = bin_weight(weight, self.bins)
+        return Codes(codes=codes, counts=counts, entropy=_entropy(counts))
+
+    def compare(self, a: Codes, b: Codes) -> float:
+        """Normalized mutual information of two encoded weights, I(A;B) / sqrt(H(A) H(B)).
+
+        Paper: eqs. 5-6. Dimensionless, in [0, 1], symmetric to the last bit. A constant weight shares nothing: 0.
+        Equals scikit-learn's `normalized_mutual_info_score(..., average_method="geometric")` on the bin numbers.
+        Raises ShapeMismatch if the two weights have different sizes.
+        """
+        from moeits.signals.joint_counts import joint_count_log_count
+
+        if a.codes.size != b.codes.size:
+            raise ShapeMismatch(f"Weights of {a.codes.size} and {b.codes.size} entries cannot be compared.")
+        if a.entropy == 0 or b.entropy == 0:
+            return 0.0
+        n = a.codes.size
+        joint = log(n) - joint_count_log_count(a.codes, b.codes, a.counts.size, b.counts.size) / n
+        return _normalized(a.entropy + b.entropy - joint, a.entropy, b.entropy)
+
+    def floor(self, encoded: Sequence[Codes]) -> np.ndarray:
+        """(E, E), diagonal 0: the NMI expected if the weights were independent, given their marginals.
+
+        docs/method.md, section 5. Agrees with the mean over permuted entries within 0.3 %, from 32 x 48 to 1408 x 2048
+        entries, Gaussian or Student-t (tests/test_independence.py).
+        """
+        information = expected_information([codes.counts for codes in encoded])
+        floor = np.zeros_like(information)
+        for i, a in enumerate(encoded):
+            for j, b in enumerate(encoded[:i]):
+                if a.entropy > 0 and b.entropy > 0:
+                    # Beyond nine decimals it is rounding, which depends on the BLAS and on the number of weights.
+                    expected = round(_normalized(information[i, j], a.entropy, b.entropy), 9)
+                    floor[i, j] = floor[j, i] = expected
+        return floor
+
+    def encoded_bytes(self, entries: int) -> int:
+        return 2 * entries
+
+    def working_bytes(self, entries: int, itemsize: int) -> int:
+        """A table of joint counts; and while float32 is encoded, its bins before they are renumbered."""
+        from moeits.signals.joint_counts import TABLE_BYTES
+
+        return TABLE_BYTES + (4 * entries if itemsize > 2 else 0)
+
+
+def _checked_bins(bins: str | int) -> str | int:
+    if bins == "auto":
+        return bins
+    number = int(bins) if str(bins).isdecimal() else 0
+    if not 1 <= number <= MOST_BINS:
+        raise SettingError(f"--bins {bins} makes no sense: give auto, or a number of bins from 1 to {MOST_BINS}.")
+    return number
+
+
+def _entropy(counts: np.ndarray) -> float:
+    """Plug-in entropy in nats of a histogram without empty bins; the order of the bins does not matter to a bit."""
+    if counts.size == 1:
+        return 0.0
+    ordered = np.sort(counts).astype(np.float64)
+    total = ordered.sum()
+    return float(np.log(total) - (ordered * np.log(ordered)).sum() / total)
+
+
+def _normalized(information: float, entropy_a: float, entropy_b: float) -> float:
+    # Rounding can leave the closed interval by 1e-16; the quantity itself cannot.
+    return min(max(information / sqrt(entropy_a * entropy_b), 0.0), 1.0)

@@ -1,0 +1,177 @@
+"""What a checkpoint can still do: lm-evaluation-harness on its tasks, and perplexity on a text."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from moeits.checkpoint.reading import Checkpoint
+from moeits.errors import CheckpointError, OutputError, SettingError
+from moeits.evaluation.finished_tasks import FinishedTasks
+from moeits.evaluation.harness import language_model, run_task
+from moeits.evaluation.perplexity import Text, perplexity_of, read_text
+from moeits.evaluation.quiet import quiet
+from moeits.evaluation.results import Results
+from moeits.evaluation.tasks import SEEDS, load_tasks, task_names
+from moeits.experts.layout import MoELayout
+from moeits.progress import Progress, silent
+from moeits.runtime import need
+from moeits.version import __version__
+
+# A perplexity window is the model's context, but no longer than this unless asked for.
+LONGEST_WINDOW = 2048
+
+
+def evaluate(
+    model: str | Path,
+    *,
+    output: str | Path | None = None,
+    tasks: str | Sequence[str] | None = None,
+    num_fewshot: int = 15,
+    batch_size: int = 40,
+    limit: int | None = None,
+    data_dir: str | Path | None = None,
+    perplexity: str | Path | None = None,
+    window: int | None = None,
+    backend: str = "hf",
+    dtype: str = "auto",
+    device: str | None = None,
+    revision: str | None = None,
+    fresh: bool = False,
+    progress: Progress = silent,
+) -> Results:
+    """Measure what a checkpoint can do, on tasks of lm-evaluation-harness or on a text, and keep every single item.
+
+    Paper: sections 5.1-5.3; the defaults are its setting, five tasks with 15 examples in each prompt, batches of 40.
+    `tasks` are names, or `paper` for those five, which is what runs if neither tasks nor `perplexity` is given.
+    `limit` takes only the first items of each task. With `data_dir` the data come from that folder and not from the
+    hub. `perplexity` is a text file, read in windows of `window` tokens. `device` is one of torch's, or `split` to
+    spread one model over all of them.
+
+    With `output` the results are also written there, and a task that is finished is not run again after an
+    interruption. Under `accelerate launch` the items are shared out among the processes.
+
+    Raises SettingError for arguments that make no sense, EvaluationError for data that are not there, CheckpointError,
+    MissingExtra, OutputError.
+    """
+    names = task_names(tasks if tasks is not None else ("paper" if perplexity is None else ""))
+    _check_numbers(num_fewshot=(num_fewshot, 0), batch_size=(batch_size, 1), limit=(limit, 1), window=(window, 2))
+    if not names and perplexity is None:
+        raise SettingError("There is nothing to evaluate: name --tasks, or give --perplexity TEXT.")
+    if perplexity is not None and backend != "hf":
+        raise SettingError("--perplexity needs --backend hf.")
+    output = _writable(output)
+    checkpoint = Checkpoint.open(model, revision=revision)
+    text = read_text(perplexity) if perplexity is not None else None
+    with quiet(), TemporaryDirectory() as scratch:
+        # Tasks before the model: a file that is not there should not cost the minutes of loading weights.
+        loaded = load_tasks(
+            names, data_dir=Path(data_dir) if data_dir else None, num_fewshot=num_fewshot, scratch=Path(scratch)
+        )
+        lm = language_model(
+            checkpoint, backend=backend, batch_size=batch_size, dtype=dtype, device=device, progress=progress
+        )
+        settings = {
+            "num_fewshot": num_fewshot,
+            "batch_size": batch_size,
+            "limit": limit,
+            "data": "local" if data_dir else "hub",
+            "backend": backend,
+            "dtype": str(getattr(lm.model, "dtype", dtype)).removeprefix("torch."),
+            "context_tokens": lm.max_length,
+            "seeds": SEEDS,
+            "processes": lm.world_size,
+        }
+        run = _Run(lm, checkpoint, settings, output=output, fresh=fresh)
+        for task in loaded:
+            run.part(task.name, partial(run_task, task, lm, limit=limit), files=dict(task.files))
+        if text is not None:
+            size = window or min(lm.max_length, LONGEST_WINDOW)
+            run.part("perplexity", partial(_perplexity, lm, text, size, progress), text=text.sha256, window=size)
+    return run.results()
+
+
+class _Run:
+    """One evaluation under way: its parts, each run once, kept on disk by the first of several processes."""
+
+    def __init__(
+        self, lm: Any, checkpoint: Checkpoint, settings: dict[str, Any], *, output: Path | None, fresh: bool
+    ) -> None:
+        from importlib.metadata import version
+
+        self._lm, self._settings, self._model = lm, settings, _model_facts(checkpoint)
+        self._versions = {
+            "moeits": __version__,
+            **{name: version(name) for name in ("lm_eval", "transformers", "torch", "datasets")},
+        }
+        self._output = output if lm.rank == 0 else None
+        made_with = {"model": self._model, "settings": settings, "versions": self._versions}
+        self._finished = FinishedTasks(self._output, made_with=made_with, fresh=fresh)
+        self._parts: dict[str, dict[str, Any]] = {}
+
+    def part(self, name: str, work: Callable[[], dict[str, Any] | None], **depends_on: Any) -> None:
+        """Run one part, or take it from an earlier run. `work` gives its row and its samples."""
+        found = self._shared(self._finished.get(name, **depends_on))
+        if found is None:
+            found = self._shared(work())
+            assert found is not None
+            self._finished.put(name, found, **depends_on)
+        self._parts[name] = found
+
+    def results(self) -> Results:
+        """All parts together, written to the output if there is one."""
+        results = Results(
+            model=self._model,
+            settings=self._settings,
+            versions=self._versions,
+            tasks={name: part["row"] for name, part in self._parts.items() if name != "perplexity"},
+            perplexity=self._parts["perplexity"]["row"] if "perplexity" in self._parts else None,
+            samples={name: part["samples"] for name, part in self._parts.items()},
+        )
+        if self._output is not None:
+            results.save(self._output)
+            self._finished.remove()
+        return results
+
+    def _shared(self, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        """What the first process has, in all of them."""
+        if self._lm.world_size == 1:
+            return value
+        found: list[Any] = need("accelerate", extra="eval").utils.broadcast_object_list([value])
+        return found[0]
+
+
+def _perplexity(lm: Any, text: Text, window: int, progress: Progress) -> dict[str, Any]:
+    processes = getattr(lm, "accelerator", None)
+    return perplexity_of(lm.model, lm.tokenizer, text, window=window, processes=processes, progress=progress)
+
+
+def _model_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What was evaluated. A dense model has no experts."""
+    try:
+        experts = {str(layer): moe.num_experts for layer, moe in MoELayout.of(checkpoint).layers.items()}
+    except CheckpointError:
+        experts = {}
+    return {
+        "source": checkpoint.source,
+        "fingerprint": checkpoint.fingerprint,
+        "model_type": checkpoint.config["model_type"],
+        "parameters": checkpoint.parameters,
+        "bytes": checkpoint.nbytes,
+        "plan_sha256": (checkpoint.config.get("moeits") or {}).get("plan_sha256"),
+        "experts": experts,
+    }
+
+
+def _check_numbers(**numbers: tuple[int | None, int]) -> None:
+    for name, (value, least) in numbers.items():
+        if value is not None and value < least:
+            raise SettingError(f"--{name.replace('_', '-')} {value} makes no sense: give {least} or more.")
+
+
+def _writable(output: str | Path | None) -> Path | None:
+    """The output as a path; an evaluation of hours should not end at a folder that is not there."""
+    if output is not None and not Path(output).parent.is_dir():
+        raise OutputError(f"{output} cannot be written: there is no folder {Path(output).parent}.")
+    return Path(output) if output is not None else None

@@ -1,0 +1,355 @@
+"""Pruned checkpoint x conversations -> healed checkpoint: a short LoRA training, merged back (paper, 5.2)."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from moeits.checkpoint.reading import Checkpoint
+from moeits.checkpoint.side_files import copy_side_files
+from moeits.checkpoint.writing import CheckpointWriter, check_output, new_checkpoint
+from moeits.errors import HealingError, SettingError
+from moeits.experts.layout import MoELayout
+from moeits.healing.adapter_files import ADAPTER_FOLDER, save_adapter
+from moeits.healing.batches import MOST_HELD_OUT, Sequencer, TrainingData
+from moeits.healing.conversations import Row, read_rows
+from moeits.healing.healing_card import healed_card
+from moeits.healing.job import HealingJob, Schedule, Trained
+from moeits.healing.merging import merged_tensors
+from moeits.healing.recipe import FIELDS, HealingRecipe, recipe_named
+from moeits.healing.run import HealingRun
+from moeits.healing.targets import targets_of
+from moeits.healing.template import Template
+from moeits.progress import Progress, silent
+from moeits.runtime import checked_dtype, need, processes, quiet
+from moeits.surgery.pruned_config import LOADER_FILE
+from moeits.version import __version__
+
+FORMAT = 1
+# What the frozen model may be held in. float16 would need its loss scaled, which bfloat16 does without.
+DTYPES = ("auto", "float32", "bfloat16")
+# numpy's generators take no more.
+_LARGEST_SEED = 2**32 - 1
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Healing:
+    """What a healing did. Losses are per held-out token, in nats; None where nothing was held out."""
+
+    source: str
+    fingerprint: str
+    """Of the checkpoint that was healed."""
+    recipe_name: str
+    recipe: HealingRecipe
+    seed: int
+    data: Mapping[str, Any]
+    """What became of the rows, and the fingerprint of what was trained on."""
+    teacher: str | None
+    trainable_parameters: int
+    loss_before: float | None
+    loss_after: float | None
+    """With the adapter, at the best state."""
+    loss_merged: float | None
+    """Of the healed checkpoint as it is on disk."""
+    best_step: int | None
+    """The step whose state was kept, by held-out loss; None where nothing was held out: the last one."""
+    curves: Mapping[str, Any]
+    """Loss and learning rate while training, and the held-out loss, by step."""
+    seconds: float
+    """Of training, held-out losses included; after a resume, since the resume."""
+    energy: Mapping[str, Any]
+    """joules of the same, with the mode they were found by and, for a country, grams of CO2; or why there are none."""
+    peak_memory_bytes: int
+    """Of the process on a CPU, of the device on a GPU."""
+    notes: tuple[str, ...]
+
+    def facts(self) -> dict[str, Any]:
+        """As healing.json keeps it. This is a run's own log, so it has a duration in it."""
+        return {
+            "format": FORMAT,
+            "version": __version__,
+            **{name: getattr(self, name) for name in self.__dataclass_fields__},
+            "recipe": self.recipe.facts(),
+            "notes": list(self.notes),
+        }
+
+
+def heal(
+    model: str | Path,
+    *,
+    data: str | Path,
+    output: str | Path,
+    recipe: str = "paper",
+    targets: str | None = None,
+    rank: int | None = None,
+    alpha: float | None = None,
+    dropout: float | None = None,
+    batch_size: int | None = None,
+    accumulation: int | None = None,
+    steps: int | None = None,
+    learning_rate: float | None = None,
+    schedule: str | None = None,
+    warmup: float | None = None,
+    weight_decay: float | None = None,
+    neftune: float | None = None,
+    sequence_length: int | None = None,
+    loss_on: str | None = None,
+    packing: bool | None = None,
+    template: str | None = None,
+    objective: str | None = None,
+    temperature: float | None = None,
+    balance: float | None = None,
+    teacher: str | Path | None = None,
+    valid: str | Path | None = None,
+    holdout: float = 0.02,
+    samples: int | None = None,
+    seed: int = 0,
+    dtype: str = "auto",
+    gradient_checkpointing: bool = False,
+    evaluate_every: int | None = None,
+    save_every: int | None = None,
+    report_to: str | None = None,
+    energy: bool = False,
+    country: str | None = None,
+    resume: bool = False,
+    fresh: bool = False,
+    keep_adapter: bool = False,
+    overwrite: bool = False,
+    revision: str | None = None,
+    progress: Progress = silent,
+) -> Healing:
+    """Restore what pruning lost: a short LoRA training of router and experts, merged into an ordinary checkpoint.
+
+    Paper: section 5.2; method.md, section 4. `recipe` is paper, authors-code, router-only or small, and every field of
+    `HealingRecipe` can be given by itself. `data` is a file of conversations, instructions or texts, or a hub data set;
+    `valid` another such file, or else a share `holdout` of the rows is held out. `teacher` is the unpruned model, for
+    `objective="distillation"`. The healed checkpoint has the pruned one's layout, dtypes and names, and only adapted
+    tensors differ. While a run is under way its state is in OUTPUT.healing; `resume` goes on from there. `energy`
+    measures what the training takes, and with a `country` (ISO, three letters) its CO2.
+
+    Raises HealingError if training cannot start, or must stop; CheckpointError, SettingError, OutputError as elsewhere.
+    """
+    given = locals()
+    checked_dtype(dtype, DTYPES)
+    if not 0 <= seed <= _LARGEST_SEED:
+        raise SettingError(f"--seed {seed} makes no sense: give 0 to {_LARGEST_SEED}.")
+    changes = {field: given[field] for field in FIELDS}
+    checkpoint = Checkpoint.open(model, revision=revision)
+    moe = MoELayout.of(checkpoint)
+    _check_floats(checkpoint)
+    chosen, notes = _fit_context(recipe_named(recipe, moe.architecture).changed(changes), changes, checkpoint)
+    if (chosen.objective == "distillation") != (teacher is not None):
+        raise SettingError("--objective distillation and --teacher MODEL (the unpruned model) need each other.")
+    taught_by = None if teacher is None else _teacher(Checkpoint.open(teacher), checkpoint)
+    rhythm = Schedule.of(
+        chosen,
+        evaluate_every=evaluate_every,
+        save_every=save_every,
+        report_to=report_to,
+        gradient_checkpointing=gradient_checkpointing,
+        energy=energy,
+        country=country,
+        resume=resume,
+        fresh=fresh,
+    )
+    asked = targets_of(checkpoint, moe, chosen.targets)
+    check_output(Path(output), sources=[checkpoint.folder], overwrite=overwrite)
+    run = HealingRun.beside(Path(output))
+    # A resumed run may be ended earlier than it was begun; its data are what it was begun with.
+    whole = replace(chosen, steps=(run.steps() if resume and not fresh else None) or chosen.steps)
+    tokenizer = _tokenizer(checkpoint)
+    sequences = _read_data(tokenizer, whole, data=data, valid=valid, holdout=holdout, samples=samples, seed=seed)
+    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    job = HealingJob(
+        checkpoint=checkpoint,
+        moe=moe,
+        recipe=chosen,
+        targets=asked,
+        data=sequences,
+        pad=pad,
+        run=run,
+        schedule=rhythm,
+        seed=seed,
+        dtype=dtype,
+        teacher=taught_by,
+    )
+    from moeits.healing.training import train
+
+    with quiet():
+        trained = train(job, progress)
+        healing = _record(job, trained, recipe, notes)
+        if not trained.is_main_process:
+            return healing
+        healing = _write(
+            job, trained, healing, Path(output), keep_adapter=keep_adapter, overwrite=overwrite, progress=progress
+        )
+    job.run.remove()
+    return healing
+
+
+def check_healing(checkpoint: Checkpoint, *, data: str | Path, recipe: str) -> None:
+    """What can be known to be wrong with a healing before there is anything to heal. Raises what `heal` raises."""
+    moe = MoELayout.of(checkpoint)
+    _check_floats(checkpoint)
+    targets_of(checkpoint, moe, recipe_named(recipe, moe.architecture).targets)
+    Template.of(_tokenizer(checkpoint), "auto")
+    if next(read_rows(data, samples=1), None) is None:
+        raise HealingError("--data has no rows.")
+
+
+def _check_floats(checkpoint: Checkpoint) -> None:
+    """LoRA is added to weights, so they must be numbers that can be added to."""
+    odd = sorted({info.dtype for info in checkpoint.tensors.values()} - set(_FLOATS))
+    if "quantization_config" in checkpoint.config or odd:
+        raise HealingError(
+            f"{checkpoint.source} is quantized ({', '.join(odd) or 'by its config.json'}), and adapters cannot be "
+            "merged into quantized weights. Prune the bf16 original by the same plan (moeits prune ORIGINAL --plan "
+            "plan.json), heal that, and quantize afterwards."
+        )
+
+
+def _teacher(teacher: Checkpoint, student: Checkpoint) -> Checkpoint:
+    """The teacher, if it speaks of the same tokens. Raises SettingError."""
+    sizes = teacher.config.get("vocab_size"), student.config.get("vocab_size")
+    if sizes[0] != sizes[1]:
+        raise HealingError(
+            f"--teacher {teacher.source} has a vocabulary of {sizes[0]} tokens, the pruned model {sizes[1]}. The "
+            "teacher is the model that was pruned."
+        )
+    return teacher
+
+
+def _fit_context(
+    recipe: HealingRecipe, changes: Mapping[str, Any], checkpoint: Checkpoint
+) -> tuple[HealingRecipe, list[str]]:
+    """The recipe with sequences that the model can read, and what to say about it."""
+    context = checkpoint.config.get("max_position_embeddings")
+    if context is None or recipe.sequence_length <= context:
+        return recipe, []
+    if changes["sequence_length"] is not None:
+        raise SettingError(
+            f"--sequence-length {recipe.sequence_length} is longer than the model's context of {context} tokens."
+        )
+    note = f"Sequences have {context} tokens, the model's context, instead of the recipe's {recipe.sequence_length}."
+    return replace(recipe, sequence_length=context), [note]
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's own tokenizer. Raises HealingError if there is none, or if it is of another model."""
+    transformers = need("transformers", extra="heal")
+    # Without any file of it, transformers makes up an empty tokenizer of the model's class.
+    if not any(path for pattern in ("tokenizer*", "vocab*", "*.model") for path in checkpoint.folder.glob(pattern)):
+        raise HealingError(f"{checkpoint.source} has no tokenizer. Put the files of the original model's beside it.")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise HealingError(f"{checkpoint.source} has no tokenizer that transformers can open: {error}") from None
+    size = checkpoint.config.get("vocab_size", len(tokenizer))
+    if len(tokenizer) > size:
+        raise HealingError(f"The tokenizer has {len(tokenizer)} tokens, the model {size}: they are not of one model.")
+    return tokenizer
+
+
+def _read_data(
+    tokenizer: Any,
+    recipe: HealingRecipe,
+    *,
+    data: str | Path,
+    valid: str | Path | None,
+    holdout: float,
+    samples: int | None,
+    seed: int,
+) -> TrainingData:
+    if not 0 <= holdout < 1:
+        raise SettingError(f"--holdout {holdout:g} makes no sense: it is a share from 0 to below 1.")
+    if samples is not None and samples < 1:
+        raise SettingError(f"--samples {samples} makes no sense: give 1 or more.")
+    sequencer = Sequencer(
+        template=Template.of(tokenizer, recipe.template),
+        length=recipe.sequence_length,
+        packing=recipe.packing,
+        answers_only=recipe.loss_on == "answer",
+        most=recipe.sequences * processes(),
+        seed=seed,
+    )
+    needed = sequencer.most / (1 if valid is not None else 1 - holdout)
+    if samples is None and not recipe.packing:
+        samples = ceil(needed)  # more rows than this are never trained on
+    return sequencer.split(
+        _rows(sequencer, data, samples, needed),
+        samples=samples,
+        holdout=holdout,
+        valid=None if valid is None else _rows(sequencer, valid, None, MOST_HELD_OUT),
+    )
+
+
+def _rows(sequencer: Sequencer, data: str | Path, samples: int | None, sequences: float) -> Iterator[Row]:
+    """The rows of a file, or of a hub data set as many as are asked for or fill so many sequences."""
+    rows = read_rows(data, samples=samples, seed=sequencer.seed)
+    if samples is None and not Path(data).is_file():
+        return sequencer.until_full(rows, sequences)
+    return rows
+
+
+def _record(job: HealingJob, trained: Trained, recipe_name: str, notes: list[str]) -> Healing:
+    return Healing(
+        source=job.checkpoint.source,
+        fingerprint=job.checkpoint.fingerprint,
+        recipe_name=recipe_name,
+        recipe=job.recipe,
+        seed=job.seed,
+        data=job.data.facts(),
+        teacher=None if job.teacher is None else job.teacher.source,
+        trainable_parameters=job.trainable_parameters,
+        loss_before=trained.loss_before,
+        loss_after=trained.loss_after,
+        loss_merged=None,
+        best_step=trained.best_step,
+        curves=trained.curves,
+        seconds=round(trained.energy.seconds, 1),
+        energy=asdict(trained.energy),
+        peak_memory_bytes=trained.peak_memory_bytes,
+        notes=tuple(notes),
+    )
+
+
+def _write(
+    job: HealingJob,
+    trained: Trained,
+    healing: Healing,
+    output: Path,
+    *,
+    keep_adapter: bool,
+    overwrite: bool,
+    progress: Progress,
+) -> Healing:
+    """The healed checkpoint, with its loss measured on what was written, before it gets its name."""
+    source = job.checkpoint
+    tensors = merged_tensors(source, job.moe, job.targets, trained.factors, job.recipe.scale)
+    largest = max(shard.stat().st_size for shard in source.shards)
+    with new_checkpoint(output, sources=[source.folder], nbytes=source.nbytes, overwrite=overwrite) as writer:
+        writer.write_tensors(tensors, max_shard_bytes=largest, progress=progress)
+        copy_side_files(source.folder, writer)
+        for name in (LOADER_FILE, "plan.json"):
+            if (source.folder / name).is_file():
+                writer.copy(source.folder / name, name)
+        writer.write_json("config.json", source.config)
+        if keep_adapter:
+            save_adapter(writer.folder / ADAPTER_FOLDER, job, trained.factors)
+        healing = replace(healing, loss_merged=_loss_on_disk(job, writer))
+        writer.write_json("healing.json", healing.facts())
+        writer.write_text("README.md", healed_card(source.folder, healing.facts()))
+    return healing
+
+
+def _loss_on_disk(job: HealingJob, writer: CheckpointWriter) -> float | None:
+    """Held-out loss of the checkpoint that is being written."""
+    if not len(job.data.held_out):
+        return None
+    from moeits.healing.training import measure_held_out
+
+    return measure_held_out(
+        Checkpoint(writer.folder, source=job.checkpoint.source), job.data.held_out, job.pad, job.dtype
+    )

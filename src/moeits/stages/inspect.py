@@ -1,0 +1,149 @@
+"""What a checkpoint or a plan holds, and what a budget would leave: from headers alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil, gcd
+from pathlib import Path
+
+from moeits.checkpoint.reading import Checkpoint
+from moeits.choosing.pruning_plan import PruningPlan
+from moeits.errors import BudgetOutOfReach, SettingError
+from moeits.evidence import LayerFacts, layer_facts
+from moeits.experts.layout import MoELayout
+from moeits.sizes import format_size, parse_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRow:
+    """One MoE layer of a checkpoint, or what a plan leaves of it."""
+
+    layer: int
+    experts: int
+    experts_before: int | None = None
+    """Of a plan: how many experts the layer has now; None if an edited plan does not tell."""
+    top_k: int | None = None
+    """Of a checkpoint; a plan does not know it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What was found. Sizes are of tensors, headers not counted."""
+
+    kind: str
+    """checkpoint or plan"""
+    source: str
+    model_type: str
+    fingerprint: str | None
+    """Of the checkpoint that a plan was made for; None of a checkpoint, whose tensors are not read."""
+    layers: tuple[LayerRow, ...]
+    parameters: int | None
+    """None, as `nbytes`, in a plan that was edited so that it no longer tells."""
+    nbytes: int | None
+    routed_parameters: int | None
+    """Parameters of routed experts, router rows not counted; None in a plan."""
+    shards: int | None
+    storage: str | None
+    """How experts are stored: per-expert, fused, or mixed; None in a plan."""
+    budget: str | None = None
+    """What a budget would leave, in words; None if none was given."""
+    budget_experts: int | None = None
+    budget_bytes: int | None = None
+
+
+def inspect(
+    path: str | Path,
+    *,
+    reduction: float | None = None,
+    max_size: str | int | None = None,
+    revision: str | None = None,
+) -> Inspection:
+    """Look into a checkpoint, or a plan (a .json file). With a budget: how many experts it would leave, and how large.
+
+    Of a checkpoint only config.json and headers are read; of one on the hub only they are downloaded.
+
+    Raises CheckpointError or PlanError if the file is broken, SettingError if it is neither, BudgetOutOfReach if a
+    budget leaves less than the smallest checkpoint with top_k experts in each layer.
+    """
+    if Path(path).suffix == ".safetensors":
+        raise SettingError(f"{path} is a file of tensors. Give the folder of a checkpoint, or a plan (.json).")
+    if Path(path).is_file():
+        if reduction is not None or max_size is not None:
+            raise SettingError("A plan has its budget already: give --reduction and --max-size with a checkpoint.")
+        return _inspect_plan(PruningPlan.load(path))
+    checkpoint = Checkpoint.look_at(path, revision=revision)
+    layout = MoELayout.of(checkpoint)
+    facts = layer_facts(layout)
+    storages = {"per-expert" if moe.experts else "fused" for moe in layout.layers.values()}
+    budget, experts, nbytes = _budget(facts, checkpoint.nbytes, reduction, max_size)
+    return Inspection(
+        kind="checkpoint",
+        source=checkpoint.source,
+        model_type=layout.architecture.model_type,
+        fingerprint=None,
+        layers=tuple(LayerRow(layer=i, experts=moe.num_experts, top_k=moe.top_k) for i, moe in layout.layers.items()),
+        parameters=checkpoint.parameters,
+        nbytes=checkpoint.nbytes,
+        routed_parameters=sum(f.num_experts * f.sizes.parameters for f in facts.values()),
+        shards=len(checkpoint.shards),
+        storage=storages.pop() if len(storages) == 1 else "mixed",
+        budget=budget,
+        budget_experts=experts,
+        budget_bytes=nbytes,
+    )
+
+
+def _inspect_plan(plan: PruningPlan) -> Inspection:
+    before = plan.experts_before() or {}
+    # The sizes are of the plan as it was made. Once edited, it keeps another number, and only a checkpoint knows more.
+    known = plan.summary if plan.summary.get("experts_kept") == sum(map(len, plan.kept.values())) else {}
+    return Inspection(
+        kind="plan",
+        source=plan.source,
+        model_type=plan.model_type,
+        fingerprint=plan.fingerprint,
+        layers=tuple(
+            LayerRow(layer=i, experts=len(kept), experts_before=before.get(i)) for i, kept in plan.kept.items()
+        ),
+        parameters=known.get("parameters_after"),
+        nbytes=known.get("bytes_after"),
+        routed_parameters=None,
+        shards=None,
+        storage=None,
+    )
+
+
+def _budget(
+    facts: Mapping[int, LayerFacts], total: int, reduction: float | None, max_size: str | int | None
+) -> tuple[str | None, int | None, int | None]:
+    """(what it would leave in words, experts left, bytes left) of a checkpoint of `total` bytes.
+
+    Experts of equal size are assumed to be equal.
+    """
+    if reduction is None and max_size is None:
+        return None, None, None
+    if reduction is not None and max_size is not None:
+        raise SettingError("Give either --reduction or --max-size.")
+    before = sum(layer.num_experts for layer in facts.values())
+    least = sum(layer.floor() for layer in facts.values())
+    groups = gcd(*(layer.groups for layer in facts.values()))
+    sizes = [layer.sizes for layer in facts.values()]
+    each = max(size.nbytes + size.router_nbytes for size in sizes)
+    if reduction is not None:
+        if not 0 <= reduction <= 1:
+            raise SettingError(f"--reduction {reduction:g} makes no sense: it is a share from 0 to 1.")
+        removed = ceil(reduction * before - 1e-9)
+    else:
+        removed = max(0, ceil((total - parse_size(max_size or 0, "--max-size")) / each))
+    removed = ceil(removed / groups) * groups
+    if before - removed < least:
+        raise BudgetOutOfReach(
+            f"That budget is out of reach: with every layer at its floor at least {least} of {before} remain, "
+            f"{format_size(total - (before - least) * each)}."
+        )
+    left = total - removed * each
+    return (
+        f"{before - removed} of {before} experts would stay ({(before - removed) / len(sizes):.1f} a layer), "
+        f"{format_size(left)} of tensors",
+        before - removed,
+        left,
+    )

@@ -1,0 +1,173 @@
+"""What a checkpoint costs: parameters, bytes, FLOPs, seconds, memory and joules. What was not measured is None."""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moeits.checkpoint.reading import Checkpoint
+from moeits.errors import SettingError
+from moeits.evidence import write_whole
+from moeits.experts.layout import MoELayout
+from moeits.measurement.energy import check_country
+from moeits.measurement.files import Parameters, file_bytes, parameters_of, reduction_of, sparsity_of
+from moeits.measurement.running import run_apart
+from moeits.progress import Progress, silent
+from moeits.runtime import checked_dtype, need
+from moeits.version import __version__
+
+FORMAT = 1
+
+
+RUN_FIELDS = ("flops", "load_seconds", "memory", "prefill", "decode", "energy", "machine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """What one checkpoint costs. docs/measuring.md says how each number is found."""
+
+    model: Mapping[str, Any]
+    """source, fingerprint, model_type, plan_sha256."""
+    parameters: Parameters
+    tensor_bytes: int
+    folder_bytes: int
+    reduction: float | None
+    """P(down) of the plan that the checkpoint carries."""
+    sparsity: float | None
+    """Share of weights that are zero."""
+    flops: Mapping[str, Any] | None
+    """per_token: FLOPs of a pass over `tokens` tokens, divided by them."""
+    load_seconds: float | None
+    memory: Mapping[str, Any] | None
+    """peak_bytes and before_loading_bytes, of the process on a CPU, of the device on a GPU."""
+    prefill: Mapping[str, Any] | None
+    """tokens_per_second: the median of `repeats`, with the slowest and the fastest, over `tokens` tokens."""
+    decode: Mapping[str, Any] | None
+    energy: Mapping[str, Any] | None
+    """joules_per_token while generating, with the mode it was found by, and grams of CO2 if a country was given."""
+    machine: Mapping[str, Any] | None
+    not_measured: Mapping[str, str]
+    """What is None, and why: a sentence each."""
+    versions: Mapping[str, str]
+
+    def facts(self) -> dict[str, Any]:
+        """The footprint as the JSON value of its file."""
+        return {"format": FORMAT, "kind": "footprint", **asdict(self)}
+
+
+def measure(
+    model: str | Path,
+    *,
+    output: str | Path | None = None,
+    prompt_tokens: int = 128,
+    new_tokens: int = 32,
+    repeats: int = 5,
+    run: bool = True,
+    energy: bool = True,
+    energy_seconds: float = 5.0,
+    country: str | None = None,
+    dtype: str = "auto",
+    device: str | None = None,
+    revision: str | None = None,
+    progress: Progress = silent,
+) -> Footprint:
+    """Measure what a checkpoint costs, to store and to run.
+
+    Parameters, bytes and zeros are read from its files. Then, unless `run` is off, a process of its own loads the model
+    and reads a prompt of `prompt_tokens` random tokens and generates `new_tokens`, `repeats` times each. Energy is
+    codecarbon's, counted over at least `energy_seconds` of generating, since the counters behind it tick slowly, and
+    comes with the mode it was found by; `country` (ISO, three letters) gives its CO2 as well.
+
+    Raises CheckpointError if the checkpoint is broken, SettingError for arguments that make no sense, EvaluationError
+    if the model cannot be run, MissingExtra without torch.
+    """
+    if not energy_seconds > 0:
+        raise SettingError(f"--energy-seconds {energy_seconds:g} makes no sense: give more than 0.")
+    asked = {
+        "prompt_tokens": prompt_tokens,
+        "new_tokens": new_tokens,
+        "repeats": repeats,
+        "energy": energy,
+        "energy_seconds": energy_seconds,
+        "country": check_country(country),
+        "dtype": checked_dtype(dtype),
+        "device": device,
+    }
+    checkpoint = Checkpoint.open(model, revision=revision)
+    layout = MoELayout.of(checkpoint)
+    found = _run(checkpoint, asked, progress) if run else {}
+    sparsity, reduction = sparsity_of(checkpoint, progress), reduction_of(checkpoint)
+    footprint = Footprint(
+        model={
+            "source": checkpoint.source,
+            "fingerprint": checkpoint.fingerprint,
+            "model_type": layout.architecture.model_type,
+            "plan_sha256": (checkpoint.config.get("moeits") or {}).get("plan_sha256"),
+        },
+        parameters=parameters_of(checkpoint, layout),
+        tensor_bytes=checkpoint.nbytes,
+        folder_bytes=file_bytes(checkpoint),
+        reduction=reduction,
+        sparsity=sparsity,
+        not_measured=_not_measured(reduction, sparsity, found),
+        versions=_versions(),
+        **{name: found.get(name) for name in RUN_FIELDS},
+    )
+    if output is not None:
+        write_whole(Path(output), (json.dumps(footprint.facts(), indent=2) + "\n").encode())
+    return footprint
+
+
+def _check_lengths(asked: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    for name in ("prompt_tokens", "new_tokens", "repeats"):
+        if asked[name] < 1:
+            raise SettingError(f"--{name.replace('_', '-')} {asked[name]} makes no sense: give 1 or more.")
+    context = checkpoint.config.get("max_position_embeddings")
+    wanted = asked["prompt_tokens"] + asked["new_tokens"]
+    if context and wanted > context:
+        raise SettingError(
+            f"--prompt-tokens {asked['prompt_tokens']} and --new-tokens {asked['new_tokens']} make {wanted} tokens, "
+            f"but the model's context is {context}. Ask for fewer."
+        )
+
+
+def _run(checkpoint: Checkpoint, asked: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """What running the model shows, in a process of its own."""
+    _check_lengths(asked, checkpoint)
+    need("torch", extra="measure")
+    need("transformers", extra="measure")
+    progress("running the model", 0, 1)
+    found = run_apart({**asked, "folder": str(checkpoint.folder.resolve())})
+    progress("running the model", 1, 1)
+    return found
+
+
+def _not_measured(reduction: float | None, sparsity: float | None, found: dict[str, Any]) -> dict[str, str]:
+    """A sentence for everything that is None; an energy without joules becomes None here."""
+    reasons = {}
+    if reduction is None:
+        reasons["reduction"] = "There is no plan.json beside the tensors, so nothing says what was removed."
+    if sparsity is None:
+        reasons["sparsity"] = "Some tensor has a dtype that cannot be read as numbers."
+    if not found:
+        return reasons | dict.fromkeys(RUN_FIELDS, "The model was not run.")
+    if found["energy"]["joules"] is None:
+        reasons["energy"] = found["energy"]["why_not"]
+        found["energy"] = None
+    if found["memory"]["peak_bytes"] is None:
+        reasons["memory"] = "This operating system does not say how much memory a process has used."
+        found["memory"] = None
+    return reasons
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {"moeits": __version__}
+    for name in ("torch", "transformers", "codecarbon"):
+        # Without the extra nothing was run, so there is nothing to say.
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions

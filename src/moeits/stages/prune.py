@@ -1,0 +1,265 @@
+"""Checkpoint x plan -> smaller checkpoint: removed experts physically gone (paper, Algorithm 2 and section 4.2).
+
+Every tensor has exactly one fate - copy, take, rename or drop - and all fates are known before a byte is written. No
+number is ever recomputed, so what is kept is kept to the bit, in any dtype.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import lcm, prod
+from pathlib import Path
+
+from moeits.checkpoint.reading import Checkpoint, TensorInfo
+from moeits.checkpoint.side_files import copy_side_files
+from moeits.checkpoint.writing import ByteRange, NewTensor, check_output, new_checkpoint
+from moeits.choosing.pruning_plan import PruningPlan, check_groups, even_out, summarize
+from moeits.errors import PlanError, SettingError
+from moeits.evidence import Evidence
+from moeits.experts.architectures import architecture_of
+from moeits.experts.layout import MoELayer, MoELayout
+from moeits.progress import Progress, silent
+from moeits.sizes import parse_size
+from moeits.surgery.card import model_card
+from moeits.surgery.pruned_config import LOADER_FILE, class_name, pruned_config
+
+LAYOUTS = ("auto", "per-layer", "uniform")
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Not of one expert: byte for byte, under its own name."""
+
+
+@dataclass(frozen=True)
+class Take:
+    """Of all experts: keep the rows of the kept ones."""
+
+    rows: tuple[int, ...]
+    axis: int = 0
+    """The axis of the experts."""
+
+
+@dataclass(frozen=True)
+class Rename:
+    """A kept expert's own tensor: byte for byte, under its new number."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A removed expert's own tensor."""
+
+
+Fate = Copy | Take | Rename | Drop
+
+
+def prune(
+    model: str | Path | Checkpoint,
+    *,
+    plan: str | Path | PruningPlan,
+    output: str | Path,
+    layout: str = "auto",
+    max_shard_size: str | int | None = None,
+    any_fingerprint: bool = False,
+    revision: str | None = None,
+    overwrite: bool = False,
+    progress: Progress = silent,
+) -> PruningPlan:
+    """Write the checkpoint that a plan leaves: removed experts gone, everything else as it was, bit for bit.
+
+    Paper: Algorithm 2; method.md, section 3. Returns the plan as it was carried out. `layout` is `per-layer` (each
+    layer its own count; opened by `moeits.load` or with trust_remote_code), `uniform` (the same count everywhere,
+    opened by everything; an uneven plan is evened out along its order), or `auto`: uniform if the plan's counts are
+    equal, else per-layer. Shards are at most `max_shard_size`, by default as large as the source's. With
+    `any_fingerprint` the plan may have been made for another form of this model: the parent of a quantised one, or the
+    same experts fused. The output appears under its name only when complete.
+
+    Raises PlanError if the plan is of another checkpoint or does not fit it, CheckpointError if the checkpoint is
+    broken, OutputError if the output exists, lies in the source, or cannot be written.
+    """
+    checkpoint = (
+        model if isinstance(model, Checkpoint) else Checkpoint.open(model, revision=revision, check=architecture_of)
+    )
+    moe = MoELayout.of(checkpoint)
+    plan = plan if isinstance(plan, PruningPlan) else PruningPlan.load(plan)
+    check_plan(plan, checkpoint, moe, any_fingerprint=any_fingerprint)
+    layout = _chosen_layout(layout, plan, moe)
+    shard_bytes = _shard_bytes(max_shard_size, checkpoint)
+    plan = _as_carried_out(plan, checkpoint, moe, layout)
+    config = pruned_config(checkpoint.config, moe, plan, layout)
+    tensors = new_tensors(checkpoint, moe, plan.kept)
+    with new_checkpoint(
+        Path(output), sources=[checkpoint.folder], nbytes=sum(t.nbytes for t in tensors), overwrite=overwrite
+    ) as writer:
+        left_out = copy_side_files(checkpoint.folder, writer)
+        writer.write_json("config.json", config)
+        if layout == "per-layer":
+            writer.copy(Path(__file__).parents[1] / LOADER_FILE, LOADER_FILE)
+        writer.write_text("plan.json", plan.to_json())
+        writer.write_text("README.md", model_card(checkpoint, moe, plan, layout, left_out))
+        writer.write_tensors(tensors, max_shard_bytes=shard_bytes, progress=progress)
+    return plan
+
+
+def check_request(
+    checkpoint: Checkpoint,
+    moe: MoELayout,
+    *,
+    output: str | Path,
+    layout: str,
+    max_shard_size: str | int | None,
+    overwrite: bool,
+) -> None:
+    """What can be wrong with a call of `prune` before there is a plan. Raises SettingError or OutputError."""
+    _check_layout(layout, moe)
+    _shard_bytes(max_shard_size, checkpoint)
+    check_output(Path(output), sources=[checkpoint.folder], overwrite=overwrite)
+
+
+def check_layout(checkpoint: Checkpoint, moe: MoELayout, layout: str, plan: PruningPlan | None) -> None:
+    """A checkpoint of unequal counts has a class that opens it; without a plan the counts may turn out unequal.
+
+    Raises CheckpointError.
+    """
+    if layout != "uniform" and (plan is None or _chosen_layout(layout, plan, moe) == "per-layer"):
+        class_name(checkpoint.config)
+
+
+def check_plan(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout, *, any_fingerprint: bool = False) -> None:
+    """The plan was made for these tensors, and names experts that exist. Raises PlanError where not.
+
+    With `any_fingerprint` it may be of other tensors, but of a model of the same family and numbers of experts.
+    """
+    if plan.fingerprint != checkpoint.fingerprint and not any_fingerprint:
+        raise PlanError(
+            f"The plan was made for {plan.source} (fingerprint {plan.fingerprint[:12]}), but {checkpoint.source} has "
+            f"fingerprint {checkpoint.fingerprint[:12]}. Plan again for this checkpoint, or use the other one. If the "
+            "two are one model, quantised or with its experts stored in another way, say so with --any-fingerprint."
+        )
+    if plan.model_type != moe.architecture.model_type:
+        raise PlanError(f"The plan is for a {plan.model_type} model, the checkpoint is {moe.architecture.model_type}.")
+    if set(plan.kept) != set(moe.layers):
+        differing = sorted(set(plan.kept) ^ set(moe.layers))
+        raise PlanError(f"The plan and the checkpoint disagree on which layers have experts: {differing}.")
+    for i, kept in plan.kept.items():
+        if kept[-1] >= moe.layers[i].num_experts:
+            raise PlanError(f"The plan keeps expert {kept[-1]} of layer {i}, which has {moe.layers[i].num_experts}.")
+    for i, before in (plan.experts_before() or {}).items():
+        if before != moe.layers[i].num_experts:
+            raise PlanError(f"The plan is for {before} experts in layer {i}, which has {moe.layers[i].num_experts}.")
+
+
+def fates(layer: MoELayer, kept: Sequence[int]) -> dict[str, Fate]:
+    """The fate of every tensor of one MoE block, by name. What is outside MoE blocks is copied."""
+    result: dict[str, Fate] = dict.fromkeys(layer.shared, Copy())
+    result |= {name: Take(tuple(kept), axis) for name, axis in layer.expert_axes.items()}
+    new_number = {expert: number for number, expert in enumerate(kept)}
+    for expert, tensors in layer.experts.items():
+        for tensor, name in tensors.items():
+            # All experts of a layer have the same tensors, so the new name is there: it is that of the old owner.
+            result[name] = Rename(layer.experts[new_number[expert]][tensor]) if expert in new_number else Drop()
+    decided = len(layer.shared) + len(layer.expert_axes) + sum(map(len, layer.experts.values()))
+    assert decided == len(result), "the layout should have refused a tensor that is two things at once"
+    return result
+
+
+def new_tensors(checkpoint: Checkpoint, moe: MoELayout, kept: Mapping[int, Sequence[int]]) -> list[NewTensor]:
+    """What is written, in the order of the source's shards: every tensor's fate carried out on headers alone."""
+    fate_of = {name: fate for i, layer in moe.layers.items() for name, fate in fates(layer, kept[i]).items()}
+    made = []
+    for info in checkpoint.tensors.values():
+        match fate_of.get(info.name, Copy()):
+            case Copy():
+                made.append(_moved(info, info.name))
+            case Rename(name):
+                made.append(_moved(info, name))
+            case Take(rows, axis):
+                made.append(_rows(info, rows, axis))
+            case Drop():
+                pass
+    names = [tensor.name for tensor in made]
+    assert len(names) == len(set(names)), "two tensors would get one name"
+    return made
+
+
+def _moved(info: TensorInfo, name: str) -> NewTensor:
+    whole = ByteRange(path=info.shard, offset=info.offset, length=info.nbytes)
+    return NewTensor(name=name, dtype=info.dtype, shape=info.shape, nbytes=info.nbytes, parts=(whole,))
+
+
+def _rows(info: TensorInfo, rows: Sequence[int], axis: int) -> NewTensor:
+    """Rows of a row-major tensor are contiguous bytes; neighbouring rows are moved together."""
+    before, count, after = prod(info.shape[:axis]), info.shape[axis], info.shape[axis + 1 :]
+    row_bytes = info.nbytes // (before * count)
+    parts: list[ByteRange] = []
+    for row in (outer * count + row for outer in range(before) for row in rows):
+        start = info.offset + row * row_bytes
+        if parts and parts[-1].offset + parts[-1].length == start:
+            parts[-1] = replace(parts[-1], length=parts[-1].length + row_bytes)
+        else:
+            parts.append(ByteRange(path=info.shard, offset=start, length=row_bytes))
+    shape, nbytes = (*info.shape[:axis], len(rows), *after), row_bytes * before * len(rows)
+    return NewTensor(name=info.name, dtype=info.dtype, shape=shape, nbytes=nbytes, parts=tuple(parts))
+
+
+def _check_layout(layout: str, moe: MoELayout) -> None:
+    if layout not in LAYOUTS:
+        raise SettingError(f"--layout {layout} makes no sense: it is {', '.join(LAYOUTS)}.")
+    if layout == "uniform" and not _has_one_top_k(moe):
+        top_ks = sorted({layer.top_k for layer in moe.layers.values()})
+        raise SettingError(
+            f"--layout uniform has one top_k for all layers, but those of this checkpoint have "
+            f"{' and '.join(map(str, top_ks))}. Use --layout per-layer."
+        )
+
+
+def _chosen_layout(layout: str, plan: PruningPlan, moe: MoELayout) -> str:
+    _check_layout(layout, moe)
+    if layout == "auto":
+        return "uniform" if _is_even(plan) and _has_one_top_k(moe) else "per-layer"
+    return layout
+
+
+def _is_even(plan: PruningPlan) -> bool:
+    return len(set(map(len, plan.kept.values()))) == 1
+
+
+def _has_one_top_k(moe: MoELayout) -> bool:
+    return len({layer.top_k for layer in moe.layers.values()}) == 1
+
+
+def _as_carried_out(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout, layout: str) -> PruningPlan:
+    """The plan evened out if the layout asks for it, with the sizes that this checkpoint really has.
+
+    A plan that was made for another copy or form of the model becomes one for this. Of another form it says which.
+    """
+    settings = dict(plan.settings)
+    if plan.fingerprint != checkpoint.fingerprint:
+        settings["planned_for"] = plan.source
+    plan = replace(plan, source=checkpoint.source, fingerprint=checkpoint.fingerprint, settings=settings)
+    if layout == "uniform" and not _is_even(plan):
+        groups = lcm(*(layer.groups for layer in moe.layers.values()))
+        plan = even_out(plan, {i: layer.num_experts for i, layer in moe.layers.items()}, groups=groups)
+    facts = Evidence.without_scores(checkpoint, moe)
+    check_groups(plan.kept, facts)
+    summary = {**plan.summary, **summarize(facts, plan.kept)}
+    if "floored_layers" in summary:  # of these an edit may have lifted some from their floor
+        summary["floored_layers"] = [
+            i for i in summary["floored_layers"] if i in moe.layers and _at_floor(plan, moe, i)
+        ]
+    return replace(plan, summary=summary)
+
+
+def _at_floor(plan: PruningPlan, moe: MoELayout, layer: int) -> bool:
+    """Whether a layer keeps as many experts as a plan's order leaves when all of it is carried out."""
+    return len(plan.kept[layer]) + len(plan.order.get(layer, ())) == moe.layers[layer].num_experts
+
+
+def _shard_bytes(max_shard_size: str | int | None, checkpoint: Checkpoint) -> int:
+    if max_shard_size is None:
+        return max(shard.stat().st_size for shard in checkpoint.shards)
+    asked = parse_size(max_shard_size, "--max-shard-size")
+    if asked < 1:
+        raise SettingError(f"--max-shard-size {max_shard_size} makes no sense: a shard holds something. Give 5GB, say.")
+    return asked

@@ -1,0 +1,240 @@
+"""One scoring, every tau: what each leaves, and on request what it still knows, healed and not (paper, Figure 2)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Any
+
+from moeits.checkpoint.reading import Checkpoint
+from moeits.choosing.pruning_plan import PruningPlan
+from moeits.errors import SettingError
+from moeits.evidence import Evidence
+from moeits.experts.architectures import architecture_of
+from moeits.measurement.ledger import Ledger
+from moeits.progress import Progress, silent
+from moeits.stages.plan import Planner
+from moeits.stages.score import score
+from moeits.sweeping.points import PointWork
+from moeits.sweeping.run_folder import PointFolder, RunFolder
+from moeits.sweeping.settings import facts_of
+from moeits.version import __version__
+
+FORMAT = 1
+MOST_POINTS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPoint:
+    """What one tau leaves."""
+
+    tau: float
+    folder: str
+    """Name of the point's folder in RUN; taus that keep the same experts share it."""
+    kept: Mapping[int, int]
+    """Decoder layer -> number of experts kept."""
+    summary: Mapping[str, Any]
+    """The summary of the plan: experts, parameters, bytes, P(down)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A walk of tau over one model, as `RUN/sweep.json` holds it."""
+
+    source: str
+    model_type: str
+    fingerprint: str
+    settings: Mapping[str, Any]
+    points: tuple[SweepPoint, ...]
+    """Of all taus that the run was asked for so far, ascending."""
+
+    def folders(self, taus: Sequence[float]) -> list[str]:
+        """Names of the folders of these taus, each once."""
+        return list(dict.fromkeys(point.folder for point in self.points if point.tau in taus))
+
+    def facts(self) -> dict[str, Any]:
+        """The sweep as the JSON value of sweep.json."""
+        return {
+            "format": FORMAT,
+            "kind": "sweep",
+            "moeits": __version__,
+            "source": self.source,
+            "model_type": self.model_type,
+            "fingerprint": self.fingerprint,
+            "settings": dict(self.settings),
+            "points": [
+                {
+                    "tau": point.tau,
+                    "folder": point.folder,
+                    "kept": {str(layer): count for layer, count in point.kept.items()},
+                    "summary": dict(point.summary),
+                }
+                for point in self.points
+            ],
+        }
+
+
+def sweep(
+    model: str | Path,
+    *,
+    output: str | Path,
+    tau: str = "0.5:5:0.25",
+    evaluate: str | None = None,
+    perplexity: str | Path | None = None,
+    num_fewshot: int = 15,
+    batch_size: int = 40,
+    limit: int | None = None,
+    data_dir: str | Path | None = None,
+    dtype: str = "auto",
+    heal: str | Path | None = None,
+    recipe: str = "paper",
+    steps: int | None = None,
+    control: int = 0,
+    measure: bool = False,
+    energy: bool = False,
+    country: str | None = None,
+    min_experts: int | None = None,
+    preset: str = "paper",
+    estimator: str = "nmi",
+    bins: str | int = "auto",
+    projection_weights: Mapping[str, float] | None = None,
+    diagonal: str = "zero",
+    threads: int | None = None,
+    memory: str | int = "2GiB",
+    revision: str | None = None,
+    fresh: bool = False,
+    progress: Progress = silent,
+) -> Sweep:
+    """Walk tau over one model: score it once, then cut the same elimination orders at every tau.
+
+    Paper: section 6.2, Figure 2. What each tau leaves is known at once. With `evaluate` (tasks, as `moeits evaluate`
+    takes them) or `perplexity`, the unpruned model and every pruned one are evaluated; with `heal` (data) each pruned
+    one is then healed by `recipe` and evaluated again; with `measure` its footprint is taken. With `control` as many
+    random choices of the same counts (seeds 0, 1, ...) are evaluated beside each, and the first of them is healed too.
+    Taus that keep the same experts are one point. All results are files in the folder `output`, a finished one is never
+    made again, taus are added to those that the folder has, and a checkpoint is removed when its point is finished.
+    Seconds of every stage go to the run's ledger, and joules too with `energy`.
+
+    Raises what the stages raise, and SettingError if the folder holds a sweep of another checkpoint or other settings.
+    """
+    taus, run = parse_taus(tau), RunFolder(Path(output))
+    checkpoint = Checkpoint.open(model, revision=revision, check=architecture_of)
+    scoring = {
+        "preset": preset,
+        "estimator": estimator,
+        "bins": bins,
+        "projection_weights": projection_weights,
+        "diagonal": diagonal,
+    }
+    evaluation = {
+        "tasks": evaluate,
+        "perplexity": perplexity,
+        "num_fewshot": num_fewshot,
+        "batch_size": batch_size,
+        "limit": limit,
+        "data_dir": data_dir,
+        "dtype": dtype,
+    }
+    if evaluate is None and perplexity is None:
+        evaluation = {}
+    healing = {} if heal is None else {"data": heal, "recipe": recipe, "steps": steps}
+    footprint = {"energy": energy, "country": country, "dtype": dtype} if measure else {}
+    _check_purpose(evaluation, healing, control)
+    asked = {
+        "scoring": {**scoring, "bins": str(bins)},
+        "min_experts": min_experts,
+        "evaluation": facts_of(evaluation),
+        "healing": facts_of(healing),
+        "measuring": facts_of(footprint),
+        "control": control,
+    }
+    settings = run.begin(fingerprint=checkpoint.fingerprint, settings=asked, fresh=fresh)
+    ledger = Ledger(run.ledger, energy=energy, country=country)
+    if run.sweep.exists() and run.evidence.exists():
+        evidence = Evidence.load(run.evidence)
+    else:
+        with ledger.stage("scoring"):
+            how: dict[str, Any] = {**scoring, "threads": threads, "memory": memory, "fresh": fresh}
+            evidence = score(checkpoint, output=run.evidence, progress=progress, **how)
+    found = cut(Planner(evidence, min_experts=min_experts), sorted({*run.taus(), *taus}), settings, run)
+    points = [PointFolder(run.path / name) for name in found.folders(taus)]
+    controls = choose_at_random(evidence, points, control, min_experts)
+    PointWork(
+        checkpoint=checkpoint,
+        run=run,
+        ledger=ledger,
+        evaluation=evaluation,
+        healing=healing,
+        footprint=footprint,
+        progress=progress,
+    ).all_points([run.unpruned, *(each for each in points if each != run.unpruned), *controls])
+    return found
+
+
+def _check_purpose(evaluation: Mapping[str, Any], healing: Mapping[str, Any], control: int) -> None:
+    if control < 0:
+        raise SettingError(f"--control {control} makes no sense: give 0 or more random choices.")
+    for flag, given in (("--heal", healing), ("--control", control)):
+        if given and not evaluation:
+            raise SettingError(f"{flag} in a sweep needs --evaluate TASKS or --perplexity TEXT: what should it show?")
+
+
+def cut(planner: Planner, taus: Sequence[float], settings: Mapping[str, Any], run: RunFolder) -> Sweep:
+    """The point of every tau; its plan, and the sweep itself, are written into the run."""
+    points = []
+    for tau in taus:
+        plan = planner.plan(tau=tau)
+        folder = run.point(plan.summary["experts_kept"], plan.summary["experts_before"])
+        folder.path.mkdir(exist_ok=True)
+        if not folder.plan.exists():
+            plan.save(folder.plan)
+        kept = {layer: len(experts) for layer, experts in plan.kept.items()}
+        points.append(SweepPoint(tau=tau, folder=folder.path.name, kept=kept, summary=plan.summary))
+    evidence = planner.evidence
+    found = Sweep(
+        source=evidence.source,
+        model_type=evidence.model_type,
+        fingerprint=evidence.fingerprint,
+        settings=settings,
+        points=tuple(points),
+    )
+    run.save(found.facts())
+    return found
+
+
+def choose_at_random(
+    evidence: Evidence, points: Sequence[PointFolder], seeds: int, min_experts: int | None
+) -> list[PointFolder]:
+    """The control of every pruned point: the plans of as many experts in every layer, chosen by these many seeds."""
+    controls = []
+    for seed in range(seeds):
+        planner = Planner(evidence, criterion="random", min_experts=min_experts, seed=seed)
+        for point in points:
+            plan = PruningPlan.load(point.plan)
+            if plan.summary["experts_kept"] == plan.summary["experts_before"]:
+                continue
+            chosen = point.control(seed)
+            chosen.path.mkdir(exist_ok=True)
+            if not chosen.plan.exists():
+                planner.plan(like=plan).save(chosen.plan)
+            controls.append(chosen)
+    return controls
+
+
+def parse_taus(text: str) -> tuple[float, ...]:
+    """The taus of `A:B:STEP`, both ends included, or of a list `A,B,C`; ascending. Raises SettingError."""
+    try:
+        if ":" in text:
+            first, last, step = map(Decimal, text.split(":"))
+            if step <= 0 or last < first or (last - first) / step >= MOST_POINTS:
+                raise ValueError
+            taus = [first + step * number for number in range(int((last - first) / step) + 1)]
+        else:
+            taus = [Decimal(item) for item in text.split(",")]
+        if not all(tau.is_finite() for tau in taus):
+            raise ValueError
+    except (ValueError, InvalidOperation):
+        raise SettingError(
+            f"--tau {text} makes no sense: write FIRST:LAST:STEP, such as 0.5:5:0.25, or a list such as 0.5,1,2."
+        ) from None
+    return tuple(sorted({float(tau) for tau in taus}))

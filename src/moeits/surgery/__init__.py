@@ -1,0 +1,1 @@
+"""What changes in a checkpoint when experts go, beside the tensors: its config and its card."""

@@ -1,0 +1,58 @@
+"""The config.json of a pruned checkpoint: the source's raw JSON with new counts, never a round trip through a class.
+
+Equal counts rewrite the family's own count key, which every stock loader reads. Unequal counts leave it alone and add
+transformers' `per_layer_config`, which stock models refuse loudly and `modeling_moeits.py` carries out.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from moeits.choosing.pruning_plan import PruningPlan
+from moeits.errors import CheckpointError
+from moeits.experts.layout import MoELayout, per_layer_config
+from moeits.version import __version__
+
+LOADER_FILE = "modeling_moeits.py"
+
+
+def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, layout: str) -> dict[str, Any]:
+    """config.json for the kept experts, `layout` being "uniform" or "per-layer".
+
+    The source's own modelling code (`auto_map`) is left out: every known family is native to transformers. Where fewer
+    experts are kept than the router picks, the layer's top_k is lowered with them.
+    """
+    own = {key: value for key, value in config.items() if key not in {"auto_map", "per_layer_config", "moeits"}}
+    count_keys = [key for key in moe.architecture.num_experts_keys if key in config]
+    top_k_key = moe.architecture.top_k_key
+    top_k = {i: min(layer.top_k, len(plan.kept[i])) for i, layer in moe.layers.items()}
+    of_layers = _without(per_layer_config(config), {*moe.architecture.num_experts_keys, top_k_key})
+    if layout == "uniform":
+        own |= dict.fromkeys(count_keys, len(next(iter(plan.kept.values()))))
+        own[top_k_key] = next(iter(top_k.values()))
+    else:
+        for i, kept in plan.kept.items():
+            lowered = {top_k_key: top_k[i]} if top_k[i] != config[top_k_key] else {}
+            of_layers[i] = {**of_layers.get(i, {}), **dict.fromkeys(count_keys, len(kept)), **lowered}
+    if of_layers:
+        own["per_layer_config"] = {str(i): values for i, values in sorted(of_layers.items())}
+    if layout == "per-layer":
+        own["auto_map"] = {"AutoModelForCausalLM": f"{LOADER_FILE.removesuffix('.py')}.{class_name(config)}"}
+    own["moeits"] = {"version": __version__, "source": plan.source, "plan_sha256": plan.sha256}
+    return own
+
+
+def _without(of_layers: Mapping[int, Mapping[str, Any]], keys: set[str]) -> dict[int, dict[str, Any]]:
+    """The settings of single layers that have nothing to do with their experts."""
+    others = {i: {key: value for key, value in of.items() if key not in keys} for i, of in of_layers.items()}
+    return {i: values for i, values in others.items() if values}
+
+
+def class_name(config: Mapping[str, Any]) -> str:
+    """The model class that a config names first. Raises CheckpointError if it names none."""
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise CheckpointError(
+            "config.json names no class under architectures, so a checkpoint with unequal layers could not say what "
+            "opens it. Add the key, or use --layout uniform."
+        )
+    return names[0]

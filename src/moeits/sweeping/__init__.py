@@ -1,0 +1,1 @@
+"""A sweep along tau: its folder, its points, its settings."""
