@@ -6,8 +6,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# One thread per BLAS call: tests compare numbers, and two cores are few.
-TEST_ENV := OMP_NUM_THREADS=2 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# A worker per core, each with one thread per BLAS call; tests of one file stay together until a worker runs dry.
+PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
+TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 .PHONY: install lint test check demo bench clean
 
@@ -33,10 +34,10 @@ lint: install
 
 test: lint
 	sh scripts/install-chromium.sh
-	$(TEST_ENV) $(BIN)/pytest
+	$(TEST_ENV) $(PYTEST)
 
 check: lint
-	$(TEST_ENV) $(BIN)/pytest -m "not slow"
+	$(TEST_ENV) $(PYTEST) -m "not slow"
 
 demo: .venv/demo-installed
 	$(BIN)/python -m moeits.demo

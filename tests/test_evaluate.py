@@ -234,7 +234,7 @@ def test_two_processes_give_the_numbers_of_one(toy, data, tmp_path):
     text = write_jsonl(tmp_path / "t.jsonl", [{"text": "a b c " * i} for i in range(1, 20)])
     asked += ["--perplexity", str(text)]
     # What `accelerate launch` starts on several devices, without its questions about which devices there are.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     command = [*launch, "-m", "moeits", "evaluate", str(toy), *asked, "--output", str(tmp_path / "two.json")]
     source = str(Path(moeits.__file__).parents[1])
     done = subprocess.run(
