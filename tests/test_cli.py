@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import typer.main
 import moeits
 from moeits import console
 from moeits.command_line import app as cli
+from moeits.command_line.examples import EXAMPLES
 from tests.toys import make_toy
 
 STAGES = {stage.__name__: stage for stage, _ in cli.COMMANDS}
@@ -83,6 +85,8 @@ def test_help_works_and_says_what_the_command_does(
     assert err == ""
     assert "Usage" in out
     for flag in COMMANDS[name].params if name else ():
+        if getattr(flag, "hidden", False):
+            continue
         shown = flag.opts[0] if flag.param_type_name == "option" else flag.metavar
         assert shown.removesuffix("...") in out
 
@@ -99,6 +103,38 @@ def test_help_speaks_of_flags_and_shows_choices(
         choices = {"criterion": "random", "layout": "per-layer", "preset": "authors-code", "recipe": "router-only"}
         if flag.name in choices:
             assert choices[flag.name] in flag.metavar.split("|")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_help_ends_with_two_examples_whose_flags_exist(
+    run: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    shown = [line.strip() for line in run(name, "--help")[0].splitlines()]
+    assert len(EXAMPLES[name]) == 2
+    for example in EXAMPLES[name]:
+        assert example in shown
+        program, command, *arguments = shlex.split(example)
+        assert (program, command) == ("moeits", name)
+        with pytest.raises(typer.TyperException, match="nothing"):
+            COMMANDS[name].make_context(name, [*arguments, "--nothing"])
+        COMMANDS[name].make_context(name, arguments)
+
+
+def test_the_examples_of_the_straight_line_run_as_printed(toy: Path, run: Callable[..., tuple[str, str]]) -> None:
+    toy.rename("MODEL")
+    for name in ("inspect", "score", "plan", "prune", "simplify"):
+        for example in EXAMPLES[name]:
+            run(*shlex.split(example)[1:])
+    run(*shlex.split(EXAMPLES["sweep"][0])[1:])
+    assert {path.name for path in Path().iterdir()} >= {
+        "plan.json",
+        "control.json",
+        "SMALLER",
+        "UNIFORM",
+        "HALF",
+        "RUN",
+    }
 
 
 @pytest.mark.parametrize("name", ["score", "plan"])

@@ -374,9 +374,9 @@ def test_the_number_of_bins_can_be_fixed(toy: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"preset": "papers"}, "--preset papers makes no sense: it is paper or authors-code"),
-        ({"diagonal": "one"}, "--diagonal one makes no sense: it is zero or excluded"),
-        ({"threads": 0}, "--threads 0 makes no sense"),
+        ({"preset": "papers"}, "--preset papers is not one of paper, authors-code"),
+        ({"diagonal": "one"}, "--diagonal one is not one of zero, excluded"),
+        ({"threads": 0}, "--threads 0 is out of range"),
         ({"memory": "much"}, "--memory much is no size"),
         ({"bins": 0}, "--bins 0 makes no sense"),
         ({"estimator": "nmj"}, "no estimator 'nmj'. Did you mean 'nmi'?"),

@@ -184,7 +184,7 @@ def test_more_seeds_later_add_their_own_files_only(toy: Path, tmp_path: Path, mo
 
 
 @pytest.mark.parametrize(
-    ("control", "sentence"), [(1, "--control in a sweep needs --evaluate"), (-1, "--control -1 makes no sense")]
+    ("control", "sentence"), [(1, "--control in a sweep needs --evaluate"), (-1, "--control -1 is out of range")]
 )
 def test_a_control_of_nothing_is_refused(toy: Path, tmp_path: Path, control: int, sentence: str) -> None:
     with pytest.raises(SettingError, match=sentence):

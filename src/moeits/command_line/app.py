@@ -17,7 +17,8 @@ import typer
 
 import moeits
 from moeits import console
-from moeits.command_line.flags import FLAGS, flag
+from moeits.command_line.examples import epilog
+from moeits.command_line.flags import flag, panel_rank
 from moeits.console import footprint, healing, plans, results
 from moeits.errors import MoeitsError
 
@@ -44,17 +45,13 @@ def _command(stage: Callable[..., Any], show: Callable[[Any, dict[str, Any]], No
     defaults = {name: own[name].default for name in taken}
     if stage.__name__ in MADE_FOR_LATER:
         defaults["output"] = signatures.Parameter.empty
+    keyword = signatures.Parameter.POSITIONAL_OR_KEYWORD
     parameters = [
-        signatures.Parameter(
-            name, own[name].POSITIONAL_OR_KEYWORD, default=defaults[name], annotation=flag(stage.__name__, name)
-        )
-        for name in sorted(taken, key=lambda name: defaults[name] is not signatures.Parameter.empty)
+        signatures.Parameter(name, keyword, default=defaults[name], annotation=flag(stage, name)) for name in taken
     ]
-    parameters.append(
-        signatures.Parameter(
-            "json", signatures.Parameter.POSITIONAL_OR_KEYWORD, default=False, annotation=FLAGS["json"]
-        )
-    )
+    parameters.append(signatures.Parameter("json", keyword, default=False, annotation=flag(stage, "json")))
+    # Python wants those without a default first.
+    parameters.sort(key=lambda each: (each.default is not each.empty, panel_rank(each.annotation)))
     # typer reads the flags of a command off its signature.
     run.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -77,8 +74,9 @@ _INTERRUPTED = 130
 
 # What the package says of itself, without the paragraph for those who import it.
 _HELP = (moeits.__doc__ or "").rsplit("\n\n", 1)[0]
+_START = "Start with: moeits simplify MODEL --reduction 0.5 -o SMALLER"
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=_HELP)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=_HELP, epilog=_START)
 
 COMMANDS: tuple[tuple[Callable[..., Any], Callable[[Any, dict[str, Any]], None]], ...] = (
     (moeits.inspect, plans.show_inspection),
@@ -94,7 +92,7 @@ COMMANDS: tuple[tuple[Callable[..., Any], Callable[[Any, dict[str, Any]], None]]
     (moeits.report, footprint.show_report),
 )
 for _stage, _show in COMMANDS:
-    app.command(_stage.__name__)(_command(_stage, _show))
+    app.command(_stage.__name__, epilog=epilog(_stage.__name__))(_command(_stage, _show))
 
 
 @app.callback(invoke_without_command=True)

@@ -1,30 +1,24 @@
-"""Every flag of the command line, described once: one name, one meaning, wherever it is taken.
+"""The flags of the command line: fields of settings describe themselves, all others are described here, once.
 
-Keys are the keyword arguments of the stage functions; positional arguments carry `typer.Argument`.
+Keys of `FLAGS` are keyword arguments of the stage functions; positional arguments carry `typer.Argument`.
 """
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable
+from copy import copy
 from pathlib import Path
-from typing import Annotated, Any
+from types import NoneType
+from typing import Annotated, Any, get_args
 
 import typer
 
-from moeits.choosing.criteria import CRITERIA
-from moeits.errors import SettingError
+from moeits.choosing.settings import Budget, Choice
 from moeits.evaluation.harness import BACKENDS
 from moeits.healing.recipe import RECIPES
-from moeits.signals import ESTIMATORS
-from moeits.stages.prune import LAYOUTS
+from moeits.settings import EXPERT, HEALING, OUTPUT, PANELS, WHAT, Flag, flags_of, keywords_of
+from moeits.signals.settings import Resources, Scoring
 from moeits.stages.report import FORMATS
-from moeits.stages.score import DIAGONALS, PRESETS
-
-
-def parse_weights(text: str) -> dict[str, float]:
-    """`gate=0.2,up=0.4,down=0.4` as a mapping. Raises SettingError."""
-    try:
-        return {name.strip(): float(value) for name, value in (item.split("=") for item in text.split(","))}
-    except ValueError:
-        raise SettingError(f"--projection-weights {text} makes no sense: write gate=0.2,up=0.4,down=0.4.") from None
+from moeits.surgery.settings import Writing
 
 
 def _one_of(choices: Iterable[str], text: str) -> Any:
@@ -47,40 +41,8 @@ FLAGS: dict[str, Any] = {
     ],
     "evidence": Annotated[Path, typer.Argument(metavar="EVIDENCE", help="What moeits score wrote.")],
     "output": Annotated[Path, typer.Option(help="Where the result goes.")],
-    "tau": Annotated[float | None, typer.Option(help="The paper's dial: remove pairs above mean + tau * iqr.")],
-    "reduction": Annotated[
-        float | None, typer.Option(help="Remove at least this share of the routed-expert parameters.")
-    ],
-    "max_size": Annotated[
-        str | None,
-        typer.Option(
-            metavar="SIZE", help="At most this many bytes of tensors: 12GiB or 12G (of 1024), 12GB (of 1000)."
-        ),
-    ],
-    "experts_per_layer": Annotated[int | None, typer.Option(help="Keep this many experts in every layer.")],
-    "like": Annotated[Path | None, typer.Option(help="Keep as many experts in each layer as this plan does.")],
-    "criterion": _one_of((each.name for each in CRITERIA), "Who goes first."),
-    "min_experts": Annotated[
-        int | None, typer.Option(help="No layer keeps fewer experts than this.", show_default="the layer's top_k")
-    ],
-    "seed": Annotated[int, typer.Option(help="Seed of a random criterion.")],
-    "preset": _one_of(PRESETS, "Projection weights: their mean, or those of the authors' program."),
-    "estimator": _one_of((each.name for each in ESTIMATORS), "How redundancy is estimated."),
-    "bins": Annotated[str, typer.Option(help="Bins of a weight's histogram: auto, or a number.")],
-    "projection_weights": Annotated[
-        dict | None,
-        typer.Option(parser=parse_weights, metavar="gate=W,up=W,down=W", help="Projection weights by hand."),
-    ],
-    "diagonal": _one_of(DIAGONALS, "The zeros R_ii in mean and iqr: zero lets them count."),
-    "threads": Annotated[int | None, typer.Option(help="Threads of the scoring.", show_default="all cores")],
-    "memory": Annotated[str, typer.Option(metavar="SIZE", help="Bound on the encoded weights held at once.")],
     "fresh": Annotated[bool, typer.Option("--fresh", metavar="", help="Forget finished layers of an interrupted run.")],
     "plan": Annotated[Path, typer.Option(help="The plan to carry out.")],
-    "layout": _one_of(LAYOUTS, "Counts of experts: auto as planned, uniform evened out along the plan's order."),
-    "max_shard_size": Annotated[
-        str | None,
-        typer.Option(metavar="SIZE", help="Largest shard, such as 5GB.", show_default="the source's largest"),
-    ],
     "any_fingerprint": Annotated[
         bool,
         typer.Option(
@@ -90,7 +52,6 @@ FLAGS: dict[str, Any] = {
         ),
     ],
     "revision": Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")],
-    "overwrite": Annotated[bool, typer.Option("--overwrite", metavar="", help="Replace a checkpoint at the output.")],
     "runs": Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that moeits sweep wrote.")],
     "format": _one_of(FORMATS, "html: one page; md: its tables, for a paper or a model card."),
     "prompt_tokens": Annotated[int, typer.Option(help="Length of the prompt that is read, random tokens.")],
@@ -104,18 +65,6 @@ FLAGS: dict[str, Any] = {
     "country": Annotated[
         str | None, typer.Option(help="Whose electricity it is (ISO code, such as ESP): gives the CO2 as well.")
     ],
-    "sweep evaluate": Annotated[
-        str | None, typer.Option(metavar="TASKS", help="Evaluate every point on these tasks, as --tasks of evaluate.")
-    ],
-    "sweep heal": Annotated[
-        Path | None, typer.Option(metavar="DATA", help="Heal every point on these data, and evaluate it again.")
-    ],
-    "control": Annotated[
-        int, typer.Option(metavar="N", help="Beside every point evaluate N random choices of as many experts.")
-    ],
-    "sweep recipe": _one_of(RECIPES, "How it is healed, as --recipe of heal."),
-    "sweep batch_size": Annotated[int, typer.Option(help="Prompts at a time in an evaluation.")],
-    "sweep measure": Annotated[bool, typer.Option("--measure", metavar="", help="Take the footprint of every point.")],
     "card": Annotated[Path | None, typer.Option(help="Add the results to this checkpoint's README.md.")],
     "published": Annotated[
         bool, typer.Option("--published", metavar="", help="Show the paper's published rows as well.")
@@ -214,6 +163,67 @@ FLAGS: dict[str, Any] = {
 }
 
 
-def flag(command: str, name: str) -> Any:
+# What others take of these settings means the same there: inspect a budget, heal --overwrite.
+SHARED = (Budget, Choice, Scoring, Resources, Writing)
+
+# Panels of the flags above; those of settings say it themselves.
+_PANELS = {
+    WHAT: "tau plan",
+    HEALING: "heal recipe",
+    OUTPUT: "output overwrite json card format published fresh resume keep_adapter",
+    EXPERT: "revision any_fingerprint report_to",
+}
+_PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names.split()}
+
+
+def flag(stage: Callable[..., Any], name: str) -> Any:
     """The description of a flag; where a command gives it another shape, the key is `command name`."""
-    return FLAGS.get(f"{command} {name}") or FLAGS[name]
+    described = flags_of(stage).get(name)
+    annotation = inspect.signature(stage).parameters[name].annotation if name != "json" else bool
+    if described is None:
+        known = FLAGS.get(f"{stage.__name__} {name}") or FLAGS.get(name)
+        if known is not None:
+            return _in_panel(known, name)
+        shared = next(each for settings in SHARED for each in keywords_of(settings) if each.name == name)
+        described, annotation = shared.flag, shared.annotation
+        assert described is not None
+    return _of_setting(described, annotation, name)
+
+
+def panel_rank(annotation: Any) -> int:
+    """Where in --help a flag is shown: --help itself and what has no panel first, then the panels in their order."""
+    panel = getattr(get_args(annotation)[1], "rich_help_panel", None)
+    return PANELS.index(panel) + 1 if panel in PANELS else 0
+
+
+def _in_panel(known: Any, name: str) -> Any:
+    kind, option = get_args(known)
+    if isinstance(option, typer.models.OptionInfo):
+        option = copy(option)
+        option.rich_help_panel = option.rich_help_panel or _PANEL_OF.get(name)
+        if name == "output":
+            option.param_decls = ("--output", "-o")
+    return Annotated[kind, option]
+
+
+def _of_setting(described: Flag, annotation: Any, name: str) -> Any:
+    """A field of settings as typer wants it."""
+    kind = _kind(annotation) if described.parse is None else dict
+    switch = kind is bool
+    spelling = "--" + name.replace("_", "-")
+    option = typer.Option(
+        *((f"{spelling}/--no-{spelling[2:]}" if described.negatable else spelling,) if switch else ()),
+        help=described.help,
+        rich_help_panel=described.panel,
+        metavar="" if switch else described.metavar or "|".join(described.choices) or None,
+        show_default=described.shown_default or True,
+        parser=described.parse,
+        hidden=len(described.choices) == 1,
+    )
+    return Annotated[kind | None if NoneType in get_args(annotation) else kind, option]
+
+
+def _kind(annotation: Any) -> type:
+    """What the text of a flag is read as: of several types that an argument may have, a path or a text."""
+    kinds = [each for each in get_args(annotation) or (annotation,) if each is not NoneType]
+    return next((each for each in (Path, str) if each in kinds), kinds[0])

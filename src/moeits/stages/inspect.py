@@ -7,6 +7,7 @@ from pathlib import Path
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
+from moeits.choosing.settings import share
 from moeits.errors import BudgetOutOfReach, SettingError
 from moeits.evidence import LayerFacts, layer_facts
 from moeits.experts.layout import MoELayout
@@ -53,7 +54,7 @@ class Inspection:
 def inspect(
     path: str | Path,
     *,
-    reduction: float | None = None,
+    reduction: float | str | None = None,
     max_size: str | int | None = None,
     revision: str | None = None,
 ) -> Inspection:
@@ -113,7 +114,7 @@ def _inspect_plan(plan: PruningPlan) -> Inspection:
 
 
 def _budget(
-    facts: Mapping[int, LayerFacts], total: int, reduction: float | None, max_size: str | int | None
+    facts: Mapping[int, LayerFacts], total: int, reduction: float | str | None, max_size: str | int | None
 ) -> tuple[str | None, int | None, int | None]:
     """(what it would leave in words, experts left, bytes left) of a checkpoint of `total` bytes.
 
@@ -129,9 +130,7 @@ def _budget(
     sizes = [layer.sizes for layer in facts.values()]
     each = max(size.nbytes + size.router_nbytes for size in sizes)
     if reduction is not None:
-        if not 0 <= reduction <= 1:
-            raise SettingError(f"--reduction {reduction:g} makes no sense: it is a share from 0 to 1.")
-        removed = ceil(reduction * before - 1e-9)
+        removed = ceil(share(reduction) * before - 1e-9)
     else:
         removed = max(0, ceil((total - parse_size(max_size or 0, "--max-size")) / each))
     removed = ceil(removed / groups) * groups

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,20 @@ import numpy as np
 from moeits.choosing.criteria import Criterion, criterion_named, elimination_order
 from moeits.choosing.elimination import EliminationOrder
 from moeits.choosing.pruning_plan import PruningPlan, check_groups, summarize
-from moeits.errors import BudgetOutOfReach, OutputError, PlanError, SettingError
+from moeits.choosing.settings import Budget, Choice, finite, share
+from moeits.errors import BudgetOutOfReach, OutputError, PlanError
 from moeits.evidence import Evidence, LayerFacts
+from moeits.settings import with_settings
 from moeits.sizes import format_size, parse_size
 
 
+@with_settings
 def plan(
     evidence: str | Path | Evidence,
     *,
     output: str | Path | None = None,
-    tau: float | None = None,
-    reduction: float | None = None,
-    max_size: str | int | None = None,
-    experts_per_layer: int | None = None,
-    like: str | Path | PruningPlan | None = None,
-    criterion: str = "moeits",
-    min_experts: int | None = None,
-    seed: int = 0,
+    budget: Budget,
+    choice: Choice,
 ) -> PruningPlan:
     """Decide which experts stay, by exactly one of `tau`, `reduction`, `max_size`, `experts_per_layer` and `like`.
 
@@ -35,14 +31,13 @@ def plan(
     `max_size` bounds the bytes of tensors written; both solve for the largest tau that meets them. No layer keeps fewer
     experts than `min_experts`, by default its top_k. With `output` the plan is also written there.
 
-    Raises SettingError for arguments that make no sense, BudgetOutOfReach if floors are reached first, EvidenceError
-    for broken evidence, OutputError if the plan cannot be written.
+    Raises SettingError for an argument that is out of range, BudgetOutOfReach if floors are reached first,
+    EvidenceError for broken evidence, OutputError if the plan cannot be written.
     """
     if output is not None:
-        _check_output(Path(output), evidence, like)
+        _check_output(Path(output), evidence, budget.like)
     evidence = evidence if isinstance(evidence, Evidence) else Evidence.load(evidence)
-    planner = Planner(evidence, criterion=criterion, min_experts=min_experts, seed=seed)
-    made = planner.plan(tau=tau, reduction=reduction, max_size=max_size, experts_per_layer=experts_per_layer, like=like)
+    made = Planner(evidence, choice).plan(budget=budget)
     if output is not None:
         made.save(output)
     return made
@@ -54,18 +49,13 @@ class Planner:
     Raises SettingError or EvidenceError as `plan` does.
     """
 
-    def __init__(
-        self, evidence: Evidence, *, criterion: str = "moeits", min_experts: int | None = None, seed: int = 0
-    ) -> None:
+    def __init__(self, evidence: Evidence, choice: Choice | None = None) -> None:
+        choice = choice or Choice()
         self.evidence = evidence
-        self.criterion: Criterion = criterion_named(criterion)
-        self.seed = seed
-        self.min_experts = min_experts
-        if min_experts is not None and min_experts < 1:
-            raise SettingError(f"--min-experts {min_experts} makes no sense: a layer keeps at least one expert.")
-        if seed < 0:
-            raise SettingError(f"--seed {seed} makes no sense: give 0 or more.")
-        rng = np.random.default_rng(seed)
+        self.criterion: Criterion = criterion_named(choice.criterion)
+        self.seed = choice.seed
+        self.min_experts = choice.min_experts
+        rng = np.random.default_rng(choice.seed)
         self.orders: dict[int, EliminationOrder] = {
             layer: elimination_order(self.criterion, evidence, layer, rng) for layer in evidence.layers
         }
@@ -74,38 +64,21 @@ class Planner:
     def _floor(self, layer: int) -> int:
         return self.evidence.layers[layer].floor(self.min_experts)
 
-    def plan(
-        self,
-        *,
-        tau: float | None = None,
-        reduction: float | None = None,
-        max_size: str | int | None = None,
-        experts_per_layer: int | None = None,
-        like: str | Path | PruningPlan | None = None,
-    ) -> PruningPlan:
+    @with_settings
+    def plan(self, *, budget: Budget) -> PruningPlan:
         """The plan of one budget; see the function `plan`."""
-        given = {
-            "tau": tau,
-            "reduction": reduction,
-            "max_size": max_size,
-            "experts_per_layer": experts_per_layer,
-            "like": like,
-        }
-        asked = [name for name, value in given.items() if value is not None]
-        if len(asked) != 1:
-            flags = ", ".join("--" + name.replace("_", "-") for name in given)
-            raise SettingError(f"Give exactly one of {flags}" + (f", not {len(asked)}." if asked else "."))
-        if tau is not None:
-            tau = _finite(tau, "--tau")
-            return self._made(self.steps_at(tau), {"tau": tau}, wanted=self._wanted_at(tau))
-        if reduction is not None:
-            return self._by_reduction(_finite(reduction, "--reduction"))
-        if max_size is not None:
-            return self._by_size(parse_size(max_size, "--max-size"))
-        if experts_per_layer is not None:
-            return self._by_count(experts_per_layer)
-        assert like is not None
-        return self._like(like if isinstance(like, PruningPlan) else PruningPlan.load(like))
+        match budget.asked():
+            case "tau", tau:
+                tau = finite(tau, "--tau")
+                return self._made(self.steps_at(tau), {"tau": tau}, wanted=self._wanted_at(tau))
+            case "reduction", wanted:
+                return self._by_reduction(share(wanted))
+            case "max_size", most:
+                return self._by_size(parse_size(most, "--max-size"))
+            case "experts_per_layer", count:
+                return self._by_count(count)
+            case _, like:
+                return self._like(like if isinstance(like, PruningPlan) else PruningPlan.load(like))
 
     # -------------------------------------------------------------------------------------- steps per layer
 
@@ -131,8 +104,6 @@ class Planner:
     # -------------------------------------------------------------------------------------- budgets
 
     def _by_reduction(self, wanted: float) -> PruningPlan:
-        if not 0 <= wanted <= 1:
-            raise SettingError(f"--reduction {wanted:g} makes no sense: it is a share from 0 to 1.")
         low, _ = self._tau_range
         best = self.removed_share(self.steps_at(low))
         if best < wanted:
@@ -270,16 +241,6 @@ def _check_output(output: Path, *inputs: object) -> None:
     for path in inputs:
         if isinstance(path, (str, Path)) and output.is_file() and Path(path).exists() and output.samefile(path):
             raise OutputError(f"--output {output} is what the plan is made from. Choose another --output.")
-
-
-def _finite(value: float, flag: str) -> float:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = float("nan")
-    if not isfinite(number):
-        raise SettingError(f"{flag} {value} makes no sense: give a number.")
-    return number
 
 
 def _ranges(layers: Iterable[int]) -> str:

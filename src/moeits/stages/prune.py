@@ -18,11 +18,11 @@ from moeits.evidence import Evidence
 from moeits.experts.architectures import architecture_of
 from moeits.experts.layout import MoELayer, MoELayout
 from moeits.progress import Progress, silent
+from moeits.settings import with_settings
 from moeits.sizes import parse_size
 from moeits.surgery.card import model_card
 from moeits.surgery.pruned_config import LOADER_FILE, class_name, pruned_config
-
-LAYOUTS = ("auto", "per-layer", "uniform")
+from moeits.surgery.settings import Writing
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,15 @@ class Drop:
 Fate = Copy | Take | Rename | Drop
 
 
+@with_settings
 def prune(
     model: str | Path | Checkpoint,
     *,
     plan: str | Path | PruningPlan,
     output: str | Path,
-    layout: str = "auto",
-    max_shard_size: str | int | None = None,
+    writing: Writing,
     any_fingerprint: bool = False,
     revision: str | None = None,
-    overwrite: bool = False,
     progress: Progress = silent,
 ) -> PruningPlan:
     """Write the checkpoint that a plan leaves: removed experts gone, everything else as it was, bit for bit.
@@ -84,13 +83,13 @@ def prune(
     moe = MoELayout.of(checkpoint)
     plan = plan if isinstance(plan, PruningPlan) else PruningPlan.load(plan)
     check_plan(plan, checkpoint, moe, any_fingerprint=any_fingerprint)
-    layout = _chosen_layout(layout, plan, moe)
-    shard_bytes = _shard_bytes(max_shard_size, checkpoint)
+    layout = _chosen_layout(writing.layout, plan, moe)
+    shard_bytes = _shard_bytes(writing.max_shard_size, checkpoint)
     plan = _as_carried_out(plan, checkpoint, moe, layout)
     config = pruned_config(checkpoint.config, moe, plan, layout)
     tensors = new_tensors(checkpoint, moe, plan.kept)
     with new_checkpoint(
-        Path(output), sources=[checkpoint.folder], nbytes=sum(t.nbytes for t in tensors), overwrite=overwrite
+        Path(output), sources=[checkpoint.folder], nbytes=sum(t.nbytes for t in tensors), overwrite=writing.overwrite
     ) as writer:
         left_out = copy_side_files(checkpoint.folder, writer)
         writer.write_json("config.json", config)
@@ -102,19 +101,11 @@ def prune(
     return plan
 
 
-def check_request(
-    checkpoint: Checkpoint,
-    moe: MoELayout,
-    *,
-    output: str | Path,
-    layout: str,
-    max_shard_size: str | int | None,
-    overwrite: bool,
-) -> None:
+def check_request(checkpoint: Checkpoint, moe: MoELayout, *, output: str | Path, writing: Writing) -> None:
     """What can be wrong with a call of `prune` before there is a plan. Raises SettingError or OutputError."""
-    _check_layout(layout, moe)
-    _shard_bytes(max_shard_size, checkpoint)
-    check_output(Path(output), sources=[checkpoint.folder], overwrite=overwrite)
+    _check_layout(writing.layout, moe)
+    _shard_bytes(writing.max_shard_size, checkpoint)
+    check_output(Path(output), sources=[checkpoint.folder], overwrite=writing.overwrite)
 
 
 def check_layout(checkpoint: Checkpoint, moe: MoELayout, layout: str, plan: PruningPlan | None) -> None:
@@ -204,8 +195,6 @@ def _rows(info: TensorInfo, rows: Sequence[int], axis: int) -> NewTensor:
 
 
 def _check_layout(layout: str, moe: MoELayout) -> None:
-    if layout not in LAYOUTS:
-        raise SettingError(f"--layout {layout} makes no sense: it is {', '.join(LAYOUTS)}.")
     if layout == "uniform" and not _has_one_top_k(moe):
         top_ks = sorted({layer.top_k for layer in moe.layers.values()})
         raise SettingError(

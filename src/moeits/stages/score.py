@@ -18,24 +18,19 @@ from moeits.experts.architectures import Architecture, architecture_of
 from moeits.experts.layout import MoELayout
 from moeits.finished import FinishedLayers
 from moeits.progress import Progress, silent
+from moeits.settings import with_settings
 from moeits.signals import RedundancyEstimator, estimator_named
+from moeits.signals.settings import Resources, Scoring
 from moeits.sizes import format_size, parse_size
 
-PRESETS = ("paper", "authors-code")
-DIAGONALS = ("zero", "excluded")
 
-
+@with_settings
 def score(
     model: str | Path | Checkpoint,
     *,
     output: str | Path | None = None,
-    preset: str = "paper",
-    estimator: str = "nmi",
-    bins: str | int = "auto",
-    projection_weights: Mapping[str, float] | None = None,
-    diagonal: str = "zero",
-    threads: int | None = None,
-    memory: str | int = "2GiB",
+    scoring: Scoring,
+    resources: Resources,
     revision: str | None = None,
     fresh: bool = False,
     progress: Progress = silent,
@@ -47,31 +42,34 @@ def score(
     encoded weights held at once. With `output` the evidence is also written there, and a killed run goes on where it
     was unless `fresh`. The result does not depend on `threads`, `memory`, sharding or layout.
 
-    Raises CheckpointError if the checkpoint is broken or has weights that cannot be scored, SettingError for arguments
-    that make no sense, OutputError if the evidence cannot be written.
+    Raises CheckpointError if the checkpoint is broken or has weights that cannot be scored, SettingError for an
+    argument that is out of range, OutputError if the evidence cannot be written.
     """
     checkpoint = (
         model if isinstance(model, Checkpoint) else Checkpoint.open(model, revision=revision, check=architecture_of)
     )
     layout = MoELayout.of(checkpoint)
     layout.check_scorable()
-    measure = estimator_named(estimator, **({} if bins == "auto" else {"bins": bins}))
-    weights = _projection_weights(layout.architecture, preset, projection_weights)
-    if diagonal not in DIAGONALS:
-        raise SettingError(f"--diagonal {diagonal} makes no sense: it is {' or '.join(DIAGONALS)}.")
-    settings = {"preset": preset, **measure.settings, "projection_weights": weights, "diagonal": diagonal}
-    threads, memory_bytes = _thread_count(threads), parse_size(memory, "--memory")
+    measure = estimator_named(scoring.estimator, **({} if scoring.bins == "auto" else {"bins": scoring.bins}))
+    weights = _projection_weights(layout.architecture, scoring)
+    settings = {
+        "preset": scoring.preset,
+        **measure.settings,
+        "projection_weights": weights,
+        "diagonal": scoring.diagonal,
+    }
+    threads, memory_bytes = _thread_count(resources.threads), parse_size(resources.memory, "--memory")
     output = None if output is None else Path(output)
     if output is not None:
         check_file_output(output, sources=[checkpoint.folder])
-    key = {"estimator": estimator, **settings}
+    key = {"estimator": scoring.estimator, **settings}
     finished = FinishedLayers(output, fingerprint=checkpoint.fingerprint, settings=key, fresh=fresh)
     with ThreadPoolExecutor(threads) as pool:
         scorer = _Scorer(checkpoint, layout, measure, weights, pool, threads, memory_bytes)
         matrices = scorer.all_layers(finished, progress)
     evidence = replace(
         Evidence.without_scores(checkpoint, layout),
-        estimator=estimator,
+        estimator=scoring.estimator,
         settings=settings,
         redundancy={layer: found["redundancy"] for layer, found in matrices.items()},
         floor={layer: found["floor"] for layer, found in matrices.items()},
@@ -82,16 +80,12 @@ def score(
     return evidence
 
 
-def _projection_weights(
-    architecture: Architecture, preset: str, by_hand: Mapping[str, float] | None
-) -> dict[str, float]:
+def _projection_weights(architecture: Architecture, scoring: Scoring) -> dict[str, float]:
     names = architecture.projection_names
-    if preset not in PRESETS:
-        raise SettingError(f"--preset {preset} makes no sense: it is {' or '.join(PRESETS)}.")
-    if by_hand is None:
+    if scoring.projection_weights is None:
         mean = dict.fromkeys(names, 1 / len(names))
-        return dict(architecture.authors_code_weights) or mean if preset == "authors-code" else mean
-    weights = {name: float(weight) for name, weight in by_hand.items()}
+        return dict(architecture.authors_code_weights) or mean if scoring.preset == "authors-code" else mean
+    weights = {name: float(weight) for name, weight in scoring.projection_weights.items()}
     if set(weights) != set(names) or min(weights.values()) < 0 or not isclose(sum(weights.values()), 1, abs_tol=1e-9):
         raise SettingError(
             f"--projection-weights must give {', '.join(names)} weights that are not negative and sum to 1; got "
@@ -104,8 +98,6 @@ def _projection_weights(
 def _thread_count(threads: int | None) -> int:
     if threads is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if threads < 1:
-        raise SettingError(f"--threads {threads} makes no sense: give 1 or more.")
     return threads
 
 

@@ -3,9 +3,7 @@
 import os
 import shlex
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,43 +12,35 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.writing import check_output
 from moeits.choosing.criteria import criterion_named
 from moeits.choosing.pruning_plan import PruningPlan
+from moeits.choosing.settings import Budget, Choice
 from moeits.errors import OutputError
 from moeits.evidence import Evidence
 from moeits.experts.architectures import architecture_of
 from moeits.experts.layout import MoELayout
 from moeits.progress import Progress, silent
+from moeits.settings import with_settings
+from moeits.signals.settings import Resources, Scoring
 from moeits.stages.heal import check_healing
 from moeits.stages.heal import heal as heal_stage
 from moeits.stages.plan import plan
 from moeits.stages.prune import check_layout, check_request, prune
 from moeits.stages.score import score
+from moeits.surgery.settings import Writing
 
 
+@with_settings
 def simplify(
     model: str | Path,
     *,
     output: str | Path,
-    tau: float | None = None,
-    reduction: float | None = None,
-    max_size: str | int | None = None,
-    experts_per_layer: int | None = None,
-    like: str | Path | PruningPlan | None = None,
-    criterion: str = "moeits",
-    min_experts: int | None = None,
-    seed: int = 0,
-    preset: str = "paper",
-    estimator: str = "nmi",
-    bins: str | int = "auto",
-    projection_weights: Mapping[str, float] | None = None,
-    diagonal: str = "zero",
-    threads: int | None = None,
-    memory: str | int = "2GiB",
-    layout: str = "auto",
-    max_shard_size: str | int | None = None,
+    budget: Budget,
+    choice: Choice,
+    scoring: Scoring,
+    resources: Resources,
+    writing: Writing,
     heal: str | Path | None = None,
     recipe: str = "paper",
     revision: str | None = None,
-    overwrite: bool = False,
     progress: Progress = silent,
 ) -> PruningPlan:
     """Make a checkpoint smaller: `score`, `plan` and `prune` in one go, with the arguments of all three.
@@ -62,49 +52,22 @@ def simplify(
     """
     checkpoint = Checkpoint.open(model, revision=revision, check=architecture_of)
     moe = MoELayout.of(checkpoint)
-    check_request(checkpoint, moe, output=output, layout=layout, max_shard_size=max_shard_size, overwrite=overwrite)
+    check_request(checkpoint, moe, output=output, writing=writing)
     pruned = Path(output) if heal is None else Path(output).with_name(Path(output).name + ".pruned")
     if heal is not None:
-        _check_left_over(checkpoint, pruned, Path(output), heal, recipe, overwrite=overwrite)
+        _check_left_over(checkpoint, pruned, Path(output), heal, recipe, overwrite=writing.overwrite)
         check_healing(checkpoint, data=heal, recipe=recipe)
     evidence = Evidence.without_scores(checkpoint, moe)
-    planned = partial(
-        plan,
-        tau=tau,
-        reduction=reduction,
-        max_size=max_size,
-        experts_per_layer=experts_per_layer,
-        like=like,
-        criterion=criterion,
-        min_experts=min_experts,
-        seed=seed,
-    )
-    if criterion_named(criterion).needs_redundancy:
-        rehearsed = planned(_rehearsal(evidence))
+    if criterion_named(choice.criterion).needs_redundancy:
+        rehearsed = plan(_rehearsal(evidence), budget=budget, choice=choice)
         # Only counts that are asked for are known before scoring.
-        check_layout(checkpoint, moe, layout, rehearsed if like is not None or experts_per_layer is not None else None)
-        evidence = score(
-            checkpoint,
-            preset=preset,
-            estimator=estimator,
-            bins=bins,
-            projection_weights=projection_weights,
-            diagonal=diagonal,
-            threads=threads,
-            memory=memory,
-            progress=progress,
-        )
-    done = prune(
-        checkpoint,
-        plan=planned(evidence),
-        output=pruned,
-        layout=layout,
-        max_shard_size=max_shard_size,
-        overwrite=overwrite,
-        progress=progress,
-    )
+        counts_known = budget.like is not None or budget.experts_per_layer is not None
+        check_layout(checkpoint, moe, writing.layout, rehearsed if counts_known else None)
+        evidence = score(checkpoint, scoring=scoring, resources=resources, progress=progress)
+    chosen = plan(evidence, budget=budget, choice=choice)
+    done = prune(checkpoint, plan=chosen, output=pruned, writing=writing, progress=progress)
     if heal is not None:
-        heal_stage(pruned, data=heal, output=output, recipe=recipe, overwrite=overwrite, progress=progress)
+        heal_stage(pruned, data=heal, output=output, recipe=recipe, overwrite=writing.overwrite, progress=progress)
         shutil.rmtree(pruned)
     return done
 

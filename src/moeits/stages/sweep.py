@@ -1,23 +1,26 @@
 """One scoring, every tau: what each leaves, and on request what it still knows, healed and not (paper, Figure 2)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
+from moeits.choosing.settings import Choice
 from moeits.errors import SettingError
 from moeits.evidence import Evidence
 from moeits.experts.architectures import architecture_of
 from moeits.measurement.ledger import Ledger
 from moeits.progress import Progress, silent
+from moeits.settings import with_settings
+from moeits.signals.settings import Resources, Scoring
 from moeits.stages.plan import Planner
 from moeits.stages.score import score
 from moeits.sweeping.points import PointWork
 from moeits.sweeping.run_folder import PointFolder, RunFolder
-from moeits.sweeping.settings import facts_of
+from moeits.sweeping.settings import PointSettings, facts_of
 from moeits.version import __version__
 
 FORMAT = 1
@@ -74,33 +77,16 @@ class Sweep:
         }
 
 
+@with_settings
 def sweep(
     model: str | Path,
     *,
     output: str | Path,
     tau: str = "0.5:5:0.25",
-    evaluate: str | None = None,
-    perplexity: str | Path | None = None,
-    num_fewshot: int = 15,
-    batch_size: int = 40,
-    limit: int | None = None,
-    data_dir: str | Path | None = None,
-    dtype: str = "auto",
-    heal: str | Path | None = None,
-    recipe: str = "paper",
-    steps: int | None = None,
-    control: int = 0,
-    measure: bool = False,
-    energy: bool = False,
-    country: str | None = None,
+    points: PointSettings,
     min_experts: int | None = None,
-    preset: str = "paper",
-    estimator: str = "nmi",
-    bins: str | int = "auto",
-    projection_weights: Mapping[str, float] | None = None,
-    diagonal: str = "zero",
-    threads: int | None = None,
-    memory: str | int = "2GiB",
+    scoring: Scoring,
+    resources: Resources,
     revision: str | None = None,
     fresh: bool = False,
     progress: Progress = silent,
@@ -119,64 +105,36 @@ def sweep(
     """
     taus, run = parse_taus(tau), RunFolder(Path(output))
     checkpoint = Checkpoint.open(model, revision=revision, check=architecture_of)
-    scoring = {
-        "preset": preset,
-        "estimator": estimator,
-        "bins": bins,
-        "projection_weights": projection_weights,
-        "diagonal": diagonal,
-    }
-    evaluation = {
-        "tasks": evaluate,
-        "perplexity": perplexity,
-        "num_fewshot": num_fewshot,
-        "batch_size": batch_size,
-        "limit": limit,
-        "data_dir": data_dir,
-        "dtype": dtype,
-    }
-    if evaluate is None and perplexity is None:
-        evaluation = {}
-    healing = {} if heal is None else {"data": heal, "recipe": recipe, "steps": steps}
-    footprint = {"energy": energy, "country": country, "dtype": dtype} if measure else {}
-    _check_purpose(evaluation, healing, control)
     asked = {
-        "scoring": {**scoring, "bins": str(bins)},
+        "scoring": {**asdict(scoring), "bins": str(scoring.bins)},
         "min_experts": min_experts,
-        "evaluation": facts_of(evaluation),
-        "healing": facts_of(healing),
-        "measuring": facts_of(footprint),
-        "control": control,
+        "evaluation": facts_of(points.evaluation),
+        "healing": facts_of(points.healing),
+        "measuring": facts_of(points.footprint),
+        "control": points.control,
     }
     settings = run.begin(fingerprint=checkpoint.fingerprint, settings=asked, fresh=fresh)
-    ledger = Ledger(run.ledger, energy=energy, country=country)
+    ledger = Ledger(run.ledger, energy=points.energy, country=points.country)
     if run.sweep.exists() and run.evidence.exists():
         evidence = Evidence.load(run.evidence)
     else:
         with ledger.stage("scoring"):
-            how: dict[str, Any] = {**scoring, "threads": threads, "memory": memory, "fresh": fresh}
-            evidence = score(checkpoint, output=run.evidence, progress=progress, **how)
-    found = cut(Planner(evidence, min_experts=min_experts), sorted({*run.taus(), *taus}), settings, run)
-    points = [PointFolder(run.path / name) for name in found.folders(taus)]
-    controls = choose_at_random(evidence, points, control, min_experts)
+            evidence = score(
+                checkpoint, output=run.evidence, scoring=scoring, resources=resources, fresh=fresh, progress=progress
+            )
+    found = cut(Planner(evidence, Choice(min_experts=min_experts)), sorted({*run.taus(), *taus}), settings, run)
+    pruned = [PointFolder(run.path / name) for name in found.folders(taus)]
+    controls = choose_at_random(evidence, pruned, points.control, min_experts)
     PointWork(
         checkpoint=checkpoint,
         run=run,
         ledger=ledger,
-        evaluation=evaluation,
-        healing=healing,
-        footprint=footprint,
+        evaluation=points.evaluation,
+        healing=points.healing,
+        footprint=points.footprint,
         progress=progress,
-    ).all_points([run.unpruned, *(each for each in points if each != run.unpruned), *controls])
+    ).all_points([run.unpruned, *(each for each in pruned if each != run.unpruned), *controls])
     return found
-
-
-def _check_purpose(evaluation: Mapping[str, Any], healing: Mapping[str, Any], control: int) -> None:
-    if control < 0:
-        raise SettingError(f"--control {control} makes no sense: give 0 or more random choices.")
-    for flag, given in (("--heal", healing), ("--control", control)):
-        if given and not evaluation:
-            raise SettingError(f"{flag} in a sweep needs --evaluate TASKS or --perplexity TEXT: what should it show?")
 
 
 def cut(planner: Planner, taus: Sequence[float], settings: Mapping[str, Any], run: RunFolder) -> Sweep:
@@ -208,7 +166,7 @@ def choose_at_random(
     """The control of every pruned point: the plans of as many experts in every layer, chosen by these many seeds."""
     controls = []
     for seed in range(seeds):
-        planner = Planner(evidence, criterion="random", min_experts=min_experts, seed=seed)
+        planner = Planner(evidence, Choice(criterion="random", min_experts=min_experts, seed=seed))
         for point in points:
             plan = PruningPlan.load(point.plan)
             if plan.summary["experts_kept"] == plan.summary["experts_before"]:

@@ -2,10 +2,74 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moeits.errors import SettingError
 from moeits.evaluation.tasks import task_names
+from moeits.healing.recipe import RECIPES
+from moeits.settings import COST, EXPERT, HEALING, POINTS, setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointSettings:
+    """What is to be done at every point of a sweep."""
+
+    evaluate: str | None = setting(
+        None, help="Evaluate every point on these tasks, as --tasks of evaluate.", panel=POINTS, metavar="TASKS"
+    )
+    perplexity: str | Path | None = setting(
+        None, help="A text: documents in the field text of a .jsonl, or any file as one.", panel=POINTS
+    )
+    num_fewshot: int = setting(15, help="Examples in each prompt.", panel=EXPERT)
+    batch_size: int = setting(40, help="Prompts at a time in an evaluation.", panel=EXPERT)
+    limit: int | None = setting(None, help="Only the first N items of each task.", panel=POINTS, shown_default="all")
+    data_dir: str | Path | None = setting(
+        None, help="Folder with the tasks' data, instead of the hub (docs/evaluation.md).", panel=POINTS
+    )
+    dtype: str = setting("auto", help="auto (as stored), float32, bfloat16, float16.", panel=EXPERT)
+    heal: str | Path | None = setting(
+        None, help="Heal every point on these data, and evaluate it again.", panel=HEALING, metavar="DATA"
+    )
+    recipe: str = setting("paper", help="How it is healed, as --recipe of heal.", panel=HEALING, choices=tuple(RECIPES))
+    steps: int | None = setting(
+        None, help="Updates of the optimiser.", panel=HEALING, shown_default="as the recipe has it"
+    )
+    control: int = setting(
+        0, help="Beside every point evaluate N random choices with the same counts.", panel=POINTS, metavar="N"
+    )
+    measure: bool = setting(False, help="Take the footprint of every point.", panel=COST)
+    energy: bool = setting(False, help="Measure energy, by codecarbon.", panel=COST, negatable=True)
+    country: str | None = setting(
+        None, help="Whose electricity it is (ISO code, such as ESP): gives the CO2 as well.", panel=COST
+    )
+
+    def __post_init__(self) -> None:
+        if self.control < 0:
+            raise SettingError(f"--control {self.control} is out of range: give 0 or more random choices.")
+        for flag, given in (("--heal", self.heal), ("--control", self.control)):
+            if given and not self.evaluation:
+                raise SettingError(
+                    f"{flag} in a sweep needs --evaluate TASKS or --perplexity TEXT: what should it show?"
+                )
+
+    @property
+    def evaluation(self) -> dict[str, Any]:
+        """Arguments of `evaluate`; empty if nothing is to be evaluated."""
+        names = ("perplexity", "num_fewshot", "batch_size", "limit", "data_dir", "dtype")
+        asked = self.evaluate is not None or self.perplexity is not None
+        return {"tasks": self.evaluate, **{name: getattr(self, name) for name in names}} if asked else {}
+
+    @property
+    def healing(self) -> dict[str, Any]:
+        """Arguments of `heal`; empty if nothing is to be healed."""
+        return {} if self.heal is None else {"data": self.heal, "recipe": self.recipe, "steps": self.steps}
+
+    @property
+    def footprint(self) -> dict[str, Any]:
+        """Arguments of `measure`; empty if no footprint is to be taken."""
+        return {"energy": self.energy, "country": self.country, "dtype": self.dtype} if self.measure else {}
 
 
 def facts_of(arguments: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -1,0 +1,94 @@
+"""What a plan is asked for: a budget, and who chooses."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from moeits.choosing.criteria import CRITERIA
+from moeits.choosing.pruning_plan import PruningPlan
+from moeits.errors import SettingError
+from moeits.settings import EXPERT, WHAT, setting
+
+
+def share(text: Any, flag: str = "--reduction") -> float:
+    """A share from 0 to 1, also written as a percentage such as 50%. Raises SettingError."""
+    percent = isinstance(text, str) and text.strip().endswith("%")
+    value = finite(text.strip().removesuffix("%") if percent else text, flag)
+    value = value / 100 if percent else value
+    if not 0 <= value <= 1:
+        raise SettingError(f"{flag} {_shown(text)} is out of range: it is a share from 0 to 1, such as 0.5 or 50%.")
+    return value
+
+
+def finite(value: Any, flag: str) -> float:
+    """A number. Raises SettingError for what is none, infinity and NaN among it."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = float("nan")
+    if not isfinite(number):
+        raise SettingError(f"{flag} {_shown(value)} is not a number.")
+    return number
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = str(value)
+    except ValueError:  # an integer of more digits than Python writes
+        text = "(a number of thousands of digits)"
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much goes: exactly one of these."""
+
+    tau: float | None = setting(None, help="The paper's dial: remove pairs above mean + tau * iqr.", panel=WHAT)
+    reduction: float | str | None = setting(
+        None,
+        help="Remove at least this share of the routed-expert parameters: 0.5 or 50%.",
+        panel=WHAT,
+        metavar="SHARE",
+    )
+    max_size: str | int | None = setting(
+        None,
+        help="At most this many bytes of tensors: 12GiB or 12G (of 1024), 12GB (of 1000).",
+        panel=WHAT,
+        metavar="SIZE",
+    )
+    experts_per_layer: int | None = setting(None, help="Keep this many experts in every layer.", panel=WHAT)
+    like: str | Path | PruningPlan | None = setting(
+        None, help="Keep as many experts in each layer as this plan does.", panel=WHAT
+    )
+
+    def asked(self) -> tuple[str, Any]:
+        """The one that was given, name and value. Raises SettingError where it is not one."""
+        given: Mapping[str, Any] = {each.name: getattr(self, each.name) for each in fields(self)}
+        asked = [(name, value) for name, value in given.items() if value is not None]
+        if len(asked) != 1:
+            flags = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise SettingError(f"Give exactly one of {flags}" + (f", not {len(asked)}." if asked else "."))
+        return asked[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Who goes first, and how far down a layer may go."""
+
+    criterion: str = setting(
+        "moeits", help="Who goes first.", panel=WHAT, choices=tuple(each.name for each in CRITERIA)
+    )
+    min_experts: int | None = setting(
+        None, help="No layer keeps fewer experts than this.", panel=EXPERT, shown_default="the layer's top_k"
+    )
+    seed: int = setting(0, help="Seed of a random criterion.", panel=EXPERT)
+
+    def __post_init__(self) -> None:
+        if self.min_experts is not None and self.min_experts < 1:
+            raise SettingError(
+                f"--min-experts {_shown(self.min_experts)} is out of range: a layer keeps at least one expert."
+            )
+        if self.seed < 0:
+            raise SettingError(f"--seed {_shown(self.seed)} is out of range: give 0 or more.")

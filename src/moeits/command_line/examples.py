@@ -1,0 +1,38 @@
+"""Two examples of every command, shown under its `--help`. A test runs them as they stand, on a small MODEL."""
+
+EXAMPLES: dict[str, tuple[str, str]] = {
+    "inspect": ("moeits inspect MODEL", "moeits inspect MODEL --max-size 60KiB"),
+    "score": ("moeits score MODEL -o evidence.safetensors", "moeits score MODEL -o evidence.safetensors --memory 4GiB"),
+    "plan": (
+        "moeits plan evidence.safetensors --reduction 0.5 -o plan.json",
+        "moeits plan evidence.safetensors --criterion random --like plan.json -o control.json",
+    ),
+    "prune": (
+        "moeits prune MODEL --plan plan.json -o SMALLER",
+        "moeits prune MODEL --plan plan.json --layout uniform -o UNIFORM",
+    ),
+    "simplify": (
+        "moeits simplify MODEL --reduction 50% -o HALF",
+        "moeits simplify MODEL --max-size 60KiB --layout uniform -o FITTING",
+    ),
+    "heal": (
+        "moeits heal HALF --data texts.jsonl --recipe small -o HEALED",
+        "moeits heal HALF --data texts.jsonl --targets router --steps 50 -o HEALED-ROUTERS",
+    ),
+    "evaluate": (
+        "moeits evaluate HALF --perplexity texts.jsonl -o half.json",
+        "moeits evaluate HALF --tasks arc_easy,hellaswag --limit 100 -o accuracy.json",
+    ),
+    "compare": ("moeits compare whole.json half.json", "moeits compare whole.json half.json --tasks arc_easy"),
+    "measure": ("moeits measure HALF -o footprint.json", "moeits measure HALF --no-run -o footprint.json"),
+    "sweep": (
+        "moeits sweep MODEL -o RUN",
+        "moeits sweep MODEL --perplexity texts.jsonl --control 3 -o RUN-WITH-LOSS",
+    ),
+    "report": ("moeits report RUN -o report.html", "moeits report RUN --format md -o report.md"),
+}
+
+
+def epilog(command: str) -> str:
+    """The examples as a paragraph each, which `--help` shows as a line each."""
+    return "\n\n".join(("Examples:", *(f"  {example}" for example in EXAMPLES[command])))

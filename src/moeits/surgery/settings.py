@@ -1,0 +1,32 @@
+"""How a pruned checkpoint is written."""
+
+from dataclasses import dataclass
+
+from moeits.errors import SettingError
+from moeits.settings import EXPERT, OUTPUT, setting
+
+LAYOUTS = ("auto", "per-layer", "uniform")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """The form of the output."""
+
+    layout: str = setting(
+        "auto",
+        help="Counts of experts: auto as planned, uniform evened out along the plan's order.",
+        panel=OUTPUT,
+        choices=LAYOUTS,
+    )
+    max_shard_size: str | int | None = setting(
+        None,
+        help="Largest shard, such as 5GB.",
+        panel=EXPERT,
+        metavar="SIZE",
+        shown_default="the source's largest",
+    )
+    overwrite: bool = setting(False, help="Replace a checkpoint at the output.", panel=OUTPUT)
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise SettingError(f"--layout {self.layout} is not one of {', '.join(LAYOUTS)}.")
