@@ -290,7 +290,9 @@ def _rename(partial: Path, output: Path) -> None:
 def _sync(folder: Path) -> None:
     """Put a finished folder on the disk, so that its name still promises its content after a loss of power."""
     for path in (*folder.rglob("*"), folder):
-        number = os.open(path, os.O_RDONLY)
+        if path.is_dir() and os.name == "nt":  # Windows opens no folders, and syncs what can be written only
+            continue
+        number = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
         try:
             os.fsync(number)
         finally:
@@ -312,7 +314,9 @@ def _termination_as_exit() -> Iterator[None]:
 
     # Who has other plans for a signal (nohup ignores SIGHUP) keeps them; only the main thread may set any.
     in_main_thread = threading.current_thread() is threading.main_thread()
-    ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) == signal.SIG_DFL]
+    # Windows has no SIGHUP.
+    polite = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    ours = [number for number in polite if signal.getsignal(number) == signal.SIG_DFL]
     try:
         for number in ours if in_main_thread else ():
             signal.signal(number, stop)

@@ -7,7 +7,6 @@ so that its peak memory is the model's and not that of whoever asked.
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -177,7 +176,11 @@ def _peak_bytes(torch: Any, device: Any) -> int | None:
     # ru_maxrss would also count the process that this one was forked from.
     if (peak := _status("VmHWM")) is not None:
         return peak
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if sys.platform == "darwin" else None
+    if sys.platform != "darwin":
+        return None
+    import resource  # absent on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes there, not KiB as on Linux
 
 
 def _status(name: str) -> int | None:
