@@ -63,6 +63,9 @@ def results(
             "num_fewshot": num_fewshot,
             "version": 1.0,
             "n_samples": {"original": len(items), "effective": len(items)},
+            "chance": None,
+            "prompts": None,
+            "files": {},
         }
         for name, items in right.items()
     }
@@ -74,6 +77,8 @@ def results(
         nats, tokens = text["nats"], text["tokens"]
         samples["perplexity"] = {"nats": nats, "tokens": tokens}
         perplexity = {
+            "file": "text.jsonl",
+            "documents": len(nats),
             "sha256": text.get("sha256", "a text"),
             "window_tokens": 64,
             "tokens": sum(tokens),

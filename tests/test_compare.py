@@ -1,7 +1,11 @@
 """Two results item by item: differences with intervals, and what may not be compared."""
 
+import json
+import tracemalloc
 import warnings
 from dataclasses import replace
+from time import process_time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +14,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from moeits import Results, compare
+from moeits.command_line.app import main
 from moeits.errors import EvaluationError, SettingError
-from moeits.stages.compare import mcnemar_p, paired_interval
+from moeits.stages.compare import Difference, mcnemar_p, paired_interval
 from tests.evaluation_toys import results
 
 RNG = np.random.default_rng(7)
@@ -176,10 +181,10 @@ def test_too_few_resamples_are_refused():
     ("content", "sentence"),
     [
         (None, "There are no results"),
-        ("{", "cannot be read as JSON"),
-        ("[]", "holds no results"),
-        ('{"kind": "results", "format": 99}', "has format 99"),
-        ('{"kind": "results", "format": 1}', "is incomplete"),
+        ("{", "is not results of moeits evaluate: "),
+        ("[]", "is not results of moeits evaluate: "),
+        ('{"kind": "results", "format": 99}', "it has format 99, and this moeits reads format 1"),
+        ('{"kind": "results", "format": 1}', "missing required field `model`"),
     ],
 )
 def test_a_file_that_holds_no_results_is_refused(tmp_path, content, sentence):
@@ -188,6 +193,135 @@ def test_a_file_that_holds_no_results_is_refused(tmp_path, content, sentence):
         path.write_text(content)
     with pytest.raises(EvaluationError, match=sentence):
         compare(path, path)
+
+
+def set_in(value: Any, path: str, to: Any) -> None:
+    *parents, last = path.split("/")
+    for name in parents:
+        value = value[name]
+    if to is GONE:
+        del value[last]
+    else:
+        value[last] = to
+
+
+GONE = object()
+
+
+@pytest.mark.parametrize(
+    ("path", "to", "says"),
+    [
+        ("model", 1, r"\$.model"),
+        ("model/source", GONE, "`source`"),
+        ("model/bytes", 10**400, r"<="),
+        ("settings", [], r"\$.settings"),
+        ("tasks", [["a"]], r"\$.tasks"),
+        ("tasks/t", 1, r"\$.tasks"),
+        ("tasks/t/num_fewshot", GONE, r"`num_fewshot` \(within tasks.t\)"),
+        ("tasks/t/acc", "x", r"within tasks.t"),
+        ("tasks/t/acc", 1e300, r"within tasks.t"),
+        ("tasks/t/n_samples", {"original": 2}, "`effective`"),
+        ("samples", [], r"\$.samples"),
+        ("samples/t", GONE, "have no samples of t"),
+        ("samples/t/doc_hash", GONE, "have no samples of t"),
+        ("samples/t/doc_hash", [1, 2], "within samples.t.doc_hash"),
+        ("samples/t/acc", [1], "columns of different lengths, doc_hash 2, acc 1"),
+        ("samples/t/acc", ["x", 1], "within samples.t.acc"),
+        ("samples/t/acc", [[1], [1]], "within samples.t.acc"),
+        ("samples/t/acc", [{}, 1], r"\$.samples"),
+        ("samples/t/acc", 5, r"\$.samples"),
+        ("perplexity", 5, r"\$.perplexity"),
+        ("perplexity/sha256", GONE, "`sha256`"),
+        ("perplexity/tokens", 0, "a text without tokens"),
+        ("samples/perplexity", GONE, "have no samples of the perplexity"),
+        ("samples/perplexity/nats", [], "columns of different lengths"),
+        ("samples/perplexity/nats", ["x", "y"], "within samples.perplexity"),
+        ("samples/perplexity/nats", [10**400, 1], "is not results"),
+        ("samples/perplexity/tokens", [0, 0], "within samples.perplexity"),
+    ],
+)
+def test_damaged_results_are_one_sentence_that_says_where(tmp_path, path, to, says):
+    made = results({"t": [1, 0]}, nats=[3.0, 2.0], tokens=[1, 1])
+    made.save(tmp_path / "good.json")
+    facts = json.loads(json.dumps(made.facts()))
+    set_in(facts, path, to)
+    (tmp_path / "bad.json").write_text(json.dumps(facts))
+    with pytest.raises(EvaluationError, match=says) as refused:
+        compare(tmp_path / "good.json", tmp_path / "bad.json")
+    assert len(str(refused.value)) < 300 + len(str(tmp_path))
+
+
+def test_a_loss_that_is_not_a_number_is_called_so(tmp_path):
+    made = results(nats=[float("nan")], tokens=[1])
+    (tmp_path / "r.json").write_text(made.to_json())
+    with pytest.raises(EvaluationError, match="it holds NaN, which is not a number"):
+        Results.load(tmp_path / "r.json")
+
+
+def test_resamples_take_bounded_memory_whatever_the_kinds_of_items():
+    rng = np.random.default_rng(0)
+    nats, tokens = rng.standard_normal(9_000), rng.integers(1, 500, 9_000).astype(float)
+    tracemalloc.start()
+    paired_interval(nats, tokens, 2_000, rng)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # All at once the counts alone are 144 MB; a chunk of them is 32 MiB, and its products a little more.
+    assert peak < 80e6
+
+
+def test_a_million_kinds_of_items_take_seconds_and_agree_with_the_bootstrap():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(10, 500, 1_000_000).astype(float)
+    nats = tokens * rng.normal(0.1, 1.0, 1_000_000)
+    start = process_time()
+    found = paired_interval(nats, tokens, 10_000, rng)
+    assert process_time() - start < 5
+    few, weight = nats[:10_001], tokens[:10_001]
+    drawn = rng.integers(0, 10_001, (1_000, 10_001))
+    oracle = np.percentile(few[drawn].sum(1) / weight[drawn].sum(1), [2.5, 97.5])
+    # The ends of 1,000 resamples scatter by about 3 % of the interval's width.
+    low, high = paired_interval(few, weight, 10_000, rng)
+    assert [low, high] == pytest.approx(list(oracle), abs=0.1 * (oracle[1] - oracle[0]))
+    assert found[1] - found[0] == pytest.approx((high - low) / 10, rel=0.1), "a hundred times the items"
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), [(480, 540), (0, 5_000), (40_000, 40_300), (3_000_000, 3_004_000)])
+def test_mcnemar_of_many_items_is_the_binomial_test_and_takes_no_time(only_a, only_b):
+    start = process_time()
+    found = mcnemar_p(only_a, only_b)
+    assert process_time() - start < 1
+    assert found == pytest.approx(stats.binomtest(only_a, only_a + only_b, 0.5).pvalue, rel=1e-6, abs=1e-300)
+
+
+def difference(**changed: Any) -> Difference:
+    facts = {"a": 0.5, "b": 0.4, "difference": -0.1, "low": -0.15, "high": -0.05, "items": 400}
+    return Difference(**facts | {"only_a": 60, "only_b": 20} | changed)
+
+
+def test_a_comparison_says_what_can_be_told():
+    assert difference().verdict("acc") == "b is worse by 0.1"
+    assert difference(only_a=None, only_b=None).verdict("nats_per_token") == "b is better by 0.1"
+    assert difference(high=0.05).verdict("acc") == "no difference can be told"
+    nothing = {"difference": 0.0, "low": 0.0, "high": 0.0}
+    assert difference(**nothing).verdict("acc") == "a and b came out the same on every item"
+
+
+def test_few_items_make_the_interval_a_rough_guess_and_that_is_said():
+    warning = "the two differ on only 5 items, so the interval is a rough guess"
+    assert difference(only_a=5, only_b=0).verdict("acc") == f"b is worse by 0.1; {warning}"
+    assert "only 1 item," in difference(only_a=0, only_b=1).verdict("acc")
+    assert "there are only 4 items" in difference(only_a=None, only_b=None, items=4).verdict("nats_per_token")
+
+
+def test_the_table_labels_its_interval_and_ends_in_a_verdict(tmp_path, capsys, monkeypatch):
+    for name, right in (("a.json", [1, 1, 1, 0]), ("b.json", [1, 0, 0, 0])):
+        results({"t": right}).save(tmp_path / name)
+    monkeypatch.setattr("sys.argv", ["moeits", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
+    with pytest.raises(SystemExit):
+        main()
+    shown = capsys.readouterr().out
+    assert "95 % from" in shown
+    assert "acc: no difference can be told; the two differ on only 2 items" in shown
 
 
 def test_reading_what_was_written_gives_what_was_meant(tmp_path):

@@ -141,19 +141,43 @@ def test_a_folder_with_a_plan_alone_is_a_run(toy: Path, tmp_path: Path) -> None:
     [
         (lambda run: shutil.rmtree(run), "There is no run .*moeits sweep"),
         (lambda run: [path.unlink() for path in run.rglob("*") if path.is_file()], "nothing to report"),
-        (lambda run: (run / "ledger.json").write_text("{"), r"ledger.json is broken .*Remove it"),
-        (lambda run: (run / "unpruned" / "unhealed.json").write_text("[]"), "holds no results"),
-        (lambda run: (run / "sweep.json").write_text("{}"), r"sweep.json is broken \(it has no source\)"),
-        (lambda run: (run / "ledger.json").write_bytes(b'{"a":"\xe9"}'), r"ledger.json is broken"),
+        (
+            lambda run: (run / "ledger.json").write_text("{"),
+            r"ledger.json is not a ledger .*.*Remove it",
+        ),
+        (
+            lambda run: (run / "unpruned" / "unhealed.json").write_text("[]"),
+            "unhealed.json is not results",
+        ),
+        (
+            lambda run: (run / "sweep.json").write_text("{}"),
+            r"sweep.json is not a sweep .*it does not say so",
+        ),
+        (
+            lambda run: (run / "ledger.json").write_bytes(b'{"entries":"\xe9"}'),
+            "ledger.json is not a ledger",
+        ),
         (
             lambda run: write(run / "ledger.json", {"entries": [{}]}),
-            r"ledger.json is broken \(entries\[0\] has no stage",
+            r"missing required field `stage` - at `\$.entries\[0\]`",
         ),
-        (lambda run: write(point_of(run) / "healing.json", {}), r"healing.json is broken \(it has no recipe_name"),
-        (lambda run: write(point_of(run) / "footprint.json", {}), r"footprint.json is broken \(it has no parameters"),
+        (
+            lambda run: write(point_of(run) / "healing.json", {}),
+            r"healing.json .*missing .*`recipe_name`",
+        ),
+        (
+            lambda run: write(point_of(run) / "footprint.json", {}),
+            r"footprint.json .*missing .*`parameters`",
+        ),
         (lambda run: write(point_of(run) / "plan.json", {}), r"plan.json is no plan"),
-        (lambda run: edit(point_of(run) / "unhealed.json", tasks={"a": 1}), r"broken \(tasks.a is no JSON object"),
-        (lambda run: edit(point_of(run) / "unhealed.json", tasks={"a": {"acc": "x"}}), r"broken \(tasks.a.acc is 'x'"),
+        (
+            lambda run: edit(point_of(run) / "unhealed.json", tasks={"a": 1}),
+            r"expected `object`, got `int` - at `\$.tasks",
+        ),
+        (
+            lambda run: edit(point_of(run) / "unhealed.json", tasks={"a": {"acc": "x"}}),
+            r"missing .*`num_fewshot` \(within tasks.a\)",
+        ),
         (lambda run: edit(point_of(run) / "plan.json", fingerprint="other"), r"plan.json is of another checkpoint"),
         (lambda run: edit(point_of(run) / "plan.json", kept={"0": [1, 2]}), r"plan.json keeps experts in 1 layers"),
         (lambda run: without_evidence(run), r"plan.json has no experts_before in its summary"),

@@ -7,7 +7,6 @@ for a float, nesting without end.
 """
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
@@ -20,7 +19,7 @@ Typed = TypeVar("Typed")
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 """How many of something. JSON has integers of any length, and a float overflows at 310 digits."""
 
-MOST_BYTES = 2**28
+MOST_BYTES = 2**26
 
 _LONGEST_REASON = 120
 
@@ -46,13 +45,12 @@ def read_typed(
     missing: str | None = None,
     kind: str | None = None,
     format: int | None = None,
-    nan: bool = False,
     most_bytes: int = MOST_BYTES,
 ) -> Typed:
     """The JSON value of a file, of type `of`.
 
     Raises `error`: `missing` if there is no such file, otherwise "PATH is not `what`: why. `remedy`". With `kind` and
-    `format` the file must say those of itself. NaN and infinity are refused, or read with `nan`.
+    `format` the file must say those of itself. NaN and infinity are not JSON, and refused.
     """
     try:
         with Path(path).open("rb") as file:
@@ -65,22 +63,22 @@ def read_typed(
         if len(text) > most_bytes:
             raise NotOfItsType(f"it is larger than {most_bytes:,} bytes")
         if kind is not None or format is not None:
-            _check_heading(decode_typed(text, _Heading, nan=nan), kind, format)
-        return decode_typed(text, of, nan=nan)
+            _check_heading(decode_typed(text, _Heading), kind, format)
+        return decode_typed(text, of)
     except NotOfItsType as reason:
         raise error(f"{path} is not {what}: {reason}. {remedy}") from None
 
 
-def decode_typed(text: bytes | str, of: type[Typed], *, nan: bool = False) -> Typed:
+def decode_typed(text: bytes | str, of: type[Typed]) -> Typed:
     """A JSON text as a value of type `of`. Raises NotOfItsType."""
     try:
-        if not nan:
-            return msgspec.json.decode(text, type=of)
-        return msgspec.convert(_with_nan(text), type=of, str_keys=True)
+        return msgspec.json.decode(text, type=of)
     except RecursionError:
         raise NotOfItsType("it is nested too deeply") from None
-    except (msgspec.MsgspecError, ValueError) as error:  # ValueError: no UTF-8, or a number of thousands of digits
+    except msgspec.ValidationError as error:
         _refuse(error)
+    except (msgspec.DecodeError, ValueError):
+        _refuse(_why_malformed(text))
 
 
 def convert_typed(value: object, of: type[Typed]) -> Typed:
@@ -93,13 +91,20 @@ def convert_typed(value: object, of: type[Typed]) -> Typed:
         _refuse(error)
 
 
-def _with_nan(text: bytes | str) -> Any:
-    text = text.decode() if isinstance(text, bytes) else text
-    value = json.loads(text)
-    # Half of a surrogate pair is written \ud800 in JSON; nothing else brings one into a decoded text.
-    if re.search(r"\\u[dD][89a-fA-F]", text):
+def _why_malformed(text: bytes | str) -> Exception:
+    """Why a text is not JSON, as Python's reader says it: with the line, and of NaN by name."""
+
+    def constant(name: str) -> NoReturn:
+        raise ValueError(f"it holds {name}, which is not a number")
+
+    try:
+        value = json.loads(text, parse_constant=constant)
         json.dumps(value, ensure_ascii=False).encode()
-    return value
+    except UnicodeEncodeError:
+        return ValueError("it holds half of a surrogate pair, which is not a character")
+    except (ValueError, RecursionError) as error:
+        return error
+    return ValueError("it is not JSON")
 
 
 def _check_heading(heading: _Heading, kind: str | None, format: int | None) -> None:

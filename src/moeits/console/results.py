@@ -30,7 +30,7 @@ def show_results(results: Results, arguments: dict[str, Any]) -> None:
 
 def show_comparison(comparison: Comparison, arguments: dict[str, Any]) -> None:
     """Metric by metric: a, b, the difference with its interval, and who had right what the other had not."""
-    out(f"a is {comparison.a['source']}, b is {comparison.b['source']}; from and to bound b - a with 95 % confidence")
+    out(f"a is {comparison.a['source']}, b is {comparison.b['source']}")
     for note in comparison.notes:
         out(f"note: {note}")
     for task, metrics in comparison.tasks.items():
@@ -66,8 +66,10 @@ def _cut_warning(name: str, row: Mapping[str, Any]) -> str:
 
 def _show_differences(title: str, metrics: Mapping[str, Difference]) -> None:
     out(title)
-    columns = ("metric", "a", "b", "b - a", "from", "to", "only a", "only b", "p")
+    columns = ("metric", "a", "b", "b - a", "95 % from", "95 % to", "only a", "only b", "McNemar p")
     table(columns, ((metric, *_numbers(found)) for metric, found in metrics.items()))
+    for metric, found in metrics.items():
+        out(f"{metric}: {found.verdict(metric)}")
 
 
 def _numbers(found: Difference) -> tuple[str, ...]:

@@ -1,15 +1,15 @@
 """What a run has cost so far: seconds and joules of every stage, one entry each, in the run's own log."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from moeits.errors import EvaluationError
 from moeits.evidence import write_whole
 from moeits.measurement.energy import EnergyMeter, check_country
+from moeits.run_files import LedgerEntry, LedgerFile, read_file
 
 FORMAT = 1
 
@@ -32,15 +32,12 @@ class Ledger:
         finally:
             self._add({"stage": name, "point": point, "finished": finished, **asdict(meter.stop())})
 
-    def entries(self) -> list[dict[str, Any]]:
+    def entries(self) -> list[LedgerEntry]:
         """All entries so far. Raises EvaluationError if the file is broken."""
         if not self._path.exists():
             return []
-        try:
-            return list(json.loads(self._path.read_text(encoding="utf-8"))["entries"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise EvaluationError(f"{self._path} is broken ({error}). Remove it: the ledger begins anew.") from None
+        return read_file(self._path, LedgerFile, what="a ledger that moeits wrote")["entries"]
 
-    def _add(self, entry: dict[str, Any]) -> None:
+    def _add(self, entry: Mapping[str, Any]) -> None:
         facts = {"format": FORMAT, "kind": "ledger", "entries": [*self.entries(), entry]}
         write_whole(self._path, (json.dumps(facts, indent=1) + "\n").encode())

@@ -1,7 +1,6 @@
 """What stands on the report page, and how it is drawn.
 
-artefacts.py    a run's files, read            (JSON and evidence; nothing else is ever read)
-shapes.py       what those files must hold     a broken one is a sentence
+artefacts.py    a run's files, read            (JSON and evidence, by type; a broken one is a sentence)
 removal.py      elimination orders             what the slider cuts
 rows.py         evaluated models, the unpruned one first, each before its control
 questions.py    what they were asked           numbers of different questions are never side by side

@@ -35,9 +35,11 @@ def text_table(rows: Sequence[Row], questions: Questions) -> list[Block]:
         return []
 
     def cells(group: Sequence[Row]) -> list[str]:
+        losses = [row.results.perplexity for row in group if row.results.perplexity]
+        mark = questions.mark(group[0], TEXT)
         values = [
-            _range([(row.results.perplexity or {})[name] for row in group], "{:.3f}") + questions.mark(group[0], TEXT)
-            for name in ("nats_per_token", "bits_per_byte")
+            _range([loss["nats_per_token"] for loss in losses], "{:.3f}") + mark,
+            _range([loss["bits_per_byte"] for loss in losses], "{:.3f}") + mark,
         ]
         return [group_label(group), *values, *_sizes(group)]
 

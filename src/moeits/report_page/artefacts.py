@@ -6,7 +6,6 @@ Random choices of as many experts in every layer lie in the folder of the model 
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,8 @@ from moeits.choosing.pruning_plan import PruningPlan, summarize
 from moeits.errors import EvaluationError
 from moeits.evaluation.results import Results
 from moeits.evidence import Evidence
-from moeits.report_page.shapes import SHAPES, what_is_wrong
+from moeits.run_files import FootprintFile, HealingFile, LedgerFile, SweepFile, read_file, read_sweep
+from moeits.typed_json import Typed
 
 PARTS = ("plan", "unhealed", "healed", "healing", "footprint")
 # What a plan's summary says of sizes, and the page cannot do without.
@@ -44,8 +44,8 @@ class Point:
     """Sizes before and after, as in a plan's summary; empty without a plan."""
     unhealed: Results | None = None
     healed: Results | None = None
-    healing: Mapping[str, Any] | None = None
-    footprint: Mapping[str, Any] | None = None
+    healing: HealingFile | None = None
+    footprint: FootprintFile | None = None
     controls: tuple["Point", ...] = ()
     """Random choices of as many experts in every layer."""
 
@@ -69,8 +69,8 @@ class Run:
     model_type: str
     fingerprint: str
     evidence: Evidence | None
-    sweep: Mapping[str, Any] | None
-    ledger: Mapping[str, Any] | None
+    sweep: SweepFile | None
+    ledger: LedgerFile | None
     unpruned: Point
     points: tuple[Point, ...]
     """By experts kept, the smallest model first."""
@@ -93,7 +93,7 @@ def read_run(folder: str | Path) -> Run:
         **about,
         evidence=reader.evidence,
         sweep=reader.sweep,
-        ledger=reader.json("ledger.json", "ledger"),
+        ledger=reader.file("ledger.json", LedgerFile, "a ledger that moeits wrote"),
         unpruned=unpruned,
         points=_with_controls(points),
         files=reader.files,
@@ -155,7 +155,7 @@ class _Reader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files: dict[str, str] = {}
-        self.sweep = self.json("sweep.json", "sweep")
+        self.sweep = read_sweep(folder / "sweep.json") if self._read("sweep.json") else None
         self.evidence = self._evidence()
 
     def point(self, name: str) -> Point:
@@ -165,37 +165,24 @@ class _Reader:
         controls = () if name == "." else sorted(path.glob("random-*/plan.json"))
         return Point(
             name=name,
-            taus=tuple(point["tau"] for point in (self.sweep or {}).get("points", ()) if point["folder"] == name),
+            taus=tuple(
+                point["tau"] for point in (self.sweep["points"] if self.sweep else ()) if point["folder"] == name
+            ),
             plan=plan,
             summary=self._summary(path / "plan.json", plan) if plan else {},
             unhealed=self._results(f"{name}/unhealed.json"),
             healed=self._results(f"{name}/healed.json"),
-            healing=self.json(f"{name}/healing.json", "healing"),
-            footprint=self.json(f"{name}/footprint.json", "footprint"),
+            healing=self.file(f"{name}/healing.json", HealingFile, "what moeits heal wrote"),
+            footprint=self.file(f"{name}/footprint.json", FootprintFile, "what moeits measure wrote"),
             controls=tuple(self.point(f"{name}/{control.parent.name}") for control in controls),
         )
 
-    def json(self, name: str, kind: str) -> dict[str, Any] | None:
-        """A JSON object of the run; None if there is no such file."""
-        path = self.folder / name
-        if not self._read(name):
-            return None
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            wrong = what_is_wrong(value, SHAPES[kind])
-        except (ValueError, RecursionError) as error:
-            wrong = str(error)
-        if wrong:
-            raise EvaluationError(f"{path} is broken ({wrong}). Remove it and make it again.")
-        return dict(value)
+    def file(self, name: str, of: type[Typed], what: str) -> Typed | None:
+        """A JSON file of the run; None if there is no such file."""
+        return read_file(self.folder / name, of, what=what) if self._read(name) else None
 
     def _results(self, name: str) -> Results | None:
-        if not self._read(name):
-            return None
-        results = Results.load(self.folder / name)
-        if wrong := what_is_wrong(vars(results), SHAPES["results"]):
-            raise EvaluationError(f"{self.folder / name} is broken ({wrong}). Evaluate again.")
-        return results
+        return Results.load(self.folder / name) if self._read(name) else None
 
     def _plan(self, name: str) -> PruningPlan | None:
         return PruningPlan.load(self.folder / name) if self._read(name) else None
@@ -219,9 +206,13 @@ class _Reader:
     def _read(self, name: str) -> bool:
         """Whether there is such a file; its SHA-256 is noted."""
         path = self.folder / name
-        if path.exists():
-            self.files[name.removeprefix("./")] = hashlib.sha256(path.read_bytes()).hexdigest()
-        return path.exists()
+        if not path.exists():
+            return False
+        if not path.is_file():
+            raise EvaluationError(f"{path} is not a file. Remove it and make it again.")
+        with path.open("rb") as file:
+            self.files[name.removeprefix("./")] = hashlib.file_digest(file, "sha256").hexdigest()
+        return True
 
 
 def name_of(point: Point) -> str:
@@ -231,6 +222,9 @@ def name_of(point: Point) -> str:
 
 def min_experts_of(run: Run) -> int | None:
     """The floor that the run was planned with; None for each layer's top_k."""
-    settings = [(run.sweep or {}).get("settings"), *(point.plan.settings for point in run.points if point.plan)]
+    settings = [
+        run.sweep["settings"] if run.sweep else None,
+        *(point.plan.settings for point in run.points if point.plan),
+    ]
     found = next((each for each in settings if each), {}).get("min_experts")
     return found if isinstance(found, int) else None

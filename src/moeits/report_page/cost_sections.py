@@ -89,7 +89,7 @@ CONTROL = "control: "
 
 def ledger(run: Run) -> Section | None:
     """Seconds and joules of every stage, and after how many generated tokens each model has paid them back."""
-    entries = (run.ledger or {}).get("entries", [])
+    entries = run.ledger["entries"] if run.ledger else []
     if not entries:
         return None
     product = [entry for entry in entries if not entry["stage"].startswith(CONTROL)]
@@ -98,7 +98,7 @@ def ledger(run: Run) -> Section | None:
     sentences = [_payback(point, run, entries) for point in reversed(run.points) if point.footprint]
     if control:
         sentences.append("The control, random choices of as many experts, is charged to no model.")
-    modes = sorted({entry["mode"] for entry in entries if entry.get("mode")})
+    modes = sorted({mode for entry in entries if (mode := entry.get("mode"))})
     sentences += [f"Energy by codecarbon: {mode}." for mode in modes]
     if not modes:
         sentences.append("Energy was not measured while this run was made (moeits sweep --energy).")
@@ -136,7 +136,8 @@ def _payback(point: Point, run: Run, entries: Sequence[Mapping[str, Any]]) -> st
     # Scoring and the unpruned model's evaluation serve all points; each is charged with the whole of them.
     own = [entry for entry in entries if entry.get("point") in (None, point.name)]
     spent = joules_of(own)
-    footprints = [(each.footprint or {}).get("energy") or {} for each in (run.unpruned, point)]
+    known: list[Mapping[str, Any]] = [each.footprint or {} for each in (run.unpruned, point)]
+    footprints = [each.get("energy") or {} for each in known]
     before, after = (energy.get("joules_per_token") for energy in footprints)
     if spent is None or before is None or after is None:
         return f"{name_of(point)}: not known when it is paid back, for some energy was not measured."

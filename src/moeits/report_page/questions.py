@@ -1,6 +1,6 @@
 """What the models of a run were asked: numbers of different questions are marked, and never drawn beside each other."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -56,8 +56,8 @@ def _asked(row: Row) -> list[str]:
 def _question(row: Row, task: str) -> tuple[tuple[str, Any], ...]:
     """All that two rows must share for their numbers to be of the same question, as pairs of name and value."""
     if task == TEXT:
-        found = row.results.perplexity or {}
-        return tuple((key, found.get(key)) for key in ("file", "sha256", "window_tokens"))
+        text: Mapping[str, Any] = row.results.perplexity or {}
+        return tuple((key, text.get(key)) for key in ("file", "sha256", "window_tokens"))
     found = row.results.tasks[task]
     samples = found.get("n_samples") or {}
     files = tuple(sorted((found.get("files") or {}).items()))

@@ -92,7 +92,7 @@ def _value(measure: Measure, rows: Sequence[Row]) -> str:
 
 
 def _provenance(run: Run, rows: Sequence[Row]) -> Section | None:
-    settings = _flat((run.sweep or {}).get("settings") or {})
+    settings = _flat(run.sweep["settings"] if run.sweep else {})
     if run.evidence:
         settings |= {"estimator": run.evidence.estimator, **_flat(run.evidence.settings, "scoring")}
     for row in rows[:1]:

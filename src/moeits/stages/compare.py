@@ -3,18 +3,35 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import comb, log
+from math import comb, exp, lgamma, log, sqrt
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moeits.errors import EvaluationError, SettingError
-from moeits.evaluation.results import Results
+from moeits.evaluation.results import PerplexityFacts, Results
 from moeits.evidence import write_whole
 
 FORMAT = 1
 RESAMPLES = 10_000
+_MOST_RESAMPLES = 1_000_000
+# Counts that are held at once while resamples are drawn: 32 MiB of them.
+_MOST_DRAWN = 2**22
+# Of more kinds of items than these, the mean is normal to within what the draw of the resamples changes.
+_MOST_KINDS = 10_000
+# Fewer items than these, on which only one model is right, leave an interval to chance.
+_FEW_ITEMS = 10
+# Steps of a binomial tail after which the rest is below the last digit.
+_TAIL_ENDS = 1e-17
+_LOWER_IS_BETTER = (
+    "nats_per_token",
+    "bits_per_byte",
+    "perplexity",
+    "word_perplexity",
+    "byte_perplexity",
+    "brier_score",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +49,24 @@ class Difference:
     only_b: int | None = None
     mcnemar_p: float | None = None
     """Two-sided exact McNemar test: the chance of so uneven a split of the items that only one has right."""
+
+    def verdict(self, metric: str) -> str:
+        """What the interval lets one say, in words; of few items a warning."""
+        if self.difference == self.low == self.high == 0:
+            said = "a and b came out the same on every item"
+        elif self.low <= 0 <= self.high:
+            said = "no difference can be told"
+        else:
+            better = (self.difference > 0) != (metric in _LOWER_IS_BETTER)
+            said = f"b is {'better' if better else 'worse'} by {abs(self.difference):.4g}"
+        return f"{said}; {self._warning()}" if self._warning() else said
+
+    def _warning(self) -> str:
+        decisive = self.items if self.only_a is None else self.only_a + (self.only_b or 0)
+        if decisive >= _FEW_ITEMS:
+            return ""
+        what = "there are only" if self.only_a is None else "the two differ on only"
+        return f"{what} {decisive} item{'' if decisive == 1 else 's'}, so the interval is a rough guess"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +101,8 @@ def compare(
     The interval is the middle 95 % of a paired bootstrap over items (over documents for perplexity). With `tasks` only
     those are compared. Raises EvaluationError if the two were not asked the same in the same way.
     """
-    if resamples < 100:
-        raise SettingError(f"--resamples {resamples} makes no sense: give 100 or more.")
+    if not 100 <= resamples <= _MOST_RESAMPLES:
+        raise SettingError(f"--resamples {resamples} is out of range: give 100 to {_MOST_RESAMPLES:,}.")
     a, b = _loaded(a), _loaded(b)
     names = _common_tasks(a, b, tasks)
     rng = np.random.default_rng(seed)
@@ -92,20 +127,40 @@ def paired_interval(
     """Middle 95 % of sum(difference) / sum(weight) over resampled items.
 
     One entry per item in both arrays. Alike entries are drawn together: right-or-wrong items cost three numbers a
-    resample.
+    resample. Of very many kinds it is 1.96 standard errors to both sides (of a ratio, by the delta method), to which
+    the bootstrap comes then.
     """
     kinds, counts = np.unique(np.stack([difference, weight], axis=1), axis=0, return_counts=True)
+    if len(kinds) > _MOST_KINDS:
+        return _normal_interval(difference, weight)
     n = int(counts.sum())
-    drawn = rng.multinomial(n, counts / n, size=resamples)
-    low, high = np.percentile((drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1]), [2.5, 97.5])
+    ratios = np.empty(resamples)
+    chunk = max(1, _MOST_DRAWN // len(kinds))
+    for start in range(0, resamples, chunk):
+        drawn = rng.multinomial(n, counts / n, size=min(chunk, resamples - start))
+        ratios[start : start + chunk] = (drawn @ kinds[:, 0]) / (drawn @ kinds[:, 1])
+    low, high = np.percentile(ratios, [2.5, 97.5])
     return float(low), float(high)
+
+
+def _normal_interval(difference: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+    ratio = difference.sum() / weight.sum()
+    error = sqrt(((difference - ratio * weight) ** 2).sum()) / weight.sum()
+    return float(ratio - 1.96 * error), float(ratio + 1.96 * error)
 
 
 def mcnemar_p(only_a: int, only_b: int) -> float:
     """Two-sided exact McNemar test: twice the binomial tail at one half, at most 1."""
-    n = only_a + only_b
-    tail = sum(comb(n, k) for k in range(min(only_a, only_b) + 1))
-    return min(1.0, 2 * tail / 2**n)
+    n, k = only_a + only_b, min(only_a, only_b)
+    if n <= 1000:
+        return min(1.0, 2 * sum(comb(n, i) for i in range(k + 1)) / 2**n)
+    # From its last term downwards: each is smaller than the one before it by a ratio below one.
+    term, tail = exp(lgamma(n + 1) - lgamma(k + 1) - lgamma(n - k + 1) - n * log(2)), 0.0
+    while k >= 0 and term > _TAIL_ENDS * tail:
+        tail += term
+        term *= k / (n - k + 1)
+        k -= 1
+    return min(1.0, 2 * tail)
 
 
 def _task_differences(
@@ -136,25 +191,41 @@ def _task_differences(
 
 def _perplexity_differences(a: Results, b: Results, resamples: int, rng: np.random.Generator) -> dict[str, Difference]:
     """Nats per token and bits per byte, which are one number in two units: both models read the same tokens."""
-    one, other = a.perplexity or {}, b.perplexity or {}
-    for key, word in (("sha256", "texts"), ("window_tokens", "windows"), ("tokens", "tokenizers")):
-        if one[key] != other[key]:
-            raise EvaluationError(
-                f"The perplexities are not comparable: they are of different {word} ({one[key]} and {other[key]}). "
-                "Evaluate both models with the same --perplexity and --window, or name --tasks to compare those only."
-            )
-    units = [np.asarray(each.samples["perplexity"]["nats"]) for each in (a, b)]
+    one, other = a.perplexity, b.perplexity
+    assert one is not None
+    assert other is not None
+    _check_same_text(one, other)
+    for results, which in ((a, "first"), (b, "second")):
+        if "perplexity" not in results.samples:
+            raise EvaluationError(f"The {which} results have no samples of the perplexity. Evaluate again.")
+    units = [np.asarray(each.samples["perplexity"]["nats"], float) for each in (a, b)]
     tokens = np.asarray(a.samples["perplexity"]["tokens"], float)
     low, high = paired_interval(units[1] - units[0], tokens, resamples, rng)
 
-    def in_unit(key: str, factor: float) -> Difference:
-        difference = other[key] - one[key]
+    def in_unit(before: float, after: float, factor: float) -> Difference:
         return Difference(
-            a=one[key], b=other[key], difference=difference, low=low * factor, high=high * factor, items=len(tokens)
+            a=before, b=after, difference=after - before, low=low * factor, high=high * factor, items=len(tokens)
         )
 
     bits_per_byte = one["tokens"] / one["bytes"] / log(2)
-    return {"nats_per_token": in_unit("nats_per_token", 1.0), "bits_per_byte": in_unit("bits_per_byte", bits_per_byte)}
+    return {
+        "nats_per_token": in_unit(one["nats_per_token"], other["nats_per_token"], 1.0),
+        "bits_per_byte": in_unit(one["bits_per_byte"], other["bits_per_byte"], bits_per_byte),
+    }
+
+
+def _check_same_text(one: PerplexityFacts, other: PerplexityFacts) -> None:
+    shared = (
+        ("texts", one["sha256"], other["sha256"]),
+        ("windows", one["window_tokens"], other["window_tokens"]),
+        ("tokenizers", one["tokens"], other["tokens"]),
+    )
+    for word, before, after in shared:
+        if before != after:
+            raise EvaluationError(
+                f"The perplexities are not comparable: they are of different {word} ({before} and {after}). "
+                "Evaluate both models with the same --perplexity and --window, or name --tasks to compare those only."
+            )
 
 
 # ------------------------------------------------------------------------------------------------ the same question
@@ -209,6 +280,11 @@ def _check_same_question(name: str, a: Results, b: Results) -> None:
             f"The results are of different versions of {name}: {one['version']} and {other['version']}. Evaluate both "
             "with one lm-evaluation-harness."
         )
+    for results, which in ((a, "first"), (b, "second")):
+        if not results.samples.get(name, {}).get("doc_hash"):
+            raise EvaluationError(
+                f"The {which} results have no samples of {name}, so items cannot be paired. Evaluate again."
+            )
     if a.samples[name]["doc_hash"] != b.samples[name]["doc_hash"]:
         raise EvaluationError(
             f"The results are of different items of {name}: {one['n_samples']['effective']} in the first, "
@@ -230,4 +306,10 @@ def _loaded(results: str | Path | Results) -> Results:
 
 
 def _model(results: Results) -> dict[str, Any]:
-    return {key: results.model[key] for key in ("source", "fingerprint", "parameters", "bytes")}
+    model = results.model
+    return {
+        "source": model["source"],
+        "fingerprint": model["fingerprint"],
+        "parameters": model["parameters"],
+        "bytes": model["bytes"],
+    }

@@ -12,7 +12,7 @@ from moeits.evaluation.finished_tasks import FinishedTasks
 from moeits.evaluation.harness import language_model, run_task
 from moeits.evaluation.perplexity import Text, perplexity_of, read_text
 from moeits.evaluation.quiet import quiet
-from moeits.evaluation.results import Results
+from moeits.evaluation.results import ModelFacts, Results
 from moeits.evaluation.tasks import SEEDS, load_tasks, task_names
 from moeits.experts.layout import MoELayout
 from moeits.progress import Progress, silent
@@ -147,7 +147,7 @@ def _perplexity(lm: Any, text: Text, window: int, progress: Progress) -> dict[st
     return perplexity_of(lm.model, lm.tokenizer, text, window=window, processes=processes, progress=progress)
 
 
-def _model_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+def _model_facts(checkpoint: Checkpoint) -> ModelFacts:
     """What was evaluated. A dense model has no experts."""
     try:
         experts = {str(layer): moe.num_experts for layer, moe in MoELayout.of(checkpoint).layers.items()}

@@ -22,6 +22,7 @@ from typing import Any
 
 from moeits.errors import OutputError, SettingError
 from moeits.evidence import write_whole
+from moeits.run_files import read_sweep
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class RunFolder:
         return self._go_on(fingerprint, settings) if self.sweep.exists() else dict(settings)
 
     def _go_on(self, fingerprint: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-        before = read_sweep(self.sweep)
+        before = read_sweep(self.sweep, error=SettingError)
         if before["fingerprint"] != fingerprint:
             raise SettingError(
                 f"{self.path} holds a sweep of another checkpoint ({before['source']}). Choose another --output, or "
@@ -135,7 +136,11 @@ class RunFolder:
 
     def taus(self) -> tuple[float, ...]:
         """The taus of the sweeps that the folder holds so far; none if there is no sweep yet."""
-        return tuple(point["tau"] for point in read_sweep(self.sweep)["points"]) if self.sweep.exists() else ()
+        return (
+            tuple(point["tau"] for point in read_sweep(self.sweep, error=SettingError)["points"])
+            if self.sweep.exists()
+            else ()
+        )
 
     def _forget(self) -> None:
         """Remove what sweeps write, and nothing else."""
@@ -152,17 +157,3 @@ class RunFolder:
 
 # Settings of work that a sweep may do without.
 OPTIONAL = ("evaluation", "healing", "measuring")
-
-
-def read_sweep(path: Path) -> dict[str, Any]:
-    """A sweep.json as a JSON value. Raises SettingError if it is broken."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if value["kind"] != "sweep" or value["format"] != 1:
-            raise ValueError(f"it has format {value['format']}")
-        [float(point["tau"]) for point in value["points"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SettingError(
-            f"{path} is no sweep that moeits wrote ({type(error).__name__}: {error}). Start again with --fresh."
-        ) from None
-    return dict(value)
