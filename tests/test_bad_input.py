@@ -640,7 +640,9 @@ def test_a_plan_is_not_written_over_what_it_is_made_from(shell: Shell, tmp_path:
     moeits.score("toy").save("e.safetensors")
     (tmp_path / "link").symlink_to("e.safetensors")
     for output in ("e.safetensors", "link", "../" + tmp_path.name + "/e.safetensors"):
-        shell.refuses("plan", "e.safetensors", "--tau", "1", "--output", output, saying="is what the plan is made from")
+        shell.refuses(
+            "plan", "e.safetensors", "--tau", "1", "--output", output, saying="is what the output is made from"
+        )
     shell.refuses("plan", "e.safetensors", "--like", "plan.json", "--output", "plan.json", saying="is made from")
     shell.refuses("plan", "e.safetensors", "--tau", "1", "--output", "toy/model.safetensors", saying="of a checkpoint")
 

@@ -15,11 +15,13 @@ from safetensors.numpy import load_file, save_file
 from moeits import finished as finished_layers
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import EvidenceError, MoeitsError, OutputError
-from moeits.evidence import Evidence, write_whole
+from moeits.evidence import Evidence
 from moeits.experts.layout import MoELayout
+from moeits.files import write_whole
 from moeits.finished import FinishedLayers
 from moeits.stages.plan import plan
 from moeits.stages.score import score
+from tests.test_files import full_disk
 from tests.toys import MODEL_TYPES, make_toy, random_redundancy, read_tensors, toy_evidence
 
 
@@ -204,16 +206,12 @@ def test_a_checkpoint_is_no_evidence_and_a_missing_file_says_how_to_make_it(toy:
         Evidence.load(tmp_path)
 
 
-def test_evidence_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evidence_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "evidence"
     made_up().save(path)
     before = path.read_bytes()
 
-    def full(self: Path, content: bytes) -> None:  # noqa: ARG001
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OutputError, match="cannot be written: No space left on device"):
+    with full_disk(), pytest.raises(OutputError, match="cannot be written: File too large"):
         made_up(layers=1).save(path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["evidence"]

@@ -2,9 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from fnmatch import fnmatch
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from moeits.checkpoint.reading import Checkpoint
-from moeits.errors import EvidenceError, OutputError
+from moeits.errors import EvidenceError
 from moeits.experts.layout import ExpertSizes, MoELayout
+from moeits.files import write_whole
 
 FORMAT = 1
 
@@ -176,36 +175,3 @@ def layer_facts(layout: MoELayout) -> dict[int, LayerFacts]:
         )
         for i, moe in layout.layers.items()
     }
-
-
-# Files by which a folder is a checkpoint: nothing small is ever written over them.
-_WEIGHTS = ("config.json", "model*.safetensors", "model.safetensors.index.json")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a small file so that it is either complete or not there.
-
-    What is no regular file (a pipe, /dev/null) is written to and stays what it is; a link stays a link. Raises
-    OutputError if it cannot be written, or is a file of a checkpoint.
-    """
-    try:
-        if path.exists() and not path.is_file():
-            path.write_bytes(content)
-            return
-        path = path.resolve() if path.is_symlink() else path
-    except (OSError, RuntimeError) as error:  # RuntimeError: links that go in a circle
-        raise OutputError(f"{path} cannot be written: {_reason(error)}. Choose another --output.") from None
-    if (path.parent / "config.json").exists() and path.exists() and any(fnmatch(path.name, each) for each in _WEIGHTS):
-        raise OutputError(f"{path} is a file of a checkpoint, which is not written over. Choose another --output.")
-    partial = path.with_name(f".{path.name}.writing")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # what could not be written is mostly not there
-            partial.unlink()
-        raise OutputError(f"{path} cannot be written: {_reason(error)}. Choose another --output.") from None
-
-
-def _reason(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)

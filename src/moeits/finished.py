@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from moeits.errors import OutputError
-from moeits.evidence import write_whole
+from moeits.files import write_whole
 
 # Goes up whenever a release computes other numbers from the same weights and settings, or keeps them in another way.
 FORMAT = 1

@@ -19,31 +19,8 @@ import ml_dtypes
 import numpy as np
 
 from moeits.checkpoint import hub
+from moeits.checkpoint.parts import INDEX_NAME, SINGLE_NAME
 from moeits.errors import CheckpointError, SettingError, UnscorableWeight
-
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
-
-# What belongs to a checkpoint beside its tensors and its config. Compared in lower case: licences come as LICENSE,
-# License.txt and license.md.
-SIDE_FILES = (
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "*.tiktoken",
-    "*.model",
-    "chat_template*",
-    "additional_chat_templates/*",
-    "generation_config.json",
-    "*processor_config.json",
-    "license*",
-    "licence*",
-    "copying*",
-    "notice*",
-    "use_policy*",
-)
 
 # safetensors name of a dtype -> numpy's. What is missing here can still be moved as bytes, but not read as numbers.
 DTYPES: Mapping[str, np.dtype] = MappingProxyType(

@@ -3,10 +3,10 @@
 Modelling code, other weight formats and training leftovers are not copied.
 """
 
-from fnmatch import fnmatch
 from pathlib import Path
 
-from moeits.checkpoint.reading import SIDE_FILES, read_json
+from moeits.checkpoint.parts import SIDE_FILES, matches
+from moeits.checkpoint.reading import read_json
 from moeits.checkpoint.writing import CheckpointWriter
 from moeits.surgery.pruned_config import LOADER_FILE
 
@@ -15,7 +15,7 @@ def copy_side_files(folder: Path, writer: CheckpointWriter) -> list[str]:
     """Copy what belongs to the checkpoint; returns the names of code files that were left out."""
     for path in sorted([*folder.glob("*"), *folder.glob("additional_chat_templates/*")]):
         name = path.relative_to(folder).as_posix()
-        if path.suffix == ".py" or not path.is_file() or not any(fnmatch(name.lower(), each) for each in SIDE_FILES):
+        if path.suffix == ".py" or not path.is_file() or not matches(name, SIDE_FILES):
             continue
         if name == "tokenizer_config.json" and "auto_map" in (config := read_json(path)):
             # It names tokenizer code that is left out; with it, loading would look for that code.

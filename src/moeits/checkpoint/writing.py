@@ -18,7 +18,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from moeits.checkpoint.reading import INDEX_NAME, SINGLE_NAME
+from moeits.checkpoint.parts import INDEX_NAME, SINGLE_NAME
 from moeits.checkpoint.replaceable import check_replaceable
 from moeits.errors import CheckpointError, OutputError
 from moeits.progress import Progress, silent
@@ -217,17 +217,6 @@ def check_output(output: Path, *, sources: Iterable[Path], overwrite: bool) -> N
         check_replaceable(output)
     except (OSError, RuntimeError) as error:  # RuntimeError: links that go in a circle
         raise OutputError(f"{output} cannot be written: {error}. Choose another --output.") from None
-
-
-def check_file_output(output: Path, *, sources: Iterable[Path]) -> None:
-    """`output` is no folder, lies in no folder of `sources`, and is no file linked from there. Raises OutputError."""
-    if output.is_dir():
-        raise OutputError(f"{output} is a folder. Give the name of a file to --output, such as {output}.safetensors.")
-    real = output.resolve()
-    for source in sources:
-        own = source.resolve()
-        if own in real.parents or any(real == path.resolve() for path in own.iterdir()):
-            raise OutputError(f"{output} lies in the source {source}, which is never touched: choose another --output.")
 
 
 def _check_space(output: Path, nbytes: int) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 
 from moeits.choosing.elimination import steps_to
 from moeits.errors import PlanError
-from moeits.evidence import Evidence, write_whole
+from moeits.evidence import Evidence
 from moeits.experts.layout import ExpertSizes
+from moeits.files import write_whole
 
 FORMAT = 1
 

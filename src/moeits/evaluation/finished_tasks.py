@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moeits.errors import OutputError
-from moeits.evidence import write_whole
+from moeits.files import write_whole
 
 
 class FinishedTasks:

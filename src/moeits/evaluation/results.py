@@ -9,7 +9,7 @@ from typing import Annotated, Any, NotRequired, TypedDict
 import msgspec
 
 from moeits.errors import EvaluationError
-from moeits.evidence import write_whole
+from moeits.files import write_whole
 from moeits.run_files import Number
 from moeits.typed_json import Count, NotOfItsType, Typed, convert_typed, read_typed
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moeits.errors import HealingError, OutputError
-from moeits.evidence import write_whole
+from moeits.files import write_whole
 from moeits.sizes import format_size
 
 _ADAM_STATES = 2

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from moeits.evidence import write_whole
+from moeits.files import write_whole
 from moeits.measurement.energy import EnergyMeter, check_country
 from moeits.run_files import LedgerEntry, LedgerFile, read_file
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from moeits.errors import EvaluationError, SettingError
 from moeits.evaluation.results import PerplexityFacts, Results
-from moeits.evidence import write_whole
+from moeits.files import check_file_output, write_whole
 
 FORMAT = 1
 RESAMPLES = 10_000
@@ -103,6 +103,8 @@ def compare(
     """
     if not 100 <= resamples <= _MOST_RESAMPLES:
         raise SettingError(f"--resamples {resamples} is out of range: give 100 to {_MOST_RESAMPLES:,}.")
+    if output is not None:
+        check_file_output(Path(output), inputs=(a, b))
     a, b = _loaded(a), _loaded(b)
     names = _common_tasks(a, b, tasks)
     rng = np.random.default_rng(seed)

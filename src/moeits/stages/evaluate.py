@@ -15,6 +15,7 @@ from moeits.evaluation.quiet import quiet
 from moeits.evaluation.results import ModelFacts, Results
 from moeits.evaluation.tasks import SEEDS, load_tasks, task_names
 from moeits.experts.layout import MoELayout
+from moeits.files import check_file_output
 from moeits.progress import Progress, silent
 from moeits.runtime import need
 from moeits.version import __version__
@@ -63,6 +64,8 @@ def evaluate(
         raise SettingError("--perplexity needs --backend hf.")
     output = _writable(output)
     checkpoint = Checkpoint.open(model, revision=revision)
+    if output is not None:
+        check_file_output(output, inputs=(checkpoint.folder, perplexity, data_dir))
     text = read_text(perplexity) if perplexity is not None else None
     with quiet(), TemporaryDirectory() as scratch:
         # Tasks before the model: a file that is not there should not cost the minutes of loading weights.

@@ -9,8 +9,8 @@ from typing import Any
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import SettingError
-from moeits.evidence import write_whole
 from moeits.experts.layout import MoELayout
+from moeits.files import check_file_output, write_whole
 from moeits.measurement.energy import check_country
 from moeits.measurement.files import Parameters, file_bytes, parameters_of, reduction_of, sparsity_of
 from moeits.measurement.running import run_apart
@@ -96,6 +96,8 @@ def measure(
         "device": device,
     }
     checkpoint = Checkpoint.open(model, revision=revision)
+    if output is not None:
+        check_file_output(Path(output), inputs=[checkpoint.folder])
     layout = MoELayout.of(checkpoint)
     found = _run(checkpoint, asked, progress) if run else {}
     sparsity, reduction = sparsity_of(checkpoint, progress), reduction_of(checkpoint)

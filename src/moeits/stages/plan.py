@@ -11,8 +11,9 @@ from moeits.choosing.criteria import Criterion, criterion_named, elimination_ord
 from moeits.choosing.elimination import EliminationOrder
 from moeits.choosing.pruning_plan import PruningPlan, check_groups, summarize
 from moeits.choosing.settings import Budget, Choice, finite, share
-from moeits.errors import BudgetOutOfReach, OutputError, PlanError
+from moeits.errors import BudgetOutOfReach, PlanError
 from moeits.evidence import Evidence, LayerFacts
+from moeits.files import check_file_output
 from moeits.settings import with_settings
 from moeits.sizes import format_size, parse_size
 
@@ -35,7 +36,7 @@ def plan(
     EvidenceError for broken evidence, OutputError if the plan cannot be written.
     """
     if output is not None:
-        _check_output(Path(output), evidence, budget.like)
+        check_file_output(Path(output), inputs=(evidence, budget.like))
     evidence = evidence if isinstance(evidence, Evidence) else Evidence.load(evidence)
     made = Planner(evidence, choice).plan(budget=budget)
     if output is not None:
@@ -234,13 +235,6 @@ def _check_whole_groups(wrong: str, count: int, layer: int, facts: LayerFacts) -
             f"{wrong}, but the router of layer {layer} chooses among {facts.groups} groups of experts, which must stay "
             f"of equal size. Ask for a multiple of {facts.groups}, such as {near}."
         )
-
-
-def _check_output(output: Path, *inputs: object) -> None:
-    """The plan is not written over what it is made from. Raises OutputError."""
-    for path in inputs:
-        if isinstance(path, (str, Path)) and output.is_file() and Path(path).exists() and output.samefile(path):
-            raise OutputError(f"--output {output} is what the plan is made from. Choose another --output.")
 
 
 def _ranges(layers: Iterable[int]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import EvaluationError, SettingError
-from moeits.evidence import write_whole
+from moeits.files import check_file_output, write_whole
 from moeits.report_page.artefacts import Point, Run, read_run
 from moeits.report_page.blocks import Section
 from moeits.report_page.markdown import card_with_results, tables
@@ -51,9 +51,13 @@ def report(
         raise SettingError(f"--format {format} makes no sense: it is {' or '.join(FORMATS)}.")
     if output is None and card is None:
         raise SettingError("Say where the report goes: --output report.html, or --card CHECKPOINT.")
-    read = with_own_names([read_run(folder) for folder in ([runs] if isinstance(runs, str | Path) else runs)])
+    folders = [runs] if isinstance(runs, str | Path) else list(runs)
+    read = with_own_names([read_run(folder) for folder in folders])
     if not read:
         raise SettingError("Name at least one run.")
+    if output is not None:
+        inputs = (Path(folder) / name for folder, run in zip(folders, read, strict=True) for name in run.files)
+        check_file_output(Path(output), inputs=inputs)
     if card is not None:
         _write_card(Path(card), read)
     if output is None:
@@ -76,7 +80,7 @@ def _write_card(checkpoint: Path, runs: Sequence[Run]) -> None:
         )
     if not any(rows_of(run) or any(point.footprint for point in run.points) for run in own):
         raise EvaluationError("These runs have no results to add to a card. Evaluate first: moeits sweep --evaluate.")
-    write_whole(path, card_with_results(path.read_text(encoding="utf-8"), own).encode())
+    write_whole(path, card_with_results(path.read_text(encoding="utf-8"), own).encode(), card_of=checkpoint)
 
 
 def _of_checkpoint(checkpoint: Path, run: Run) -> Run | None:

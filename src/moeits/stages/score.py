@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from moeits.checkpoint.reading import Checkpoint
-from moeits.checkpoint.writing import check_file_output
 from moeits.errors import NonFiniteWeight, SettingError, UnscorableWeight
 from moeits.evidence import Evidence
 from moeits.experts.architectures import Architecture, architecture_of
 from moeits.experts.layout import MoELayout
+from moeits.files import check_file_output
 from moeits.finished import FinishedLayers
 from moeits.progress import Progress, silent
 from moeits.settings import with_settings
@@ -61,7 +61,7 @@ def score(
     threads, memory_bytes = _thread_count(resources.threads), parse_size(resources.memory, "--memory")
     output = None if output is None else Path(output)
     if output is not None:
-        check_file_output(output, sources=[checkpoint.folder])
+        check_file_output(output, inputs=[checkpoint.folder])
     key = {"estimator": scoring.estimator, **settings}
     finished = FinishedLayers(output, fingerprint=checkpoint.fingerprint, settings=key, fresh=fresh)
     with ThreadPoolExecutor(threads) as pool:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from moeits.errors import OutputError, SettingError
-from moeits.evidence import write_whole
+from moeits.files import write_whole
 from moeits.run_files import read_sweep
 
 
