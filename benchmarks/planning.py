@@ -3,7 +3,8 @@
 import numpy as np
 
 from benchmarks.measuring import seconds, spread, table
-from moeits.evidence import Evidence, LayerFacts
+from moeits.evidence import Evidence
+from moeits.experts.inventory import Inventory, LayerFacts
 from moeits.experts.layout import ExpertSizes
 from moeits.stages.plan import Planner
 
@@ -39,14 +40,16 @@ def _evidence(layers: int, experts: int, top_k: int) -> Evidence:
         upper = np.triu(rng.random((experts, experts)), 1)
         matrices[layer] = upper + upper.T
     return Evidence(
-        model_type="qwen2_moe",
-        source="random",
-        fingerprint="0",
+        inventory=Inventory(
+            model_type="qwen2_moe",
+            source="random",
+            fingerprint="0",
+            layers=dict.fromkeys(range(layers), facts),
+            other_parameters=10**9,
+            other_bytes=2 * 10**9,
+        ),
         estimator="nmi",
         settings={"diagonal": "zero"},
-        layers=dict.fromkeys(range(layers), facts),
-        other_parameters=10**9,
-        other_bytes=2 * 10**9,
         redundancy=matrices,
         floor={layer: np.full((experts, experts), 0.5) for layer in range(layers)},
     )

@@ -11,6 +11,7 @@ from benchmarks.weights import one_layer_checkpoint
 from moeits import prune
 from moeits.checkpoint.reading import Checkpoint
 from moeits.evidence import Evidence
+from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.stages.plan import plan
 
@@ -23,7 +24,7 @@ def run() -> str:
         folder = Path(scratch)
         model = one_layer_checkpoint(folder / "model", experts=EXPERTS, layers=LAYERS)
         checkpoint = Checkpoint.open(model)
-        facts = Evidence.without_scores(checkpoint, MoELayout.of(checkpoint))
+        facts = Evidence(inventory=Inventory.of(checkpoint, MoELayout.of(checkpoint)))
         for kept in (EXPERTS, EXPERTS // 2):
             made = plan(facts, criterion="random", experts_per_layer=kept)
             prune(model, plan=made, output=folder / "pruned")

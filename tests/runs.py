@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 import moeits
-from moeits.evidence import Evidence, LayerFacts
+from moeits.evidence import Evidence
+from moeits.experts.inventory import Inventory, LayerFacts
 from moeits.experts.layout import ExpertSizes
 from moeits.stages.plan import Planner
 from moeits.stages.sweep import choose_at_random, cut, parse_taus
@@ -143,14 +144,16 @@ def large_run(folder: Path, *, layers: int = 24, experts: int = 60) -> Path:
         matrices[layer] = values + values.T
     sizes = ExpertSizes(parameters=8650752, nbytes=17301504, router_parameters=2048, router_nbytes=4096)
     evidence = Evidence(
-        model_type="qwen2_moe",
-        source="Qwen/Qwen1.5-MoE-A2.7B@0123",
-        fingerprint="0" * 64,
+        inventory=Inventory(
+            model_type="qwen2_moe",
+            source="Qwen/Qwen1.5-MoE-A2.7B@0123",
+            fingerprint="0" * 64,
+            layers={i: LayerFacts(num_experts=experts, top_k=4, groups=1, sizes=sizes) for i in range(layers)},
+            other_parameters=1855748096,
+            other_bytes=3711496192,
+        ),
         estimator="nmi",
         settings={"preset": "paper", "bins": "auto", "diagonal": "zero"},
-        layers={i: LayerFacts(num_experts=experts, top_k=4, groups=1, sizes=sizes) for i in range(layers)},
-        other_parameters=1855748096,
-        other_bytes=3711496192,
         redundancy=matrices,
         floor={i: np.full((experts, experts), 0.009) * (1 - np.eye(experts)) for i in range(layers)},
     )

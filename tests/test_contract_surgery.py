@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM
 import moeits
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import PlanError
+from moeits.evidence import Evidence
 from moeits.experts.architectures import architecture_of
+from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.stages.prune import Copy, Drop, Rename, Take, fates, new_tensors
 from tests.masked import TOLERANCE, continuation, logits, routers_masked
@@ -86,7 +88,7 @@ def allowed(toy: Path, kept: Kept) -> dict[int, tuple[int, ...]]:
 def keep(toy: Path, kept: Kept, output: Path, layout: str = "auto") -> Path:
     """Prune to exactly these experts, by a plan edited by hand."""
     checkpoint = Checkpoint.open(toy)
-    evidence = moeits.Evidence.without_scores(checkpoint, MoELayout.of(checkpoint))
+    evidence = Evidence(inventory=Inventory.of(checkpoint, MoELayout.of(checkpoint)))
     made = moeits.plan(evidence, criterion="random", experts_per_layer=EXPERTS)
     edited = replace(made, kept={layer: kept[layer] for layer in made.kept}, order={})
     moeits.prune(toy, plan=edited, output=output, layout=layout)

@@ -16,6 +16,7 @@ from moeits import finished as finished_layers
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import EvidenceError, MoeitsError, OutputError
 from moeits.evidence import Evidence
+from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.files import write_whole
 from moeits.finished import FinishedLayers
@@ -76,7 +77,7 @@ def test_evidence_is_a_safetensors_file_that_anyone_can_open(tmp_path: Path) -> 
 def test_sizes_add_up_to_those_of_the_checkpoint(tmp_path: Path, model_type: str) -> None:
     toy = make_toy(tmp_path / "toy", model_type, dtype="float16")
     checkpoint = Checkpoint.open(toy)
-    facts = Evidence.without_scores(checkpoint, MoELayout.of(checkpoint))
+    facts = Inventory.of(checkpoint, MoELayout.of(checkpoint))
     tensors = read_tensors(toy).values()
     routed = [(f.num_experts, f.sizes) for f in facts.layers.values()]
     assert facts.other_parameters + sum(n * (s.parameters + s.router_parameters) for n, s in routed) == sum(
@@ -142,6 +143,15 @@ def test_rewritten_evidence_with_nothing_changed_is_evidence(tmp_path: Path) -> 
     assert_same(Evidence.load(rewritten(tmp_path)), made_up())
 
 
+LAYER: dict[str, Any] = {
+    "num_experts": 6,
+    "top_k": 2,
+    "groups": 1,
+    "sizes": {"parameters": 100, "nbytes": 200, "router_parameters": 10, "router_nbytes": 20},
+    "least_per_group": 1,
+}
+
+
 @pytest.mark.parametrize(
     "facts",
     [
@@ -151,17 +161,35 @@ def test_rewritten_evidence_with_nothing_changed_is_evidence(tmp_path: Path) -> 
         {"layers": {"first": {}}},
         {"layers": 7},
         {"fingerprint": None},
-        {"unheard_of": 1},
+        {"layers": {}},
+        {"layers": {"-1": LAYER}},
+        {"layers": {"1": {**LAYER, "top_k": 0}}},
+        {"layers": {"1": {**LAYER, "groups": 0}}},
+        {"layers": {"1": {**LAYER, "groups": 4}}},
+        {"layers": {"1": {**LAYER, "least_per_group": "two"}}},
+        {"layers": {"1": {**LAYER, "num_experts": 10**400}}},
+        {"layers": {"1": {**LAYER, "num_experts": 10**9}}},
+        {"layers": {"1": {**LAYER, "sizes": {**LAYER["sizes"], "parameters": 0}}}},
+        {"layers": {"1": {**LAYER, "sizes": {**LAYER["sizes"], "router_nbytes": -1}}}},
+        {"layers": {"1": {**LAYER, "sizes": [1, 2, 3, 4]}}},
+        {"other_bytes": 1.5},
+        {"other_parameters": -1},
+        {"other_parameters": 10**30},
+        {"settings": []},
+        {"settings": {"diagonal": []}},
+        {"settings": {"bins": 10**400}},
+        {"model_type": 7},
+        {"estimator": ["nmi"]},
     ],
     ids=str,
 )
 def test_evidence_with_broken_facts_is_a_sentence(tmp_path: Path, facts: dict[str, Any]) -> None:
-    with pytest.raises(EvidenceError, match=r"broken\.safetensors is no evidence .* Score the model again"):
+    with pytest.raises(EvidenceError, match=r"broken\.safetensors is not evidence .* Score the model again"):
         Evidence.load(rewritten(tmp_path, **facts))
 
 
 def test_evidence_of_another_format_says_so(tmp_path: Path) -> None:
-    with pytest.raises(EvidenceError, match="has format 2; this moeits reads format 1"):
+    with pytest.raises(EvidenceError, match="has format 2, and this moeits reads format 1"):
         Evidence.load(rewritten(tmp_path, format=2))
 
 
@@ -172,14 +200,47 @@ def test_evidence_of_another_format_says_so(tmp_path: Path) -> None:
 )
 def test_a_matrix_that_is_none_is_a_sentence(tmp_path: Path, matrix: np.ndarray) -> None:
     with pytest.raises(EvidenceError, match=r"layers\.2\.redundancy"):
-        Evidence.load(rewritten(tmp_path, tensors={"layers.2.redundancy": matrix}))
+        Evidence.load(rewritten(tmp_path, tensors={"layers.2.redundancy": matrix}, tensors_sha256=None))
+
+
+@pytest.mark.parametrize("value", [5.0, -0.5, 1e308])
+def test_a_redundancy_that_no_estimate_of_it_gives_is_a_sentence(tmp_path: Path, value: float) -> None:
+    impossible = made_up().redundancy[2].copy()
+    impossible[0, 1] = impossible[1, 0] = value
+    with pytest.raises(EvidenceError, match=r"layers\.2\.redundancy has entries out of range: they are from 0 to 1"):
+        Evidence.load(rewritten(tmp_path, tensors={"layers.2.redundancy": impossible}, tensors_sha256=None))
+    with pytest.raises(EvidenceError, match="symmetric with a diagonal of 0"):
+        Evidence.load(rewritten(tmp_path, tensors={"layers.2.redundancy": np.ones((6, 6))}, tensors_sha256=None))
+
+
+def test_scores_of_an_estimator_without_bounds_may_be_negative_but_not_endless(tmp_path: Path) -> None:
+    scores = np.where(np.eye(6) > 0, 0.0, -3.0)
+    path = rewritten(tmp_path, tensors={"layers.2.redundancy": scores}, tensors_sha256=None, estimator="of somebody")
+    assert (Evidence.load(path).redundancy[2] == scores).all()
+    path = rewritten(tmp_path, tensors={"layers.2.redundancy": scores * 1e300}, tensors_sha256=None, estimator="x")
+    with pytest.raises(EvidenceError, match="entries out of range"):
+        Evidence.load(path)
+
+
+def test_matrices_that_changed_places_are_noticed(tmp_path: Path) -> None:
+    evidence = made_up()
+    one, two = evidence.redundancy[1], evidence.redundancy[2]
+    swapped = {"layers.1.redundancy": two, "layers.2.redundancy": one}
+    with pytest.raises(EvidenceError, match="changed, or mixed up, after it was written"):
+        Evidence.load(rewritten(tmp_path, tensors=swapped))
+    read = Evidence.load(rewritten(tmp_path, tensors=swapped, tensors_sha256=None))
+    assert (read.redundancy[1] == two).all(), "evidence of 0.1 says nothing of its matrices"
+
+
+def test_facts_of_a_newer_moeits_are_passed_over(tmp_path: Path) -> None:
+    assert_same(Evidence.load(rewritten(tmp_path, unheard_of=1)), made_up())
 
 
 def test_a_matrix_that_is_not_symmetric_is_a_sentence(tmp_path: Path) -> None:
     lopsided = made_up().redundancy[2].copy()
     lopsided[0, 1] += 0.25
     with pytest.raises(EvidenceError, match=r"layers\.2\.redundancy"):
-        Evidence.load(rewritten(tmp_path, tensors={"layers.2.redundancy": lopsided}))
+        Evidence.load(rewritten(tmp_path, tensors={"layers.2.redundancy": lopsided}, tensors_sha256=None))
 
 
 def test_a_layer_without_its_matrix_cannot_be_planned(tmp_path: Path) -> None:
@@ -198,7 +259,7 @@ def test_a_file_that_is_no_safetensors_is_no_evidence(tmp_path: Path, content: b
 
 
 def test_a_checkpoint_is_no_evidence_and_a_missing_file_says_how_to_make_it(toy: Path, tmp_path: Path) -> None:
-    with pytest.raises(EvidenceError, match="is no evidence that moeits score wrote"):
+    with pytest.raises(EvidenceError, match="is not evidence that moeits score wrote"):
         Evidence.load(toy / "model.safetensors")
     with pytest.raises(EvidenceError, match=r"There is no evidence .* Make it with: moeits score MODEL --output"):
         Evidence.load(tmp_path / "evidence")

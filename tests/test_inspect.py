@@ -102,11 +102,21 @@ def edited(tmp_path: Path, **changes: Any) -> Path:
     return tmp_path / "edited.json"
 
 
-def test_an_edited_plan_shows_what_it_keeps_now_and_no_number_of_before(tmp_path: Path) -> None:
-    found = moeits.inspect(edited(tmp_path, kept={"0": [0, 1], "1": [0, 1, 2], "2": [5]}))
+def test_an_edited_plan_shows_what_it_keeps_now_and_the_sizes_of_that(tmp_path: Path) -> None:
+    path = edited(tmp_path, kept={"0": [0, 1], "1": [0, 1, 2], "2": [5]})
+    found = moeits.inspect(path)
+    moeits.prune(tmp_path / "toy", plan=path, output=tmp_path / "out")
+    written = moeits.inspect(tmp_path / "out")
+    assert [(row.experts_before, row.experts, row.top_k) for row in found.layers] == [(6, 2, 2), (6, 3, 2), (6, 1, 1)]
+    assert [(row.experts, row.top_k) for row in written.layers] == [(2, 2), (3, 2), (1, 1)]
+    assert (found.parameters, found.nbytes) == (written.parameters, written.nbytes)
+
+
+def test_an_edited_plan_of_0_1_shows_no_number_of_before(tmp_path: Path) -> None:
+    found = moeits.inspect(edited(tmp_path, layers={}, kept={"0": [0, 1], "1": [0, 1, 2], "2": [5]}))
     assert [row.experts for row in found.layers] == [2, 3, 1]
     assert (found.parameters, found.nbytes) == (None, None)
-    without = moeits.inspect(edited(tmp_path / "2", summary={}))
+    without = moeits.inspect(edited(tmp_path / "2", summary={}, layers={}))
     assert [row.experts_before for row in without.layers] == [None, None, None]
     assert (without.parameters, without.nbytes) == (None, None)
 

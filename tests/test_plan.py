@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeits.choosing.criteria import moeits as moeits_criterion
-from moeits.choosing.pruning_plan import PruningPlan, check_groups, even_out, summarize
+from moeits.choosing.pruning_plan import PruningPlan, check_groups, even_out
 from moeits.errors import BudgetOutOfReach, EvidenceError, PlanError, SettingError
 from moeits.evidence import Evidence
 from moeits.stages.plan import Planner, plan
@@ -172,7 +172,7 @@ def test_ties_within_and_across_layers_go_together(levels: list[int], removed: i
     evidence = toy_evidence(matrices)
     planner = Planner(evidence)
     reduction = min(removed, 10) / 12
-    reachable = planner.removed_share(planner.steps_at(-1e9))
+    reachable = planner.sizes(planner.steps_at(-1e9)).reduction
     if reachable < reduction:
         with pytest.raises(BudgetOutOfReach):
             planner.plan(reduction=reduction)
@@ -337,7 +337,7 @@ GROUPS, PER_GROUP = 3, 4
 def grouped_evidence(seed: int = 0, *, least_per_group: int = 1, **changes: Any) -> Evidence:
     evidence = random_evidence(seed, experts=GROUPS * PER_GROUP, groups=GROUPS, **changes)
     layers = {i: replace(facts, least_per_group=least_per_group) for i, facts in evidence.layers.items()}
-    return replace(evidence, layers=layers)
+    return replace(evidence, inventory=replace(evidence.inventory, layers=layers))
 
 
 def in_groups(experts: tuple[int, ...]) -> list[set[int]]:
@@ -428,11 +428,11 @@ def test_the_floor_is_of_whole_groups_that_the_router_can_work_with(
 
 def test_a_plan_by_hand_must_leave_groups_of_equal_and_sufficient_size() -> None:
     evidence = grouped_evidence(layers=1, least_per_group=2)
-    check_groups({0: (0, 3, 4, 5, 8, 11)}, evidence)
+    check_groups({0: (0, 3, 4, 5, 8, 11)}, evidence.layers)
     with pytest.raises(PlanError, match=r"layer 0 chooses among 3 groups .* this plan keeps \[2, 1, 2\]"):
-        check_groups({0: (0, 3, 4, 8, 11)}, evidence)
+        check_groups({0: (0, 3, 4, 8, 11)}, evidence.layers)
     with pytest.raises(PlanError, match="layer 0 needs 2 experts in each of its 3 groups; this plan keeps 1"):
-        check_groups({0: (0, 4, 8)}, evidence)
+        check_groups({0: (0, 4, 8)}, evidence.layers)
 
 
 def test_an_uneven_plan_is_evened_out_to_whole_groups() -> None:
@@ -440,13 +440,13 @@ def test_an_uneven_plan_is_evened_out_to_whole_groups() -> None:
     made = plan(evidence, tau=0.5)
     assert len(set(counts(made).values())) > 1
     evened = even_out(made, dict.fromkeys(made.kept, 12), groups=GROUPS)
-    check_groups(evened.kept, evidence)
+    check_groups(evened.kept, evidence.layers)
     mean = sum(counts(made).values()) // 3
     assert set(counts(evened).values()) == {mean - mean % GROUPS}
 
 
 def test_a_router_of_one_group_keeps_what_it_likes() -> None:
-    check_groups({0: (0, 1, 2)}, random_evidence(layers=1))
+    check_groups({0: (0, 1, 2)}, random_evidence(layers=1).layers)
 
 
 # ---------------------------------------------------------------------------------------------- numbers of the paper
@@ -469,7 +469,7 @@ def published(
 
 def test_qwen_at_the_papers_row_has_the_papers_numbers() -> None:
     evidence, kept = published(24, 60, 678, expert=8_650_752, hidden=2048, parameters=14_315_784_192)
-    summary = summarize(evidence, kept)
+    summary = evidence.inventory.summary({layer: len(experts) for layer, experts in kept.items()})
     assert (summary["experts_before"], summary["experts_kept"]) == (1440, 678)
     assert summary["parameters_before"] == 14_315_784_192
     assert summary["parameters_after"] == 7_722_350_592
@@ -480,13 +480,13 @@ def test_qwen_at_the_papers_row_has_the_papers_numbers() -> None:
 
 def test_a_tenth_removed_is_a_reduction_of_exactly_a_tenth() -> None:
     evidence, kept = published(24, 60, 1296, expert=100, hidden=10, parameters=1_000_000)
-    assert summarize(evidence, kept)["reduction"] == 0.1
+    assert evidence.inventory.summary({layer: len(experts) for layer, experts in kept.items()})["reduction"] == 0.1
     assert plan(random_evidence(layers=1, experts=10), reduction=0.1).summary["reduction"] == 0.1
 
 
 def test_mixtral_at_the_papers_row_has_the_papers_numbers() -> None:
     evidence, kept = published(32, 8, 146, expert=176_160_768, hidden=4096, parameters=46_702_792_704)
-    summary = summarize(evidence, kept)
+    summary = evidence.inventory.summary({layer: len(experts) for layer, experts in kept.items()})
     assert (summary["experts_before"], summary["experts_kept"]) == (256, 146)
     assert summary["parameters_after"] == 27_324_657_664
     assert round(100 * summary["reduction"], 2) == 42.97
@@ -539,6 +539,7 @@ def test_plan_json_has_the_fields_that_other_peoples_scripts_rely_on(tmp_path: P
         "kept",
         "order",
         "summary",
+        "layers",
     ]
     assert (facts["format"], facts["criterion"], facts["settings"]["tau"]) == (1, "moeits", 0.5)
     assert facts["settings"]["bins"] == "auto"
@@ -579,21 +580,69 @@ def test_a_plan_may_be_edited_by_hand(tmp_path: Path) -> None:
     assert PruningPlan.load(tmp_path / "bare.json").kept == read.kept
 
 
-@pytest.mark.parametrize("experts", [[], [2, 1], [1, 1], [-1, 2], [0, 1.5], ["0", "1"], [True, 2]])
-def test_a_kept_list_that_is_none_is_refused_with_its_layer(tmp_path: Path, experts: list[Any]) -> None:
+@pytest.mark.parametrize("experts", [[], [2, 1], [1, 1]])
+def test_a_kept_list_out_of_order_is_refused_with_its_layer(tmp_path: Path, experts: list[Any]) -> None:
     with pytest.raises(PlanError, match="kept experts of layer 1 must be different ids in ascending order"):
-        PruningPlan.load(edited(tmp_path, kept={"0": [1, 2], "1": experts}))
+        PruningPlan.load(edited(tmp_path, kept={"0": [1, 2], "1": experts, "2": [0]}))
+
+
+@pytest.mark.parametrize("experts", [[-1, 2], [0, 1.5], ["0", "1"], [True, 2], [10**400], 3])
+def test_a_kept_list_of_no_experts_is_refused_with_its_place(tmp_path: Path, experts: Any) -> None:
+    with pytest.raises(PlanError, match=r"is not a plan: .*\$\.kept"):
+        PruningPlan.load(edited(tmp_path, kept={"0": [1, 2], "1": experts, "2": [0]}))
+
+
+def test_an_edited_plan_that_keeps_experts_nobody_has_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"it keeps expert 99 of layer 1, which has 8: give ids from 0 to 7"):
+        PruningPlan.load(edited(tmp_path, kept={"0": [1], "1": [0, 99], "2": [2]}))
+    with pytest.raises(PlanError, match=r"do not have the same layers: \[2\]"):
+        PruningPlan.load(edited(tmp_path, kept={"0": [1], "1": [0]}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"summary": {"reduction": 10**400}},
+        {"order": {"0": [[1, 10**400]]}},
+        {"settings": {"tau": 10**400}},
+        {"source": "\ud800"},
+        {"criterion": 5},
+        {"layers": {"0": {"num_experts": 0}}},
+    ],
+    ids=str,
+)
+def test_numbers_and_texts_that_nothing_can_print_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(PlanError, match=r"edited\.json"):
+        PruningPlan.load(edited(tmp_path, **changes))
+
+
+def test_a_plan_of_0_1_is_read_as_before(tmp_path: Path) -> None:
+    path = edited(tmp_path)
+    old = {key: value for key, value in json.loads(path.read_text()).items() if key != "layers"}
+    path.write_text(json.dumps(old))
+    read = PruningPlan.load(path)
+    assert (read.inventory, read.experts_before()) == (None, EIGHT)
+
+
+def test_the_levels_of_a_plan_have_six_digits_and_decide_nothing(tmp_path: Path) -> None:
+    evidence = random_evidence()
+    made = plan(evidence, tau=0.5, output=tmp_path / "plan.json")
+    exact = Planner(evidence).orders[0]
+    levels = [level for _, level in made.order[0]]
+    assert levels == [float(f"{level:.6g}") for level in exact.levels[:6]]
+    assert made.kept[0] == exact.kept_after(exact.steps_at(0.5))
+    assert PruningPlan.load(tmp_path / "plan.json") == made
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"format": 2}, "it has format 2; this moeits reads format 1"),
-        ({"kept": [1, 2]}, "is no plan"),
-        ({"kept": {"first": [1]}}, "is no plan"),
-        ({"kept": {"0": 5}}, "is no plan"),
-        ({"order": {"0": [3]}}, "is no plan"),
-        ({"settings": 5}, "is no plan"),
+        ({"format": 2}, "it has format 2, and this moeits reads format 1"),
+        ({"kept": [1, 2]}, "is not a plan"),
+        ({"kept": {"first": [1]}}, "is not a plan"),
+        ({"kept": {"0": 5}}, "is not a plan"),
+        ({"order": {"0": [3]}}, "is not a plan"),
+        ({"settings": 5}, "is not a plan"),
     ],
 )
 def test_a_broken_plan_is_a_sentence_that_names_the_file(tmp_path: Path, changes: Any, sentence: str) -> None:

@@ -18,7 +18,9 @@ import moeits
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import CheckpointError, PlanError
+from moeits.evidence import Evidence
 from moeits.experts import architectures
+from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.stages.prune import fates
 from tests.toys import (
@@ -40,7 +42,7 @@ def file_hashes(folder: Path) -> dict[str, str]:
 
 def plan_keeping(model: Path, kept: Mapping[int, tuple[int, ...]]) -> PruningPlan:
     """A plan as edited by hand: exactly these experts."""
-    evidence = moeits.Evidence.without_scores(Checkpoint.open(model), MoELayout.of(Checkpoint.open(model)))
+    evidence = Evidence(inventory=Inventory.of(Checkpoint.open(model), MoELayout.of(Checkpoint.open(model))))
     made = moeits.plan(evidence, criterion="random", experts_per_layer=EXPERTS)
     return replace(made, kept={layer: kept[layer] for layer in made.kept}, order={})
 

@@ -169,7 +169,7 @@ def test_a_folder_with_a_plan_alone_is_a_run(toy: Path, tmp_path: Path) -> None:
             lambda run: write(point_of(run) / "footprint.json", {}),
             r"footprint.json .*missing .*`parameters`",
         ),
-        (lambda run: write(point_of(run) / "plan.json", {}), r"plan.json is no plan"),
+        (lambda run: write(point_of(run) / "plan.json", {}), r"plan.json is not a plan"),
         (
             lambda run: edit(point_of(run) / "unhealed.json", tasks={"a": 1}),
             r"expected `object`, got `int` - at `\$.tasks",
@@ -179,7 +179,7 @@ def test_a_folder_with_a_plan_alone_is_a_run(toy: Path, tmp_path: Path) -> None:
             r"missing .*`num_fewshot` \(within tasks.a\)",
         ),
         (lambda run: edit(point_of(run) / "plan.json", fingerprint="other"), r"plan.json is of another checkpoint"),
-        (lambda run: edit(point_of(run) / "plan.json", kept={"0": [1, 2]}), r"plan.json keeps experts in 1 layers"),
+        (lambda run: edit(point_of(run) / "plan.json", kept={"0": [1, 2]}), r"do not have the same layers: \[1, 2\]"),
         (lambda run: without_evidence(run), r"plan.json has no experts_before in its summary"),
     ],
 )

@@ -210,7 +210,7 @@ def test_evidence_says_how_it_was_made_defaults_included(toy: Path) -> None:
     assert (facts.sizes.parameters, facts.sizes.nbytes) == (3 * 384, 2 * 3 * 384)
     assert (facts.sizes.router_parameters, facts.sizes.router_nbytes) == (32, 64)
     total = sum(tensor.size for tensor in read_tensors(toy).values())
-    assert evidence.other_parameters == total - 3 * 6 * (3 * 384 + 32)
+    assert evidence.inventory.other_parameters == total - 3 * 6 * (3 * 384 + 32)
 
 
 def test_scoring_twice_gives_the_same_bytes_and_leaves_the_source_alone(toy: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ expert to expert, so that redundancies have a spread and an order.
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from moeits.checkpoint.reading import Checkpoint
-from moeits.evidence import Evidence, LayerFacts
+from moeits.evidence import Evidence
 from moeits.experts.architectures import ARCHITECTURES, architecture_of
+from moeits.experts.inventory import Inventory, LayerFacts
 from moeits.experts.layout import ExpertSizes, MoELayout
 from tests.stock import loaded_state, stock
 
@@ -271,7 +273,7 @@ def toy_evidence(
         router_parameters=router_row,
         router_nbytes=router_row * bytes_per_parameter,
     )
-    facts = {
+    facts: dict[str, Any] = {
         "model_type": "qwen2_moe",
         "source": "toy",
         "fingerprint": "0" * 64,
@@ -286,7 +288,9 @@ def toy_evidence(
         "redundancy": redundancy,
         "floor": {} if floor is None else floor,
     }
-    return Evidence(**{**facts, **changes})
+    facts |= changes
+    inventory = Inventory(**{each.name: facts.pop(each.name) for each in fields(Inventory)})
+    return Evidence(inventory=inventory, **facts)
 
 
 def random_redundancy(rng: np.random.Generator, experts: int) -> np.ndarray:

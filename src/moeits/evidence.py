@@ -1,18 +1,20 @@
 """What scoring found: one redundancy matrix per MoE layer, with all that planning needs to know of the checkpoint."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
 
-from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import EvidenceError
-from moeits.experts.layout import ExpertSizes, MoELayout
+from moeits.experts.inventory import Inventory, LayerFacts
 from moeits.files import write_whole
+from moeits.signals import ESTIMATORS
+from moeits.typed_json import Count, NotOfItsType, decode_typed
 
 FORMAT = 1
 
@@ -21,56 +23,32 @@ NOISE_MARGIN = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerFacts:
-    """What planning needs to know of one MoE layer."""
-
-    num_experts: int
-    top_k: int
-    groups: int
-    """Groups of experts that limit the choice of the router; 1 where nothing does."""
-    sizes: ExpertSizes
-    least_per_group: int = 1
-    """Experts without which a group, and with it the router, does not work."""
-
-    def floor(self, min_experts: int | None = None) -> int:
-        """The fewest experts that the layer may keep: `min_experts`, by default top_k, as whole groups."""
-        per_group = max(ceil((min_experts or self.top_k) / self.groups), self.least_per_group)
-        return min(per_group * self.groups, self.num_experts)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Redundancy matrices of a checkpoint, and its sizes; read and written as one small safetensors file."""
+    """What is known of the experts of a checkpoint; read and written as one small safetensors file."""
 
-    model_type: str
-    source: str
-    fingerprint: str
-    estimator: str
-    settings: Mapping[str, Any]
-    layers: Mapping[int, LayerFacts]
-    other_parameters: int
-    """Parameters of everything but routed experts and their router rows."""
-    other_bytes: int
+    inventory: Inventory
+    estimator: str = "none"
+    settings: Mapping[str, Any] = field(default_factory=dict)
     redundancy: Mapping[int, np.ndarray] = field(default_factory=dict)
     """Decoder layer -> (E, E) float64, symmetric, diagonal 0. Empty for a criterion that needs no scores."""
     floor: Mapping[int, np.ndarray] = field(default_factory=dict)
     """Decoder layer -> (E, E) float64: the redundancy expected if the experts were independent."""
 
-    @classmethod
-    def without_scores(cls, checkpoint: Checkpoint, layout: MoELayout) -> "Evidence":
-        """The facts of a checkpoint alone, without its scores: all that a random choice needs."""
-        layers = layer_facts(layout)
-        routed = [(f.num_experts, f.sizes) for f in layers.values()]
-        return cls(
-            model_type=layout.architecture.model_type,
-            source=checkpoint.source,
-            fingerprint=checkpoint.fingerprint,
-            estimator="none",
-            settings={},
-            layers=layers,
-            other_parameters=checkpoint.parameters - sum(n * (s.parameters + s.router_parameters) for n, s in routed),
-            other_bytes=checkpoint.nbytes - sum(n * (s.nbytes + s.router_nbytes) for n, s in routed),
-        )
+    @property
+    def layers(self) -> Mapping[int, LayerFacts]:
+        return self.inventory.layers
+
+    @property
+    def source(self) -> str:
+        return self.inventory.source
+
+    @property
+    def model_type(self) -> str:
+        return self.inventory.model_type
+
+    @property
+    def fingerprint(self) -> str:
+        return self.inventory.fingerprint
 
     def above_noise(self) -> dict[str, Any]:
         """How far each layer's redundancy stands above the noise floor, what independent weights would show."""
@@ -116,62 +94,129 @@ class Evidence:
             "estimator": self.estimator,
             "settings": dict(self.settings),
             "layers": {str(i): asdict(facts) for i, facts in self.layers.items()},
-            "other_parameters": self.other_parameters,
-            "other_bytes": self.other_bytes,
+            "other_parameters": self.inventory.other_parameters,
+            "other_bytes": self.inventory.other_bytes,
+            "tensors_sha256": _sha256(tensors),
         }
         write_whole(path, save(tensors, metadata={"moeits": json.dumps(facts)}))
 
     @classmethod
     def load(cls, path: str | Path) -> "Evidence":
-        """Read evidence back. Raises EvidenceError if the file is not evidence, or of a newer format."""
+        """Read evidence back. Raises EvidenceError if the file is not evidence, of a newer format, or was changed."""
         from safetensors import SafetensorError, safe_open
 
         try:
             with safe_open(path, framework="numpy") as file:
-                facts = json.loads((file.metadata() or {})["moeits"])
+                metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            if facts["format"] != FORMAT:
-                raise EvidenceError(f"{path} has format {facts['format']}; this moeits reads format {FORMAT}.")
-            return cls._from_facts(facts, tensors)
-        except EvidenceError:
-            raise
         except FileNotFoundError:
             raise EvidenceError(
                 f"There is no evidence {path}. Make it with: moeits score MODEL --output {path}"
             ) from None
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        # What safetensors makes of a dtype that NumPy has not is anything, a TypeError or an AttributeError among it.
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+            raise EvidenceError(f"{path} cannot be read: {_line(error)}. Score the model again.") from None
+        try:
+            return _decoded(metadata, tensors)
+        except NotOfItsType as error:
             raise EvidenceError(
-                f"{path} is no evidence that moeits score wrote ({error}). Score the model again."
+                f"{path} is not evidence that moeits score wrote: {error}. Score the model again."
             ) from None
 
-    @classmethod
-    def _from_facts(cls, facts: dict[str, Any], tensors: Mapping[str, np.ndarray]) -> "Evidence":
-        facts.pop("format")
-        layers = {
-            int(i): LayerFacts(**{**layer, "sizes": ExpertSizes(**layer["sizes"])})
-            for i, layer in facts.pop("layers").items()
-        }
 
-        def matrices(kind: str) -> dict[int, np.ndarray]:
-            found = {i: tensors[f"layers.{i}.{kind}"] for i in layers if f"layers.{i}.{kind}" in tensors}
-            for i, matrix in found.items():
-                size = layers[i].num_experts
-                if matrix.shape != (size, size) or not np.isfinite(matrix).all() or (matrix != matrix.T).any():
-                    raise ValueError(f"layers.{i}.{kind} is no symmetric matrix of {size} x {size} numbers")
-            return found
-
-        return cls(**facts, layers=layers, redundancy=matrices("redundancy"), floor=matrices("floor"))
+def _line(error: Exception) -> str:
+    return (str(error).partition("\n")[0] or type(error).__name__)[:120].rstrip(".")
 
 
-def layer_facts(layout: MoELayout) -> dict[int, LayerFacts]:
-    """What planning needs to know of each MoE layer of a checkpoint, read off its headers."""
-    return {
-        i: LayerFacts(
-            num_experts=moe.num_experts,
-            top_k=moe.top_k,
-            groups=moe.groups,
-            sizes=moe.sizes,
-            least_per_group=moe.least_per_group,
-        )
-        for i, moe in layout.layers.items()
-    }
+def _sha256(tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of all matrices with their names, so that what was changed or mixed up afterwards is noticed."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape} ".encode())
+        digest.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return digest.hexdigest()
+
+
+_Scalar = str | bool | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | float | None
+_Layer = Annotated[int, Meta(ge=0, le=2**31)]
+
+
+class _Facts(Struct):
+    """Metadata `moeits` of evidence."""
+
+    format: int
+    model_type: str
+    source: str
+    fingerprint: str
+    estimator: str
+    settings: dict[str, _Scalar | dict[str, _Scalar] | list[_Scalar]]
+    layers: dict[_Layer, LayerFacts]
+    other_parameters: Count
+    other_bytes: Count
+    tensors_sha256: str | None = None
+    """None in evidence of 0.1."""
+
+
+def _decoded(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> Evidence:
+    """Raises NotOfItsType."""
+    if "moeits" not in metadata:
+        raise NotOfItsType("it says nothing of itself")
+    facts = decode_typed(metadata["moeits"], _Facts)
+    if facts.format != FORMAT:
+        raise NotOfItsType(f"it has format {facts.format}, and this moeits reads format {FORMAT}")
+    if facts.settings.get("diagonal", "zero") not in ("zero", "excluded"):
+        raise NotOfItsType("its diagonal is neither zero nor excluded")
+    if not facts.layers:
+        raise NotOfItsType("it has no layers")
+    for i, layer in facts.layers.items():
+        if wrong := layer.contradiction():
+            raise NotOfItsType(f"of layer {i} it says that {wrong}")
+    inventory = Inventory(
+        model_type=facts.model_type,
+        source=facts.source,
+        fingerprint=facts.fingerprint,
+        layers=facts.layers,
+        other_parameters=facts.other_parameters,
+        other_bytes=facts.other_bytes,
+    )
+    if facts.tensors_sha256 not in (None, _sha256(tensors)):
+        raise NotOfItsType("its matrices were changed, or mixed up, after it was written")
+    low, high = _bounds_of(facts.estimator)
+    return Evidence(
+        inventory=inventory,
+        estimator=facts.estimator,
+        settings=facts.settings,
+        redundancy=_matrices("redundancy", inventory, tensors, low, high),
+        floor=_matrices("floor", inventory, tensors, -MOST, MOST),
+    )
+
+
+# Scores beyond this measure nothing, and their sums overflow.
+MOST = 1e100
+
+
+def _bounds_of(estimator: str) -> tuple[float, float]:
+    """Between which numbers its scores lie."""
+    known = next((each for each in ESTIMATORS if each.name == estimator), None)
+    return getattr(known, "bounds", (-MOST, MOST))
+
+
+def _matrices(
+    kind: str, inventory: Inventory, tensors: Mapping[str, np.ndarray], low: float, high: float
+) -> dict[int, np.ndarray]:
+    """The (E, E) matrices of a kind, each symmetric with a diagonal of 0 and entries of that range."""
+    matrices = {}
+    for i, facts in inventory.layers.items():
+        name, size = f"layers.{i}.{kind}", facts.num_experts
+        if name not in tensors:
+            continue
+        matrix = tensors[name]
+        if matrix.dtype.kind != "f" or matrix.shape != (size, size) or not np.isfinite(matrix).all():
+            raise NotOfItsType(f"{name} is not a matrix of {size} x {size} numbers")
+        if (matrix != matrix.T).any() or np.diagonal(matrix).any():
+            raise NotOfItsType(f"{name} is not symmetric with a diagonal of 0")
+        # What is 1 may have been summed up to a little more.
+        if matrix.min(initial=0) < low - 1e-9 or matrix.max(initial=0) > high + 1e-9:
+            raise NotOfItsType(f"{name} has entries out of range: they are from {low:g} to {high:g}")
+        matrices[i] = matrix.astype(np.float64)
+    return matrices

@@ -2,18 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from math import isfinite
+from math import lcm
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
 
 from moeits.choosing.elimination import steps_to
 from moeits.errors import PlanError
-from moeits.evidence import Evidence
-from moeits.experts.layout import ExpertSizes
+from moeits.experts.inventory import MOST_EXPERTS, Inventory, LayerFacts
 from moeits.files import write_whole
+from moeits.typed_json import NotOfItsType, convert_typed, read_typed
 
 FORMAT = 1
 
@@ -32,6 +34,8 @@ class PruningPlan:
     order: Mapping[int, tuple[tuple[int, float | None], ...]] = field(default_factory=dict)
     """Decoder layer -> (expert, level) in the order of removal, to the floor; level None where there is none."""
     summary: Mapping[str, Any] = field(default_factory=dict)
+    layers: Mapping[int, LayerFacts] = field(default_factory=dict)
+    """What each layer was before; empty in a plan of 0.1, which did not say."""
 
     def facts(self) -> dict[str, Any]:
         """The plan as the JSON value that plan.json holds."""
@@ -45,6 +49,7 @@ class PruningPlan:
             "kept": {str(layer): list(experts) for layer, experts in self.kept.items()},
             "order": {str(layer): [list(step) for step in steps] for layer, steps in self.order.items()},
             "summary": dict(self.summary),
+            **({"layers": {str(layer): asdict(facts) for layer, facts in self.layers.items()}} if self.layers else {}),
         }
 
     def to_json(self) -> str:
@@ -64,42 +69,61 @@ class PruningPlan:
     @classmethod
     def load(cls, path: str | Path) -> "PruningPlan":
         """Read a plan, as written or as edited by hand. Raises PlanError with what is wrong in it."""
+        stored = read_typed(
+            path,
+            _Stored,
+            error=PlanError,
+            what="a plan",
+            remedy="Make it again with moeits plan.",
+            missing=f"There is no plan {path}. Make one with: moeits plan EVIDENCE --output {path}",
+            format=FORMAT,
+        )
         try:
-            value = json.loads(Path(path).read_text(encoding="utf-8"))
-            return cls._from_json(value)
-        except FileNotFoundError:
-            raise PlanError(f"There is no plan {path}. Make one with: moeits plan EVIDENCE --output {path}") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise PlanError(f"{path} cannot be read as JSON: {error}.") from None
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, PlanError):
-                raise PlanError(f"{path}: {error}") from None
-            raise PlanError(f"{path} is no plan: {type(error).__name__} {error}.") from None
-
-    @classmethod
-    def _from_json(cls, value: dict[str, Any]) -> "PruningPlan":
-        if value["format"] != FORMAT:
-            raise PlanError(f"it has format {value['format']}; this moeits reads format {FORMAT}.")
-        kept = {int(layer): tuple(experts) for layer, experts in value["kept"].items()}
-        for layer, experts in kept.items():
-            ids = all(type(expert) is int and expert >= 0 for expert in experts)
-            if not experts or not ids or list(experts) != sorted(set(experts)):
-                raise PlanError(
-                    f"kept experts of layer {layer} must be different ids in ascending order, at least one."
-                )
+            convert_typed(stored.summary, _Summary)
+            _check_kept(stored.kept, stored.layers)
+        except (NotOfItsType, PlanError) as error:
+            raise PlanError(f"{path}: {str(error).rstrip('.')}.") from None
         return cls(
-            model_type=str(value["model_type"]),
-            source=str(value["source"]),
-            fingerprint=str(value["fingerprint"]),
-            criterion=str(value["criterion"]),
-            settings=dict(value["settings"]),
-            kept=kept,
-            order={int(layer): _read_steps(layer, steps) for layer, steps in value.get("order", {}).items()},
-            summary=_read_summary(value.get("summary", {})),
+            model_type=stored.model_type,
+            source=stored.source,
+            fingerprint=stored.fingerprint,
+            criterion=stored.criterion,
+            settings=stored.settings,
+            kept={layer: tuple(experts) for layer, experts in stored.kept.items()},
+            order={layer: tuple(steps) for layer, steps in stored.order.items()},
+            summary=stored.summary,
+            layers=stored.layers,
+        )
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """How many experts each layer keeps."""
+        return {layer: len(experts) for layer, experts in self.kept.items()}
+
+    @property
+    def inventory(self) -> Inventory | None:
+        """The checkpoint that it was made for, as far as it tells: None for an edited plan of 0.1."""
+        if not self.layers or not {"parameters_before", "bytes_before"} <= self.summary.keys():
+            return None
+        others = [int(self.summary["parameters_before"]), int(self.summary["bytes_before"])]
+        for facts in self.layers.values():
+            others[0] -= facts.num_experts * (facts.sizes.parameters + facts.sizes.router_parameters)
+            others[1] -= facts.num_experts * (facts.sizes.nbytes + facts.sizes.router_nbytes)
+        if min(others) < 0:
+            return None
+        return Inventory(
+            model_type=self.model_type,
+            source=self.source,
+            fingerprint=self.fingerprint,
+            layers=self.layers,
+            other_parameters=others[0],
+            other_bytes=others[1],
         )
 
     def experts_before(self) -> dict[int, int] | None:
         """How many experts each layer had, as far as this plan tells: None if it was edited so that nobody knows."""
+        if self.layers:
+            return {layer: facts.num_experts for layer, facts in self.layers.items()}
         seen = {
             layer: {*kept, *(expert for expert, _ in self.order.get(layer, ()))} for layer, kept in self.kept.items()
         }
@@ -114,60 +138,87 @@ class PruningPlan:
         )
 
 
-def _read_steps(layer: str, steps: Any) -> tuple[tuple[int, float | None], ...]:
-    """One layer of `order`: pairs of an expert and its level. Raises PlanError."""
-    read = tuple((expert, level) for expert, level in steps)
-    for expert, level in read:
-        if type(expert) is not int or expert < 0 or not (level is None or _is_number(level)):
+_Scalar = str | bool | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | float | None
+_Expert = Annotated[int, Meta(ge=0, lt=MOST_EXPERTS)]
+_Layer = Annotated[int, Meta(ge=0, le=2**31)]
+_Positive = Annotated[float, Meta(ge=0, le=2**63)]
+_Flat = dict[str, _Scalar | list[_Scalar]]
+
+
+class _Stored(Struct):
+    """plan.json."""
+
+    format: int
+    model_type: str
+    source: str
+    fingerprint: str
+    criterion: str
+    settings: dict[str, _Scalar | list[_Scalar] | _Flat]
+    kept: dict[_Layer, list[_Expert]]
+    order: dict[_Layer, list[tuple[_Expert, float | None]]] = {}
+    summary: dict[str, _Scalar | list[_Scalar] | dict[str, _Scalar | list[_Scalar] | _Flat]] = {}
+    layers: dict[_Layer, LayerFacts] = {}
+
+
+class _Summary(Struct):
+    """What is used of `summary` by name."""
+
+    experts_before: _Positive = 0
+    experts_kept: _Positive = 0
+    parameters_before: _Positive = 0
+    parameters_after: _Positive = 0
+    bytes_before: _Positive = 0
+    bytes_after: _Positive = 0
+    reduction: _Positive = 0
+    reduction_of_all: _Positive = 0
+    floored_layers: list[_Layer] = []
+    layers_on_noise_floor: list[_Layer] = []
+
+
+def _check_kept(kept: Mapping[int, Sequence[int]], layers: Mapping[int, LayerFacts]) -> None:
+    """The experts that are kept are experts. Raises PlanError."""
+    if not kept:
+        raise PlanError("it keeps nothing: `kept` has no layers")
+    for layer, experts in kept.items():
+        if not experts or list(experts) != sorted(set(experts)):
+            raise PlanError(f"kept experts of layer {layer} must be different ids in ascending order, at least one")
+    if not layers:
+        return
+    if differing := sorted(set(kept) ^ set(layers)):
+        raise PlanError(f"`kept` and `layers` do not have the same layers: {differing[:5]}")
+    for layer, facts in layers.items():
+        if wrong := facts.contradiction():
+            raise PlanError(f"of layer {layer} it says that {wrong}")
+        if kept[layer][-1] >= facts.num_experts:
             raise PlanError(
-                f"the order of layer {layer} must be pairs of an expert and a number, not {[expert, level]}."
+                f"it keeps expert {kept[layer][-1]} of layer {layer}, which has {facts.num_experts}: "
+                f"give ids from 0 to {facts.num_experts - 1}"
             )
-    return read
 
 
-def _read_summary(summary: Any) -> dict[str, Any]:
-    """`summary`, in which what is used by name is of its kind. Raises PlanError."""
-    read = dict(summary)
-    for name in _NUMBERS & read.keys():
-        if not _is_number(read[name]) or read[name] < 0:
-            raise PlanError(f"summary.{name} must be a number from 0 on, not {read[name]!r}.")
-    for name in _LAYERS & read.keys():
-        if not isinstance(read[name], list) or not all(type(layer) is int for layer in read[name]):
-            raise PlanError(f"summary.{name} must be a list of layers, not {read[name]!r}.")
-    return read
+def fit(plan: PruningPlan, inventory: Inventory, layout: str) -> PruningPlan:
+    """The plan as it is carried out on a checkpoint: evened out if the layout asks for it, with the sizes that it has.
 
-
-_NUMBERS = {f"{what}_{when}" for what in ("parameters", "bytes") for when in ("before", "after")}
-_NUMBERS |= {"experts_before", "experts_kept", "reduction", "reduction_of_all"}
-_LAYERS = {"floored_layers", "layers_on_noise_floor"}
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in {int, float} and isfinite(value)
-
-
-def summarize(evidence: Evidence, kept: Mapping[int, Sequence[int]]) -> dict[str, Any]:
-    """Sizes before and after: experts, parameters, bytes, and the removed shares (method.md, section 2)."""
-    layers = evidence.layers
-
-    def routed(count: Mapping[int, int], of: Callable[[ExpertSizes], int]) -> int:
-        return sum(count[layer] * of(facts.sizes) for layer, facts in layers.items())
-
-    before = {layer: facts.num_experts for layer, facts in layers.items()}
-    after = {layer: len(experts) for layer, experts in kept.items()}
-    all_before = evidence.other_parameters + routed(before, lambda size: size.parameters + size.router_parameters)
-    all_after = evidence.other_parameters + routed(after, lambda size: size.parameters + size.router_parameters)
-    routed_before, routed_after = (routed(count, lambda size: size.parameters) for count in (before, after))
-    return {
-        "experts_before": sum(before.values()),
-        "experts_kept": sum(after.values()),
-        "parameters_before": all_before,
-        "parameters_after": all_after,
-        "bytes_before": evidence.other_bytes + routed(before, lambda size: size.nbytes + size.router_nbytes),
-        "bytes_after": evidence.other_bytes + routed(after, lambda size: size.nbytes + size.router_nbytes),
-        "reduction": (routed_before - routed_after) / routed_before,
-        "reduction_of_all": (all_before - all_after) / all_before,
-    }
+    A plan that was made for another copy or form of the model becomes one for this. Of another form it says which.
+    Raises PlanError where the checkpoint cannot keep what the plan keeps.
+    """
+    settings = dict(plan.settings)
+    if plan.fingerprint != inventory.fingerprint:
+        settings["planned_for"] = plan.source
+    plan = replace(plan, source=inventory.source, fingerprint=inventory.fingerprint, settings=settings)
+    if layout == "uniform" and len(set(plan.counts.values())) > 1:
+        groups = lcm(*(facts.groups for facts in inventory.layers.values()))
+        plan = even_out(plan, inventory.num_experts, groups=groups)
+    check_groups(plan.kept, inventory.layers)
+    summary = {**plan.summary, **inventory.summary(plan.counts)}
+    if "floored_layers" in summary:  # of these an edit may have lifted some from their floor
+        at_floor = [
+            layer
+            for layer, count in plan.counts.items()
+            if count + len(plan.order.get(layer, ())) == inventory.layers[layer].num_experts
+        ]
+        summary["floored_layers"] = [layer for layer in summary["floored_layers"] if layer in at_floor]
+    return replace(plan, summary=summary, layers=inventory.layers)
 
 
 def even_out(plan: PruningPlan, num_experts: Mapping[int, int], *, groups: int = 1) -> PruningPlan:
@@ -201,10 +252,10 @@ def even_out(plan: PruningPlan, num_experts: Mapping[int, int], *, groups: int =
     return replace(plan, kept=kept, settings={**plan.settings, "layout": "uniform"})
 
 
-def check_groups(kept: Mapping[int, Sequence[int]], evidence: Evidence) -> None:
+def check_groups(kept: Mapping[int, Sequence[int]], layers: Mapping[int, LayerFacts]) -> None:
     """Each group of a router keeps as many experts as the others, and as many as it needs. Raises PlanError."""
     for layer, experts in kept.items():
-        facts = evidence.layers[layer]
+        facts = layers[layer]
         size = facts.num_experts // facts.groups
         per_group = [sum(expert // size == group for expert in experts) for group in range(facts.groups)]
         if len(set(per_group)) > 1:

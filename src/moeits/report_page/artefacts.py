@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from moeits.choosing.pruning_plan import PruningPlan, summarize
+from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import EvaluationError
 from moeits.evaluation.results import Results
 from moeits.evidence import Evidence
@@ -190,7 +190,7 @@ class _Reader:
     def _summary(self, path: Path, plan: PruningPlan) -> dict[str, Any]:
         """Sizes of what the plan keeps: counted anew if there is evidence, for `kept` may have been edited."""
         if self.evidence and set(self.evidence.layers) == set(plan.kept):
-            return {**plan.summary, **summarize(self.evidence, plan.kept)}
+            return {**plan.summary, **self.evidence.inventory.summary(plan.counts)}
         missing = [key for key in SIZES if not isinstance(plan.summary.get(key), int | float)]
         if missing:
             raise EvaluationError(

@@ -30,7 +30,7 @@ class Removal:
             evidence=evidence,
             orders={layer: elimination_order(criterion, evidence, layer, rng) for layer in evidence.layers},
             most_steps={
-                layer: facts.num_experts - facts.floor(min_experts) for layer, facts in evidence.layers.items()
+                layer: facts.num_experts - facts.fewest_experts(min_experts) for layer, facts in evidence.layers.items()
             },
         )
 
@@ -43,11 +43,7 @@ class Removal:
 
     def parameters_at(self, tau: float) -> int:
         """Parameters of the whole model left at a tau."""
-        kept = self.kept_at(tau)
-        return self.evidence.other_parameters + sum(
-            kept[layer] * (facts.sizes.parameters + facts.sizes.router_parameters)
-            for layer, facts in self.evidence.layers.items()
-        )
+        return self.evidence.inventory.sizes(self.kept_at(tau)).parameters
 
     def critical_taus(self, layer: int) -> list[float]:
         """For each step of a layer, down to its floor, the tau below which it is taken; falling."""
@@ -64,8 +60,8 @@ class Removal:
     def facts(self) -> dict[str, Any]:
         """All that the page needs to cut the orders itself."""
         return {
-            "other_parameters": self.evidence.other_parameters,
-            "other_bytes": self.evidence.other_bytes,
+            "other_parameters": self.evidence.inventory.other_parameters,
+            "other_bytes": self.evidence.inventory.other_bytes,
             "layers": [self._layer(layer) for layer in self.orders],
         }
 

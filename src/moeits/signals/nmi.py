@@ -38,6 +38,7 @@ class NMI:
     """
 
     name: ClassVar[str] = "nmi"
+    bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
     def __init__(self, *, bins: str | int = "auto") -> None:
         self.bins = _checked_bins(bins)

@@ -9,7 +9,7 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.choosing.settings import share
 from moeits.errors import BudgetOutOfReach, SettingError
-from moeits.evidence import LayerFacts, layer_facts
+from moeits.experts.inventory import Inventory, LayerFacts
 from moeits.experts.layout import MoELayout
 from moeits.sizes import format_size, parse_size
 
@@ -23,7 +23,7 @@ class LayerRow:
     experts_before: int | None = None
     """Of a plan: how many experts the layer has now; None if an edited plan does not tell."""
     top_k: int | None = None
-    """Of a checkpoint; a plan does not know it."""
+    """Of a plan: what is left of it, where fewer experts stay; None if it does not say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def inspect(
         return _inspect_plan(PruningPlan.load(path))
     checkpoint = Checkpoint.look_at(path, revision=revision)
     layout = MoELayout.of(checkpoint)
-    facts = layer_facts(layout)
+    facts = Inventory.of(checkpoint, layout, fingerprint="").layers  # no tensor is read
     storages = {"per-expert" if moe.experts else "fused" for moe in layout.layers.values()}
     budget, experts, nbytes = _budget(facts, checkpoint.nbytes, reduction, max_size)
     return Inspection(
@@ -95,15 +95,16 @@ def inspect(
 
 def _inspect_plan(plan: PruningPlan) -> Inspection:
     before = plan.experts_before() or {}
-    # The sizes are of the plan as it was made. Once edited, it keeps another number, and only a checkpoint knows more.
-    known = plan.summary if plan.summary.get("experts_kept") == sum(map(len, plan.kept.values())) else {}
+    known = _sizes_of(plan)
+    top_k = {layer: min(facts.top_k, plan.counts[layer]) for layer, facts in plan.layers.items()}
     return Inspection(
         kind="plan",
         source=plan.source,
         model_type=plan.model_type,
         fingerprint=plan.fingerprint,
         layers=tuple(
-            LayerRow(layer=i, experts=len(kept), experts_before=before.get(i)) for i, kept in plan.kept.items()
+            LayerRow(layer=i, experts=count, experts_before=before.get(i), top_k=top_k.get(i))
+            for i, count in plan.counts.items()
         ),
         parameters=known.get("parameters_after"),
         nbytes=known.get("bytes_after"),
@@ -111,6 +112,13 @@ def _inspect_plan(plan: PruningPlan) -> Inspection:
         shards=None,
         storage=None,
     )
+
+
+def _sizes_of(plan: PruningPlan) -> Mapping[str, int]:
+    """Sizes of what a plan keeps, edited or not; of an edited plan of 0.1 only a checkpoint knows them."""
+    if plan.inventory:
+        return plan.inventory.summary(plan.counts)
+    return plan.summary if plan.summary.get("experts_kept") == sum(plan.counts.values()) else {}
 
 
 def _budget(
@@ -125,7 +133,7 @@ def _budget(
     if reduction is not None and max_size is not None:
         raise SettingError("Give either --reduction or --max-size.")
     before = sum(layer.num_experts for layer in facts.values())
-    least = sum(layer.floor() for layer in facts.values())
+    least = sum(layer.fewest_experts() for layer in facts.values())
     groups = gcd(*(layer.groups for layer in facts.values()))
     sizes = [layer.sizes for layer in facts.values()]
     each = max(size.nbytes + size.router_nbytes for size in sizes)

@@ -9,10 +9,11 @@ import numpy as np
 
 from moeits.choosing.criteria import Criterion, criterion_named, elimination_order
 from moeits.choosing.elimination import EliminationOrder
-from moeits.choosing.pruning_plan import PruningPlan, check_groups, summarize
+from moeits.choosing.pruning_plan import PruningPlan, check_groups
 from moeits.choosing.settings import Budget, Choice, finite, share
 from moeits.errors import BudgetOutOfReach, PlanError
-from moeits.evidence import Evidence, LayerFacts
+from moeits.evidence import Evidence
+from moeits.experts.inventory import LayerFacts, Sizes
 from moeits.files import check_file_output
 from moeits.settings import with_settings
 from moeits.sizes import format_size, parse_size
@@ -44,6 +45,9 @@ def plan(
     return made
 
 
+_LARGEST_TAU = 1e100
+
+
 class Planner:
     """The elimination orders of all layers, made once; every budget is then a cut of them.
 
@@ -63,7 +67,7 @@ class Planner:
         self.most_steps = {layer: facts.num_experts - self._floor(layer) for layer, facts in evidence.layers.items()}
 
     def _floor(self, layer: int) -> int:
-        return self.evidence.layers[layer].floor(self.min_experts)
+        return self.evidence.layers[layer].fewest_experts(self.min_experts)
 
     @with_settings
     def plan(self, *, budget: Budget) -> PruningPlan:
@@ -90,41 +94,34 @@ class Planner:
         """How many experts of each layer go at this tau, floors obeyed."""
         return {layer: min(steps, self.most_steps[layer]) for layer, steps in self._wanted_at(tau).items()}
 
-    def removed_share(self, steps: Mapping[int, int]) -> float:
-        """P(down): removed routed-expert parameters as a share of all routed-expert parameters."""
-        removed = sum(n * self.evidence.layers[layer].sizes.parameters for layer, n in steps.items())
-        return removed / sum(f.num_experts * f.sizes.parameters for f in self.evidence.layers.values())
-
-    def bytes_after(self, steps: Mapping[int, int]) -> int:
-        """Bytes of tensors left, headers not counted."""
-        return self.evidence.other_bytes + sum(
-            (facts.num_experts - steps[layer]) * (facts.sizes.nbytes + facts.sizes.router_nbytes)
-            for layer, facts in self.evidence.layers.items()
-        )
+    def sizes(self, steps: Mapping[int, int]) -> Sizes:
+        """What is left when so many experts of each layer are gone."""
+        inventory = self.evidence.inventory
+        return inventory.sizes({layer: count - steps[layer] for layer, count in inventory.num_experts.items()})
 
     # -------------------------------------------------------------------------------------- budgets
 
     def _by_reduction(self, wanted: float) -> PruningPlan:
         low, _ = self._tau_range
-        best = self.removed_share(self.steps_at(low))
+        best = self.sizes(self.steps_at(low)).reduction
         if best < wanted:
             raise BudgetOutOfReach(
                 f"--reduction {wanted:g} is out of reach: {self._floors_sentence()} at most {best:.1%} of the "
                 f"routed-expert parameters can go. Ask for {int(best * 1000) / 1000:g} or less"
                 f"{self._lower_floor_hint()}."
             )
-        tau = self._largest_tau(lambda steps: self.removed_share(steps) >= wanted, low)
+        tau = self._largest_tau(lambda steps: self.sizes(steps).reduction >= wanted, low)
         return self._made(self.steps_at(tau), {"reduction": wanted, "tau": tau}, wanted=self._wanted_at(tau))
 
     def _by_size(self, most: int) -> PruningPlan:
         low, _ = self._tau_range
-        best = self.bytes_after(self.steps_at(low))
+        best = self.sizes(self.steps_at(low)).nbytes
         if best > most:
             raise BudgetOutOfReach(
                 f"--max-size {format_size(most)} is out of reach: {self._floors_sentence()} at least "
                 f"{format_size(best)} ({best} bytes) remain. Ask for that or more{self._lower_floor_hint()}."
             )
-        tau = self._largest_tau(lambda steps: self.bytes_after(steps) <= most, low)
+        tau = self._largest_tau(lambda steps: self.sizes(steps).nbytes <= most, low)
         return self._made(self.steps_at(tau), {"max_size": most, "tau": tau}, wanted=self._wanted_at(tau))
 
     def _by_count(self, count: int) -> PruningPlan:
@@ -177,7 +174,9 @@ class Planner:
             if order.iqr > 0 and order.levels is not None
             for level in order.levels[: self.most_steps[layer]]
         ]
-        low, high = min(critical, default=0.0), max(critical, default=0.0)
+        # Scores may be such that these overflow; then no tau tells such steps apart.
+        low, high = np.clip((min(critical, default=0.0), max(critical, default=0.0)), -_LARGEST_TAU, _LARGEST_TAU)
+        low, high = float(low), float(high)
         return low - 1 - 1e-6 * abs(low), high + 1 + 1e-6 * abs(high)
 
     def _floors_sentence(self) -> str:
@@ -188,21 +187,25 @@ class Planner:
         return f"with top_k={'/'.join(map(str, top_ks))} in each of {len(self.orders)} layers"
 
     def _lower_floor_hint(self) -> str:
-        lower = any(self._floor(layer) > facts.floor(1) for layer, facts in self.evidence.layers.items())
+        lower = any(self._floor(layer) > facts.fewest_experts(1) for layer, facts in self.evidence.layers.items())
         return ", or lower the floor with --min-experts" if lower else ""
 
     # -------------------------------------------------------------------------------------- the plan itself
 
     def _made(self, steps: Mapping[int, int], budget: Mapping[str, Any], *, wanted: Mapping[int, int]) -> PruningPlan:
         kept = {layer: order.kept_after(steps[layer]) for layer, order in self.orders.items()}
-        check_groups(kept, self.evidence)
+        check_groups(kept, self.evidence.layers)
         settings = {**budget, "min_experts": self.min_experts}
         if self.criterion.needs_seed:
             settings["seed"] = self.seed
         if self.criterion.needs_redundancy:
             settings |= {"estimator": self.evidence.estimator, **self.evidence.settings}
         floored = [layer for layer in self.orders if wanted[layer] > self.most_steps[layer]]
-        summary = {**summarize(self.evidence, kept), "floored_layers": floored, **self._above_noise}
+        summary = {
+            **self.evidence.inventory.summary({layer: len(experts) for layer, experts in kept.items()}),
+            "floored_layers": floored,
+            **self._above_noise,
+        }
         return PruningPlan(
             model_type=self.evidence.model_type,
             source=self.evidence.source,
@@ -212,13 +215,16 @@ class Planner:
             kept=kept,
             order=self._orders_to_floor,
             summary=summary,
+            layers=self.evidence.layers,
         )
 
     @cached_property
     def _orders_to_floor(self) -> dict[int, tuple[tuple[int, float | None], ...]]:
         def steps(order: EliminationOrder, most: int) -> tuple[tuple[int, float | None], ...]:
             levels = order.levels or (None,) * len(order.removed)
-            return tuple(zip(order.removed[:most], levels[:most], strict=True))
+            # For a person: six digits. Who goes is said by the order.
+            rounded = (level if level is None else float(f"{level:.6g}") for level in levels[:most])
+            return tuple(zip(order.removed[:most], rounded, strict=True))
 
         return {layer: steps(order, self.most_steps[layer]) for layer, order in self.orders.items()}
 

@@ -6,16 +6,16 @@ number is ever recomputed, so what is kept is kept to the bit, in any dtype.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import lcm, prod
+from math import prod
 from pathlib import Path
 
 from moeits.checkpoint.reading import Checkpoint, TensorInfo
 from moeits.checkpoint.side_files import copy_side_files
 from moeits.checkpoint.writing import ByteRange, NewTensor, check_output, new_checkpoint
-from moeits.choosing.pruning_plan import PruningPlan, check_groups, even_out, summarize
+from moeits.choosing.pruning_plan import PruningPlan, fit
 from moeits.errors import PlanError, SettingError
-from moeits.evidence import Evidence
 from moeits.experts.architectures import architecture_of
+from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayer, MoELayout
 from moeits.progress import Progress, silent
 from moeits.settings import with_settings
@@ -85,7 +85,7 @@ def prune(
     check_plan(plan, checkpoint, moe, any_fingerprint=any_fingerprint)
     layout = _chosen_layout(writing.layout, plan, moe)
     shard_bytes = _shard_bytes(writing.max_shard_size, checkpoint)
-    plan = _as_carried_out(plan, checkpoint, moe, layout)
+    plan = fit(plan, Inventory.of(checkpoint, moe), layout)
     config = pruned_config(checkpoint.config, moe, plan, layout)
     tensors = new_tensors(checkpoint, moe, plan.kept)
     with new_checkpoint(
@@ -206,43 +206,12 @@ def _check_layout(layout: str, moe: MoELayout) -> None:
 def _chosen_layout(layout: str, plan: PruningPlan, moe: MoELayout) -> str:
     _check_layout(layout, moe)
     if layout == "auto":
-        return "uniform" if _is_even(plan) and _has_one_top_k(moe) else "per-layer"
+        return "uniform" if len(set(plan.counts.values())) == 1 and _has_one_top_k(moe) else "per-layer"
     return layout
-
-
-def _is_even(plan: PruningPlan) -> bool:
-    return len(set(map(len, plan.kept.values()))) == 1
 
 
 def _has_one_top_k(moe: MoELayout) -> bool:
     return len({layer.top_k for layer in moe.layers.values()}) == 1
-
-
-def _as_carried_out(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout, layout: str) -> PruningPlan:
-    """The plan evened out if the layout asks for it, with the sizes that this checkpoint really has.
-
-    A plan that was made for another copy or form of the model becomes one for this. Of another form it says which.
-    """
-    settings = dict(plan.settings)
-    if plan.fingerprint != checkpoint.fingerprint:
-        settings["planned_for"] = plan.source
-    plan = replace(plan, source=checkpoint.source, fingerprint=checkpoint.fingerprint, settings=settings)
-    if layout == "uniform" and not _is_even(plan):
-        groups = lcm(*(layer.groups for layer in moe.layers.values()))
-        plan = even_out(plan, {i: layer.num_experts for i, layer in moe.layers.items()}, groups=groups)
-    facts = Evidence.without_scores(checkpoint, moe)
-    check_groups(plan.kept, facts)
-    summary = {**plan.summary, **summarize(facts, plan.kept)}
-    if "floored_layers" in summary:  # of these an edit may have lifted some from their floor
-        summary["floored_layers"] = [
-            i for i in summary["floored_layers"] if i in moe.layers and _at_floor(plan, moe, i)
-        ]
-    return replace(plan, summary=summary)
-
-
-def _at_floor(plan: PruningPlan, moe: MoELayout, layer: int) -> bool:
-    """Whether a layer keeps as many experts as a plan's order leaves when all of it is carried out."""
-    return len(plan.kept[layer]) + len(plan.order.get(layer, ())) == moe.layers[layer].num_experts
 
 
 def _shard_bytes(max_shard_size: str | int | None, checkpoint: Checkpoint) -> int:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import NonFiniteWeight, SettingError, UnscorableWeight
 from moeits.evidence import Evidence
 from moeits.experts.architectures import Architecture, architecture_of
+from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output
 from moeits.finished import FinishedLayers
@@ -67,8 +68,8 @@ def score(
     with ThreadPoolExecutor(threads) as pool:
         scorer = _Scorer(checkpoint, layout, measure, weights, pool, threads, memory_bytes)
         matrices = scorer.all_layers(finished, progress)
-    evidence = replace(
-        Evidence.without_scores(checkpoint, layout),
+    evidence = Evidence(
+        inventory=Inventory.of(checkpoint, layout),
         estimator=scoring.estimator,
         settings=settings,
         redundancy={layer: found["redundancy"] for layer, found in matrices.items()},

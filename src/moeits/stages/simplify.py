@@ -16,6 +16,7 @@ from moeits.choosing.settings import Budget, Choice
 from moeits.errors import OutputError
 from moeits.evidence import Evidence
 from moeits.experts.architectures import architecture_of
+from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.progress import Progress, silent
 from moeits.settings import with_settings
@@ -57,7 +58,7 @@ def simplify(
     if heal is not None:
         _check_left_over(checkpoint, pruned, Path(output), heal, recipe, overwrite=writing.overwrite)
         check_healing(checkpoint, data=heal, recipe=recipe)
-    evidence = Evidence.without_scores(checkpoint, moe)
+    evidence = Evidence(inventory=Inventory.of(checkpoint, moe))
     if criterion_named(choice.criterion).needs_redundancy:
         rehearsed = plan(_rehearsal(evidence), budget=budget, choice=choice)
         # Only counts that are asked for are known before scoring.
