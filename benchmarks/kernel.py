@@ -33,7 +33,7 @@ def _against_c() -> str:
         c_loop = _compiled(Path(scratch))
         for kind in KINDS:
             rng = np.random.default_rng(0)
-            a, b = (NMI().encode(matrix(kind, rng)) for _ in range(2))
+            a, b = (NMI().encode_weight(matrix(kind, rng)) for _ in range(2))
             cells = a.counts.size * b.counts.size
             wide, table_, wrapped = np.zeros(cells, np.uint32), np.zeros(cells, np.uint8), _wrapped(a.codes.size)
             plain, ours, whole = in_turn(
@@ -42,7 +42,7 @@ def _against_c() -> str:
                     _pointer(a.codes), _pointer(b.codes), a.codes.size, b.counts.size, _pointer(wide)
                 ),
                 lambda a=a, b=b, t=table_, w=wrapped: (t.fill(0), count_pairs(a.codes, b.codes, b.counts.size, t, w)),
-                lambda a=a, b=b: NMI().compare(a, b),
+                lambda a=a, b=b: NMI().compare_two(a, b),
             )
             rows.append((kind, *(spread(t, 1e-3) for t in (plain, ours, whole)), spread(ratio(ours, plain))))
     header = ("", "C loop, ms", "kernel, ms", "kernel and entropy, ms", "kernel / C loop")
@@ -64,7 +64,7 @@ def _cost_table() -> str:
             scale = entries * JOBS / 1e9
             rows.append((f"{entries:,}", str(bins), spread(one, scale), spread(two, scale), spread(ratio(one, two))))
     header = ("entries", "bins", "ns per entry pair, 1 thread", "2 threads", "second core, times")
-    return "`NMI.compare`, normally distributed codes, entropy included.\n\n" + table(header, rows)
+    return "`NMI.compare_two`, normally distributed codes, entropy included.\n\n" + table(header, rows)
 
 
 def _compiled(folder: Path):
@@ -95,4 +95,4 @@ def _normal_codes(rng: np.random.Generator, entries: int, bins: int) -> Codes:
 
 def _all(a: Codes, b: Codes, jobs: int, threads: int) -> None:
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda _: NMI().compare(a, b), range(jobs)))
+        list(pool.map(lambda _: NMI().compare_two(a, b), range(jobs)))

@@ -19,9 +19,9 @@ def run() -> str:
         rng = np.random.default_rng(0)
         weights = [matrix(kind, rng) for _ in range(EXPERTS)]
         estimator = NMI()
-        encoded = [estimator.encode(weight) for weight in weights]
+        encoded = [estimator.encode_weight(weight) for weight in weights]
         exact = naive.nmi(weights[0], weights[1])
-        difference = abs(estimator.compare(encoded[0], encoded[1]) - exact)
+        difference = abs(estimator.compare_two(encoded[0], encoded[1]) - exact)
         pairs = list(combinations(encoded, 2))
         slow, one, two = in_turn(
             REPEATS,
@@ -56,7 +56,7 @@ def run() -> str:
     )
     return (
         f"One pair of weights: `np.histogram` twice and `np.histogram2d` once (benchmarks/naive.py), beside "
-        f"`NMI.compare` over {EXPERTS * (EXPERTS - 1) // 2} pairs of weights encoded before. "
+        f"`NMI.compare_two` over {EXPERTS * (EXPERTS - 1) // 2} pairs of weights encoded before. "
         f"{REPEATS} repeats in turn; median (least to most).\n\n" + table(header, rows)
     )
 
@@ -65,7 +65,7 @@ def _compare_all(pairs: list[tuple[Codes, Codes]], threads: int) -> None:
     estimator = NMI()
     if threads == 1:
         for a, b in pairs:
-            estimator.compare(a, b)
+            estimator.compare_two(a, b)
         return
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda pair: estimator.compare(*pair), pairs))
+        list(pool.map(lambda pair: estimator.compare_two(*pair), pairs))

@@ -58,11 +58,6 @@ def test_its_names_can_be_filled_in(architecture: Architecture) -> None:
     assert not any(name.startswith(architecture.shared) for name in architecture.router if architecture.shared)
 
 
-def test_the_authors_weights_if_any_are_weights(architecture: Architecture) -> None:
-    weights = architecture.authors_code_weights
-    assert not weights or (weights.keys() == set(architecture.projection_names) and sum(weights.values()) == 1)
-
-
 def test_a_config_is_recognised_by_its_model_type(architecture: Architecture) -> None:
     assert architecture_of({"model_type": architecture.model_type}) is architecture
 

@@ -8,19 +8,21 @@ import sys
 from pathlib import Path
 from typing import get_type_hints
 
+import numpy as np
 import pytest
+from safetensors import safe_open
 
 from moeits import signals
 from moeits.choosing import criteria
+from moeits.evidence import Evidence
 from tests.toys import make_toy
 
 ROOT = Path(__file__).parents[1]
-TUPLES = {"experts/architectures": "ARCHITECTURES", "signals": "ESTIMATORS", "choosing/criteria": "CRITERIA"}
-VALUES = {
-    "experts/architectures": "{name}.ARCHITECTURE",
-    "signals": "{name}.Cosine",
-    "choosing/criteria": "{name}.CRITERION",
-}
+# A file of the page, and after it the line that makes it known: "`name.VALUE` in `TUPLE`".
+ADDITION = re.compile(
+    r"```python\n# src/moeits/([\w/]+)/(\w+)\.py\n(.*?)```\n.*?`(\w+\.\w+),?` in `([A-Z_]+)`", re.DOTALL
+)
+TUPLES = {"ARCHITECTURES", "PAIR_SIGNALS", "EXPERT_SIGNALS", "CRITERIA"}
 
 
 @pytest.fixture(scope="module")
@@ -30,21 +32,18 @@ def extended(tmp_path_factory):
     for folder in ("src", "tests"):
         shutil.copytree(ROOT / folder, home / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", home)
-    blocks = re.findall(
-        r"```python\n# (src/moeits/([\w/]+)/(\w+)\.py)\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.S
-    )
-    assert {room for _, room, _, _ in blocks} == set(TUPLES)
-    for path, room, name, code in blocks:
-        (home / path).write_text(code)
-        _add_line(home / "src" / "moeits" / room / "__init__.py", room, name)
+    additions = ADDITION.findall((ROOT / "docs/extending.md").read_text())
+    assert {known_by for *_, known_by in additions} == TUPLES
+    for room, name, code, value, known_by in additions:
+        (home / "src" / "moeits" / room / f"{name}.py").write_text(code)
+        _add_line(home / "src" / "moeits" / room / "__init__.py", room, name, value, known_by)
     return home
 
 
-def _add_line(init: Path, room: str, name: str) -> None:
+def _add_line(init: Path, room: str, name: str, value: str, known_by: str) -> None:
     text = init.read_text()
-    assignment = re.search(rf"^{TUPLES[room]}: .*? = \(", text, re.M)
-    assert assignment, f"no tuple {TUPLES[room]}"
-    value = VALUES[room].format(name=name)
+    assignment = re.search(rf"^{known_by}: .*? = \(", text, re.M)
+    assert assignment, f"no tuple {known_by}"
     text = f"{text[: assignment.end()]}{value}, {text[assignment.end() :]}"
     where = assignment.start()
     init.write_text(f"{text[:where]}from moeits.{room.replace('/', '.')} import {name}\n{text[where:]}")
@@ -59,16 +58,16 @@ def _run(home: Path, module: str, *arguments: object) -> str:
 
 
 @pytest.mark.slow
-def test_the_contract_tests_are_applied_to_all_three(extended):
+def test_the_contract_tests_are_applied_to_all_of_them(extended):
     contracts = [f"tests/{path.name}" for path in sorted((ROOT / "tests").glob("test_contract_*.py"))]
-    new = "flex_olmo or cosine or mean_redundancy"
+    new = "flex_olmo or (cosine and not router) or largest-entry or mean_redundancy"
     said = _run(extended, "pytest", "-p", "no:cacheprovider", "-v", "--durations=12", *contracts, "-k", new)
     passed = [line for line in said.splitlines() if " PASSED" in line]
     for contract, names in (
         ("architectures", ("flex_olmo",)),
         ("surgery", ("flex_olmo", "flex_olmo fused")),
         ("heal", ("flex_olmo",)),
-        ("estimators", ("cosine",)),
+        ("signals", ("[cosine", "[largest-entry")),
         ("criteria", ("mean_redundancy",)),
     ):
         for name in names:
@@ -76,15 +75,24 @@ def test_the_contract_tests_are_applied_to_all_three(extended):
 
 
 def test_the_tuples_take_whatever_fulfils_the_protocol():
-    assert get_type_hints(signals)["ESTIMATORS"] == tuple[type[signals.RedundancyEstimator], ...]
+    assert get_type_hints(signals)["PAIR_SIGNALS"] == tuple[type[signals.PairSignal], ...]
+    assert get_type_hints(signals)["EXPERT_SIGNALS"] == tuple[type[signals.ExpertSignal], ...]
     assert get_type_hints(criteria)["CRITERIA"] == tuple[criteria.Criterion, ...]
 
 
-def test_the_new_estimator_and_criterion_plan_within_the_memory(extended, tmp_path):
+def test_the_new_signals_and_the_criterion_plan_within_the_memory(extended, tmp_path):
     toy = make_toy(tmp_path / "toy", "olmoe")
     evidence, plan = tmp_path / "evidence", tmp_path / "plan.json"
-    bounded = ("--estimator", "cosine", "--memory", 19200, "--threads", 1)
-    _run(extended, "moeits", "score", toy, *bounded, "--output", evidence)
+    cosine = ("--estimator", "cosine", "--power", 3)
+    bounded = ("--memory", 19200, "--threads", 1)  # three encoded experts at a time
+    _run(extended, "moeits", "score", toy, *cosine, *bounded, "--output", tmp_path / "bounded")
+    _run(extended, "moeits", "score", toy, *cosine, "--signals", "largest-entry", "--output", evidence)
+    redundancy = Evidence.load(tmp_path / "bounded").redundancy
+    assert redundancy.keys() == Evidence.load(evidence).redundancy.keys()
+    assert all(np.array_equal(Evidence.load(evidence).redundancy[layer], r) for layer, r in redundancy.items())
+    with safe_open(evidence, framework="numpy") as file:
+        assert '"settings": {"power": 3, ' in file.metadata()["moeits"]
+        assert file.get_tensor("layers.0.largest-entry").shape == (6,)
     options = ("--criterion", "mean_redundancy", "--experts-per-layer", 4)
     _run(extended, "moeits", "plan", evidence, *options, "--output", plan)
     assert '"criterion": "mean_redundancy"' in plan.read_text()

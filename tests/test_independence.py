@@ -20,7 +20,7 @@ DRAWS: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] =
 
 
 def encoded(draw: str, shape: tuple[int, int], rng: np.random.Generator) -> Codes:
-    return NMI().encode(DRAWS[draw](rng, shape).astype(ml_dtypes.bfloat16))
+    return NMI().encode_weight(DRAWS[draw](rng, shape).astype(ml_dtypes.bfloat16))
 
 
 def permuted(codes: Codes, rng: np.random.Generator) -> Codes:
@@ -45,7 +45,7 @@ def exact_information(a: np.ndarray, b: np.ndarray) -> float:
 def test_the_floor_is_what_permuted_entries_score(draw: str, shape: tuple[int, int], permutations: int) -> None:
     rng, nmi = np.random.default_rng(5), NMI()
     a, b = encoded(draw, shape, rng), encoded(draw, shape, rng)
-    scores = [nmi.compare(a, permuted(b, rng)) for _ in range(permutations)]
+    scores = [nmi.compare_two(a, permuted(b, rng)) for _ in range(permutations)]
     error = np.std(scores, ddof=1) / np.sqrt(permutations)
     assert nmi.floor([a, b])[0, 1] == pytest.approx(np.mean(scores), rel=0.003, abs=3 * error)
 
@@ -53,10 +53,10 @@ def test_the_floor_is_what_permuted_entries_score(draw: str, shape: tuple[int, i
 def test_dependent_weights_stand_above_their_floor() -> None:
     rng, nmi = np.random.default_rng(0), NMI()
     common, own = rng.standard_normal((2, 256, 512))
-    a, b = (nmi.encode(weight.astype(ml_dtypes.bfloat16)) for weight in (common, 0.5 * common + own))
-    assert nmi.compare(a, b) > 2 * nmi.floor([a, b])[0, 1]
+    a, b = (nmi.encode_weight(weight.astype(ml_dtypes.bfloat16)) for weight in (common, 0.5 * common + own))
+    assert nmi.compare_two(a, b) > 2 * nmi.floor([a, b])[0, 1]
     # The same two marginals, no longer in step: the floor is the same, the score falls onto it.
-    assert nmi.compare(a, permuted(b, rng)) == pytest.approx(nmi.floor([a, b])[0, 1], rel=0.05)
+    assert nmi.compare_two(a, permuted(b, rng)) == pytest.approx(nmi.floor([a, b])[0, 1], rel=0.05)
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -96,7 +96,7 @@ def test_large_means_join_small_ones_without_a_step() -> None:
 
 def test_the_floor_is_symmetric_with_a_zero_diagonal_and_zero_for_constant_weights() -> None:
     rng, nmi = np.random.default_rng(1), NMI()
-    constant = nmi.encode(np.full((32, 48), 0.5, np.float32))
+    constant = nmi.encode_weight(np.full((32, 48), 0.5, np.float32))
     floor = nmi.floor([encoded("t5", (32, 48), rng), constant, encoded("normal", (32, 48), rng)])
     assert np.allclose(floor, floor.T, rtol=0, atol=1e-14)
     assert not floor.diagonal().any()
@@ -107,5 +107,5 @@ def test_the_floor_is_symmetric_with_a_zero_diagonal_and_zero_for_constant_weigh
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (3, 1)])
 def test_tiny_weights_have_a_floor_between_zero_and_one(shape: tuple[int, int]) -> None:
     rng, nmi = np.random.default_rng(2), NMI()
-    floor = nmi.floor([nmi.encode(rng.standard_normal(shape, dtype=np.float32)) for _ in range(3)])
+    floor = nmi.floor([nmi.encode_weight(rng.standard_normal(shape, dtype=np.float32)) for _ in range(3)])
     assert ((floor >= 0) & (floor <= 1)).all()

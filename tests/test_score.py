@@ -1,18 +1,27 @@
 """Scoring a checkpoint: R_ij = sum_m w_m NMI(W_m of i, W_m of j), whatever the files, threads and memory."""
 
 import hashlib
+import json
+import threading
+import time
+import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError, NonFiniteWeight, OutputError, SettingError, UnscorableWeight
 from moeits.evidence import Evidence
 from moeits.experts.layout import MoELayout
-from moeits.signals.nmi import NMI
+from moeits.signals import Memory
+from moeits.signals.aimer import Aimer
+from moeits.signals.nmi import NMI, Codes
+from moeits.signals.router_cosine import RouterCosine
 from moeits.stages.plan import plan
 from moeits.stages.score import score
 from tests.test_nmi import naive_nmi
@@ -160,14 +169,190 @@ def test_a_copied_expert_is_wholly_redundant_and_a_permuted_one_is_not_seen(tmp_
     assert redundancy[0, 2] == pytest.approx(floor[0, 2], rel=0.3)
 
 
+# SHA-256 of the estimator, the settings and the matrices that 0.1.0 wrote, before signals had a room of their own.
+OF_RELEASE_0_1 = {
+    ("qwen2_moe", "bfloat16", "paper"): "3004b0e58f5dc010819d3631af51508463df86865668b754fd15b1947e501bb8",
+    ("qwen2_moe", "float32", "paper"): "5b10d173f56e4ad93650ccf159c81e0f66644efc73dc52016f3ee2b366bb8c06",
+    ("mixtral", "float16", "paper"): "18d6151fd7799fcf1ada3b27f8c84ed1b59843afdae53b0dc0c9ed9ce3e30474",
+    ("deepseek_v2", "float32", "authors-code"): "ea0bf707e026a10b373a02c9a55062d3312460263215406f33a110b106f90fbe",
+}
+
+
+@pytest.mark.parametrize(("model_type", "dtype", "preset"), OF_RELEASE_0_1)
+def test_scores_and_settings_are_byte_for_byte_those_of_the_first_release(
+    tmp_path: Path, model_type: str, dtype: str, preset: str
+) -> None:
+    toy = make_toy(tmp_path / f"{model_type}-{dtype}", model_type, dtype=dtype)
+    score(toy, preset=preset, output=tmp_path / "evidence")
+    with safe_open(tmp_path / "evidence", framework="numpy") as file:
+        facts = json.loads(file.metadata()["moeits"])
+        tensors = [(name, file.get_tensor(name)) for name in sorted(file.keys())]
+    said = json.dumps([facts["estimator"], facts["settings"]]).encode()
+    matrices = b"".join(name.encode() + tensor.tobytes() for name, tensor in tensors)
+    assert hashlib.sha256(said + matrices).hexdigest() == OF_RELEASE_0_1[model_type, dtype, preset]
+
+
+# ---------------------------------------------------------------------------------------------- other signals
+
+
+def rows_of_the_router(folder: Path, layer: int) -> np.ndarray:
+    (router,) = (
+        value
+        for name, value in read_tensors(folder).items()
+        if f"layers.{layer}." in name and name.endswith("mlp.gate.weight")
+    )
+    return router.astype(np.float64)
+
+
+def entries_of_experts(folder: Path, layer: int) -> np.ndarray:
+    """(E, entries): all projections of each expert as one row."""
+    config, tensors = read_config(folder), read_tensors(folder)
+    return np.array(
+        [
+            np.concatenate([tensors[expert_name(config, layer, expert, each)].ravel() for each in PAPER])
+            for expert in range(num_experts(config))
+        ],
+        np.float64,
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_signals_are_what_numpy_says_and_stand_beside_the_redundancy(tmp_path: Path, dtype: str) -> None:
+    toy = make_toy(tmp_path / "toy", dtype=dtype)
+    asked = "router-cosine,aimer,weight-norm,router-norm"
+    evidence = score(toy, signals=asked, router_norm="l1", output=tmp_path / "evidence")
+    assert same_matrices(evidence, score(toy))
+    assert list(evidence.signals) == asked.split(",")
+    for layer in evidence.layers:
+        rows, entries = rows_of_the_router(toy, layer), entries_of_experts(toy, layer)
+        cosine = np.corrcoef(np.hstack([rows, -rows]))  # of rows whose mean is 0
+        np.fill_diagonal(cosine, 0)
+        expected = {
+            "router-cosine": cosine,
+            "aimer": np.abs(entries).mean(axis=1) / np.sqrt(np.square(entries).mean(axis=1)),
+            "weight-norm": np.linalg.norm(entries, axis=1),
+            "router-norm": np.linalg.norm(rows, ord=1, axis=1),
+        }
+        for name, values in expected.items():
+            assert evidence.signals[name][layer] == pytest.approx(values, rel=1e-12, abs=1e-12)
+    assert evidence.settings["signals"] == asked.split(",")
+    assert evidence.settings["router_norm"] == "l1"
+    read = Evidence.load(tmp_path / "evidence")
+    assert read.settings == evidence.settings
+    assert set(read.signals) == set(evidence.signals)
+    for name, layers in evidence.signals.items():
+        assert all(np.array_equal(read.signals[name][layer], values) for layer, values in layers.items())
+
+
+def test_aimer_of_gaussian_and_of_flat_weights_is_what_its_paper_says() -> None:
+    rng = np.random.default_rng(0)
+    assert Aimer().measure({"up": rng.standard_normal((700, 700))}) == pytest.approx(np.sqrt(2 / np.pi), abs=2e-3)
+    assert Aimer().measure({"up": rng.laplace(size=(700, 700))}) == pytest.approx(np.sqrt(0.5), abs=2e-3)
+    assert Aimer().measure({"up": np.full((3, 5), -0.25)}) == 1.0
+
+
+def test_another_pair_signal_can_be_the_redundancy(toy: Path, tmp_path: Path) -> None:
+    evidence = score(toy, estimator="router-cosine", output=tmp_path / "evidence")
+    beside = score(toy, signals="router-cosine")
+    for layer, redundancy in evidence.redundancy.items():
+        assert np.array_equal(redundancy, beside.signals["router-cosine"][layer])
+        assert np.array_equal(redundancy, redundancy.T)
+    assert evidence.floor == {}
+    assert plan(Evidence.load(tmp_path / "evidence"), experts_per_layer=3).kept.keys() == evidence.redundancy.keys()
+
+
+@pytest.mark.parametrize("signals", ["aimer", "router-cosine"])
+def test_signals_of_a_fused_and_of_a_tiled_checkpoint_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signals: str
+) -> None:
+    toy = make_toy(tmp_path / "toy", experts=5, layers=1)
+    whole = score(toy, signals=signals).signals[signals][0]
+    fused = score(fuse(toy, tmp_path / "fused"), signals=signals, threads=3).signals[signals][0]
+    assert np.array_equal(whole, fused)
+    monkeypatch.setattr(RouterCosine, "memory", lambda *_: Memory(encoded=1 << 20, encoding=0, comparing=0))
+    monkeypatch.setattr(NMI, "memory", lambda *_: Memory(encoded=1, encoding=0, comparing=0))
+    tiled = score(toy, signals=signals, threads=1, memory=(2 << 20) + 10_000_000 * (signals == "aimer") + 10_000)
+    assert np.array_equal(whole, tiled.signals[signals][0])
+
+
+def test_signals_are_kept_with_the_finished_layers(interrupted: Path, tmp_path: Path, reads: list[Any]) -> None:
+    score(interrupted, output=tmp_path / "evidence", signals="aimer")
+    assert {layer for layer, _, _ in reads} == {0, 1, 2}, "layers that were finished without it do not have it"
+
+
+def test_a_weight_that_a_signal_cannot_take_is_named(tmp_path: Path) -> None:
+    bad = spoiled(tmp_path / "bad", "model.layers.1.mlp.gate.weight", np.nan)
+    with pytest.raises(NonFiniteWeight, match=r"^model\.layers\.1\.mlp\.gate\.weight\[3\]: the weight holds NaN"):
+        score(bad, signals="router-norm")
+
+
+def test_too_little_memory_for_an_expert_is_a_sentence(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Aimer, "memory", lambda *_: 1 << 30)
+    with pytest.raises(SettingError, match=r"too little for aimer of an expert of layer 0: give 1.0 GiB or more"):
+        score(toy, signals="aimer", memory="256MiB")
+
+
 # ---------------------------------------------------------------------------------------------- threads and memory
 
 
-def small_memory(monkeypatch: pytest.MonkeyPatch, experts: int, nbytes: int) -> int:
-    """A memory bound that holds two blocks of so many encoded experts of a toy on one thread."""
-    monkeypatch.setattr(NMI, "working_bytes", lambda _, entries, itemsize: 1000 + (4 * entries if itemsize == 4 else 0))
+def memory_for(monkeypatch: pytest.MonkeyPatch, experts: int, itemsize: int, threads: int = 1) -> int:
+    """A memory bound that allows so many encoded experts of a toy, beside one that each thread reads."""
     entries = 384
-    return 1000 + nbytes * entries * (2 if nbytes == 4 else 1) + 2 * experts * 2 * entries
+    small = Memory(encoded=2 * entries, encoding=1000, comparing=2000)
+    monkeypatch.setattr(NMI, "memory", lambda *_: small)
+    return threads * max(itemsize * entries + small.encoding, small.comparing) + experts * small.encoded
+
+
+@dataclass
+class Alive:
+    """How many encoded experts are alive, and how many were at their most."""
+
+    now: int = 0
+    most: int = 0
+    encoded: int = 0
+
+
+@pytest.fixture
+def alive(monkeypatch: pytest.MonkeyPatch) -> Alive:
+    counted, lock, encode = Alive(), threading.Lock(), NMI.encode
+
+    def gone() -> None:
+        with lock:
+            counted.now -= 1
+
+    def counting(self: NMI, parts: Any) -> Codes:
+        codes = encode(self, parts)
+        with lock:
+            counted.now += 1
+            counted.encoded += 1
+            counted.most = max(counted.most, counted.now)
+        weakref.finalize(codes, gone)
+        return codes
+
+    monkeypatch.setattr(NMI, "encode", counting)
+    return counted
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("allowed", [2, 3, 8, 23, 24, 100])
+def test_no_more_experts_are_encoded_at_a_time_than_memory_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: Alive, allowed: int, threads: int
+) -> None:
+    toy = make_toy(tmp_path / "toy", "olmoe", experts=24, top_k=2, layers=2)
+    score(toy, threads=threads, memory=memory_for(monkeypatch, allowed, 2, threads))
+    # All of what is allowed is used, and nothing beyond it.
+    assert alive.most == min(allowed, 24)
+    assert alive.now == 0
+
+
+def test_of_the_experts_that_are_compared_again_few_are_encoded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alive: Alive
+) -> None:
+    toy = make_toy(tmp_path / "toy", "olmoe", experts=24, top_k=2, layers=1)
+    score(toy, threads=1, memory=memory_for(monkeypatch, 9, 2))
+    # Rows of 8, and of the other experts one at a time: 8 + 16, 8 + 8 and 8 for each of three projections; the last
+    # expert is still there when its own rows come.
+    assert alive.encoded == 3 * (24 + 16 + 7)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -179,7 +364,7 @@ def test_little_memory_changes_nothing_but_how_often_experts_are_read(
     whole = score(toy, threads=1)
     once = len(reads)
     assert once == 2 * 5 * 3
-    memory = small_memory(monkeypatch, block, np.dtype(DTYPES[dtype]).itemsize)
+    memory = memory_for(monkeypatch, 2 * block, np.dtype(DTYPES[dtype]).itemsize)
     tiled = score(toy, threads=1, memory=memory)
     assert len(reads) - once > once
     assert same_matrices(whole, tiled)
@@ -196,6 +381,27 @@ def test_the_number_of_threads_changes_nothing(tmp_path: Path) -> None:
 def test_too_little_memory_is_a_sentence_that_says_how_much_is_enough(toy: Path) -> None:
     with pytest.raises(SettingError, match=r"--memory 1.0 MiB is too little .* give 64.0 MiB or more"):
         score(toy, threads=1, memory="1MiB")
+
+
+def test_ctrl_c_ends_a_scoring_when_the_pairs_at_hand_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = make_toy(tmp_path / "toy", "olmoe", experts=32, top_k=2, layers=1)
+    compared: list[int] = []
+
+    def slowly(*_: object) -> float:
+        compared.append(1)
+        time.sleep(0.005)
+        return 0.0
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(NMI, "compare_two", slowly)
+    with pytest.raises(KeyboardInterrupt):
+        score(toy, threads=2, progress=interrupted)
+    # Of 496 pairs of the first projection: one strip of 16 that was shown, and what two threads were at.
+    assert len(compared) < 8 * 16
 
 
 # ---------------------------------------------------------------------------------------------- evidence
@@ -308,7 +514,7 @@ def test_layers_finished_by_another_estimator_are_not_taken(
     class Other(NMI):
         name = "other"
 
-    monkeypatch.setattr("moeits.signals.ESTIMATORS", (NMI, Other))
+    monkeypatch.setattr("moeits.signals.settings.PAIR_SIGNALS", (NMI, Other))
     score(interrupted, output=tmp_path / "evidence", estimator="other")
     assert {layer for layer, _, _ in reads} == {0, 1, 2}
 
@@ -379,7 +585,7 @@ def test_the_number_of_bins_can_be_fixed(toy: Path) -> None:
         ({"threads": 0}, "--threads 0 is out of range"),
         ({"memory": "much"}, "--memory much is no size"),
         ({"bins": 0}, "--bins 0 makes no sense"),
-        ({"estimator": "nmj"}, "no estimator 'nmj'. Did you mean 'nmi'?"),
+        ({"estimator": "nmj"}, "--estimator nmj is not one of nmi, router-cosine. Did you mean 'nmi'?"),
     ],
 )
 def test_settings_that_make_no_sense_are_sentences(toy: Path, arguments: dict[str, Any], sentence: str) -> None:
@@ -461,6 +667,6 @@ def test_evidence_that_cannot_be_written_is_a_sentence(toy: Path, tmp_path: Path
 def test_encoding_happens_once_per_weight_not_once_per_pair(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded = []
     encode = NMI.encode
-    monkeypatch.setattr(NMI, "encode", lambda self, weight: encoded.append(1) or encode(self, weight))
+    monkeypatch.setattr(NMI, "encode", lambda self, parts: encoded.append(1) or encode(self, parts))
     score(toy)
     assert len(encoded) == 3 * 3 * 6

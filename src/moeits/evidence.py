@@ -13,7 +13,7 @@ from msgspec import Meta, Struct
 from moeits.errors import EvidenceError
 from moeits.experts.inventory import Inventory, LayerFacts
 from moeits.files import write_whole
-from moeits.signals import ESTIMATORS
+from moeits.signals import PAIR_SIGNALS
 from moeits.typed_json import Count, NotOfItsType, decode_typed
 
 FORMAT = 1
@@ -33,6 +33,8 @@ class Evidence:
     """Decoder layer -> (E, E) float64, symmetric, diagonal 0. Empty for a criterion that needs no scores."""
     floor: Mapping[int, np.ndarray] = field(default_factory=dict)
     """Decoder layer -> (E, E) float64: the redundancy expected if the experts were independent."""
+    signals: Mapping[str, Mapping[int, np.ndarray]] = field(default_factory=dict)
+    """Name of a signal -> decoder layer -> (E, E) or (E,): what else is known of pairs, or of single experts."""
 
     @property
     def layers(self) -> Mapping[int, LayerFacts]:
@@ -80,12 +82,15 @@ class Evidence:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the evidence, all or nothing: tensors `layers.<i>.redundancy` and `.floor`, metadata `moeits`."""
+        """Write the evidence, all or nothing: tensors `layers.<i>.redundancy`, `.floor` and `.<name of a signal>`,
+        metadata `moeits`."""
         from safetensors.numpy import save
 
         path = Path(path)
         tensors = {f"layers.{i}.redundancy": matrix for i, matrix in self.redundancy.items()}
         tensors |= {f"layers.{i}.floor": matrix for i, matrix in self.floor.items()}
+        for name, by_layer in self.signals.items():
+            tensors |= {f"layers.{i}.{name}": values for i, values in by_layer.items()}
         facts = {
             "format": FORMAT,
             "model_type": self.model_type,
@@ -124,7 +129,7 @@ class Evidence:
             ) from None
 
 
-def _line(error: Exception) -> str:
+def _line(error: object) -> str:
     return (str(error).partition("\n")[0] or type(error).__name__)[:120].rstrip(".")
 
 
@@ -188,6 +193,7 @@ def _decoded(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> 
         settings=facts.settings,
         redundancy=_matrices("redundancy", inventory, tensors, low, high),
         floor=_matrices("floor", inventory, tensors, -MOST, MOST),
+        signals=_signals(inventory, tensors),
     )
 
 
@@ -197,7 +203,7 @@ MOST = 1e100
 
 def _bounds_of(estimator: str) -> tuple[float, float]:
     """Between which numbers its scores lie."""
-    known = next((each for each in ESTIMATORS if each.name == estimator), None)
+    known = next((each for each in PAIR_SIGNALS if each.name == estimator), None)
     return getattr(known, "bounds", (-MOST, MOST))
 
 
@@ -220,3 +226,21 @@ def _matrices(
             raise NotOfItsType(f"{name} has entries out of range: they are from {low:g} to {high:g}")
         matrices[i] = matrix.astype(np.float64)
     return matrices
+
+
+def _signals(inventory: Inventory, tensors: Mapping[str, np.ndarray]) -> dict[str, dict[int, np.ndarray]]:
+    """What the tensors of each layer hold beside redundancy and floor: a number for each expert, or each two."""
+    signals: dict[str, dict[int, np.ndarray]] = {}
+    for layer, facts in inventory.layers.items():
+        before, count = f"layers.{layer}.", facts.num_experts
+        names = {tensor.removeprefix(before) for tensor in tensors if tensor.startswith(before)}
+        for name in sorted(names - {"redundancy", "floor"}):
+            values = tensors[before + name]
+            if values.dtype.kind != "f" or values.shape not in {(count,), (count, count)}:
+                raise NotOfItsType(
+                    f"{_line(before + name)} does not hold a number for each of {count} experts or pairs"
+                )
+            if not (np.abs(values) <= MOST).all():
+                raise NotOfItsType(f"{_line(before + name)} has entries that are not finite numbers up to {MOST:g}")
+            signals.setdefault(name, {})[layer] = values.astype(np.float64)
+    return signals

@@ -1,7 +1,8 @@
 """Numbers into bins: NumPy's automatic histogram of one weight, faster, and with the same bins to the last bit.
 
 A 16-bit weight has at most 65,536 distinct values, so one counting pass gives its range, quartiles, histogram and a
-table from value to bin. A float32 weight takes NumPy's own edges.
+table from value to bin. A float32 weight is counted twice by halves of its bits for its quartiles, and binned twice:
+once to count the bins, once to number them. So neither takes memory that grows with the weight, beside the codes.
 """
 
 import ml_dtypes
@@ -9,6 +10,9 @@ import numpy as np
 
 from moeits.errors import NonFiniteWeight, SettingError, UnscorableWeight
 from moeits.signals.compiling import compiled
+
+# Tables and temporaries of one encoding, whatever the size of the weight: of 65,536 bit patterns, of 65,536 bins.
+BINNING_BYTES = 4 << 20
 
 _SIXTEEN_BITS = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
@@ -113,18 +117,37 @@ def _bin_float32(flat: np.ndarray, bins: str | int) -> tuple[np.ndarray, np.ndar
     low, high = flat.min(), flat.max()
     if _is_constant(low, high):
         return _one_bin(flat.size)
-    try:
-        number = np.histogram_bin_edges(flat, bins="auto").size - 1 if bins == "auto" else int(bins)
-    except ValueError as error:
-        raise SettingError(f"NumPy cannot bin this weight ({error}); set the number of bins with --bins") from None
-    raw = _bin_evenly(np.ascontiguousarray(flat), _edges(low, high, number))
-    counts = np.bincount(raw, minlength=number)
+    values = np.ascontiguousarray(flat)
+    edges = _edges(low, high, _auto_bin_count_float32(values) if bins == "auto" else int(bins))
+    counts = _count_bins(values, edges)
     occupied = np.flatnonzero(counts)
     if occupied.size > 65536:
         raise SettingError(f"{occupied.size} bins are occupied, more than 65,536; ask for fewer with --bins")
-    code = np.zeros(number, np.uint16)
+    code = np.zeros(counts.size, np.uint16)
     code[occupied] = np.arange(occupied.size, dtype=np.uint16)
-    return code[raw], counts[occupied]
+    return _number_bins(values, edges, code), counts[occupied]
+
+
+def _auto_bin_count_float32(flat: np.ndarray) -> int:
+    """`auto_bin_count` of a float32 weight, from the few entries that decide it: both ends and beside each quartile."""
+    n = flat.size
+    beside = [np.floor(np.float64((n - 1) * q)) for q in (0.25, 0.75)]
+    ranks = np.unique([0, *beside, *(min(rank + 1, n - 1) for rank in beside), n - 1]).astype(np.int64)
+    # Each of them stands for all entries since the last: the sample is as long, and has the same quartiles.
+    return auto_bin_count(_of_rank(flat, ranks), np.diff(ranks, prepend=-1))
+
+
+def _of_rank(flat: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """The entries of these ranks, 0 for the smallest, of a float32 weight without NaN; neither sorted nor copied."""
+    patterns = flat.view(np.uint32)
+    before = np.cumsum(_count_upper(patterns))
+    upper = np.searchsorted(before, ranks, side="right")
+    keys = np.empty(ranks.size, np.uint32)
+    for half in np.unique(upper):
+        of_half = upper == half
+        rest = ranks[of_half] - (before[half - 1] if half else 0)
+        keys[of_half] = half << 16 | np.searchsorted(np.cumsum(_count_lower(patterns, half)), rest, side="right")
+    return np.where(keys >> 31, keys ^ np.uint32(1 << 31), ~keys).astype(np.uint32).view(np.float32)
 
 
 @compiled
@@ -144,16 +167,60 @@ def _look_up(patterns: np.ndarray, table: np.ndarray) -> np.ndarray:  # pragma: 
 
 
 @compiled
-def _bin_evenly(values: np.ndarray, edges: np.ndarray) -> np.ndarray:  # pragma: no cover - compiled
+def _key(pattern: np.uint32) -> np.uint32:  # pragma: no cover - compiled
+    """A number that orders the bit patterns of float32 as their values are ordered."""
+    return np.uint32(~pattern) if pattern >> np.uint32(31) else np.uint32(pattern | np.uint32(0x80000000))
+
+
+@compiled
+def _count_upper(patterns: np.ndarray) -> np.ndarray:  # pragma: no cover - compiled
+    counts = np.zeros(65536, np.int64)
+    for pattern in patterns:
+        counts[_key(pattern) >> np.uint32(16)] += 1
+    return counts
+
+
+@compiled
+def _count_lower(patterns: np.ndarray, upper: int) -> np.ndarray:  # pragma: no cover - compiled
+    """How often each lower half of a key occurs with this upper half."""
+    counts = np.zeros(65536, np.int64)
+    for pattern in patterns:
+        key = _key(pattern)
+        if key >> np.uint32(16) == upper:
+            counts[key & np.uint32(0xFFFF)] += 1
+    return counts
+
+
+@compiled
+def _even_bin(value: np.float32, edges: np.ndarray, scale: float) -> int:  # pragma: no cover - compiled
     """`_bin_of` for equal-width edges: guess the bin by division, then correct the guess by the edges themselves."""
     last = edges.size - 2
-    scale = (last + 1) / (np.float64(edges[last + 1]) - np.float64(edges[0]))
-    codes = np.empty(values.size, np.uint32)
+    guess = min(max(int((np.float64(value) - np.float64(edges[0])) * scale), 0), last)
+    while guess > 0 and value < edges[guess]:
+        guess -= 1
+    while guess < last and value >= edges[guess + 1]:
+        guess += 1
+    return guess
+
+
+@compiled
+def _scale(edges: np.ndarray) -> float:  # pragma: no cover - compiled
+    return (edges.size - 1) / (np.float64(edges[edges.size - 1]) - np.float64(edges[0]))
+
+
+@compiled
+def _count_bins(values: np.ndarray, edges: np.ndarray) -> np.ndarray:  # pragma: no cover - compiled
+    counts = np.zeros(edges.size - 1, np.int64)
+    scale = _scale(edges)
+    for value in values:
+        counts[_even_bin(value, edges, scale)] += 1
+    return counts
+
+
+@compiled
+def _number_bins(values: np.ndarray, edges: np.ndarray, code: np.ndarray) -> np.ndarray:  # pragma: no cover - compiled
+    codes = np.empty(values.size, np.uint16)
+    scale = _scale(edges)
     for i in range(values.size):
-        guess = min(max(int((np.float64(values[i]) - np.float64(edges[0])) * scale), 0), last)
-        while guess > 0 and values[i] < edges[guess]:
-            guess -= 1
-        while guess < last and values[i] >= edges[guess + 1]:
-            guess += 1
-        codes[i] = guess
+        codes[i] = code[_even_bin(values[i], edges, scale)]
     return codes

@@ -5,16 +5,35 @@ Nothing is sampled or approximated: the result equals `np.histogram` and `np.his
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from math import log, sqrt
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass, replace
+from math import isclose, log, sqrt
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from moeits.errors import SettingError, ShapeMismatch
+from moeits.settings import EXPERT, SCORING, setting
+from moeits.signals import Memory, PairSignal, pairwise
 from moeits.signals.independence import expected_information
 
 MOST_BINS = 65536
+PRESETS = ("paper", "authors-code")
+
+# Model type -> projection weights of the authors' program, where they are not the mean (docs/method.md).
+AUTHORS_CODE = {
+    "qwen2_moe": {"gate": 0.2, "up": 0.4, "down": 0.4},
+    "deepseek_v2": {"gate": 0.2, "up": 0.4, "down": 0.4},
+}
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """`gate=0.2,up=0.4,down=0.4` as a mapping. Raises SettingError."""
+    try:
+        return {name.strip(): float(value) for name, value in (item.split("=") for item in text.split(","))}
+    except ValueError:
+        raise SettingError(
+            f"--projection-weights {text} cannot be read: write it like gate=0.2,up=0.4,down=0.4."
+        ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,25 +48,59 @@ class Codes:
     """Plug-in entropy over the bins, in nats (paper, eq. 4)."""
 
 
-class NMI:
-    """I(A;B) / sqrt(H(A) H(B)) in [0, 1], entropies in nats over each weight's own equal-width histogram.
+@dataclass(frozen=True, kw_only=True)
+class NMI(PairSignal):
+    """I(A;B) / sqrt(H(A) H(B)) in [0, 1], entropies in nats over each weight's own equal-width histogram; summed over
+    the projections of an expert by their weights (paper, eqs. 4-11).
 
     `bins`: "auto" for NumPy's rule (the smaller of the Sturges and the limited Freedman-Diaconis width), or a fixed
     number of bins. Plug-in estimates are biased upwards: independent weights score above 0 (`floor` says how much).
-    Raises SettingError if `bins` is neither "auto" nor a number from 1 to 65,536.
+    Raises SettingError if `bins` is neither "auto" nor a number from 1 to 65,536, or the preset is not known.
     """
 
     name: ClassVar[str] = "nmi"
     bounds: ClassVar[tuple[float, float]] = (0.0, 1.0)
 
-    def __init__(self, *, bins: str | int = "auto") -> None:
-        self.bins = _checked_bins(bins)
+    preset: str = setting(
+        "paper",
+        help="Projection weights: their mean, or those of the authors' program.",
+        panel=SCORING,
+        choices=PRESETS,
+    )
+    bins: str | int = setting("auto", help="Bins of a weight's histogram: auto, or a number.", panel=EXPERT)
+    projection_weights: Mapping[str, float] | None = setting(
+        None, help="Projection weights by hand.", panel=EXPERT, metavar="gate=W,up=W,down=W", parse=parse_weights
+    )
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise SettingError(f"--preset {self.preset} is not one of {', '.join(PRESETS)}.")
+        object.__setattr__(self, "bins", _checked_bins(self.bins))
+
+    def for_model(self, projections: Sequence[str], model_type: str) -> Self:
+        """With `projection_weights`, of each projection, by hand or by the preset."""
+        if self.projection_weights is not None:
+            return replace(self, projection_weights=_checked_weights(projections, self.projection_weights))
+        by_preset = AUTHORS_CODE.get(model_type) if self.preset == "authors-code" else None
+        return replace(self, projection_weights=by_preset or dict.fromkeys(projections, 1 / len(projections)))
 
     @property
-    def settings(self) -> Mapping[str, Any]:
-        return {"bins": self.bins}
+    def settings(self) -> dict[str, Any]:
+        return asdict(self)
 
-    def encode(self, weight: np.ndarray) -> Codes:
+    def passes(self, projections: Sequence[str]) -> Mapping[tuple[str, ...], float]:
+        """Projection by projection; one of weight 0 is not read."""
+        weights = self.projection_weights or dict.fromkeys(projections, 1 / len(projections))
+        return {(name,): weight for name, weight in weights.items() if weight > 0}
+
+    def encode(self, parts: Mapping[str, np.ndarray]) -> Codes:
+        (weight,) = parts.values()
+        return self.encode_weight(weight)
+
+    def compare(self, rows: Sequence[Codes], columns: Sequence[Codes]) -> np.ndarray:
+        return pairwise(self.compare_two, rows, columns)
+
+    def encode_weight(self, weight: np.ndarray) -> Codes:
         """Bin one float32, float16 or bfloat16 weight; the last two are widened to float32, never rounded.
 
         Raises NonFiniteWeight on NaN or infinity, SettingError if its range is too narrow for its number of bins.
@@ -57,7 +110,7 @@ class NMI:
         codes, counts = bin_weight(weight, self.bins)
         return Codes(codes=codes, counts=counts, entropy=_entropy(counts))
 
-    def compare(self, a: Codes, b: Codes) -> float:
+    def compare_two(self, a: Codes, b: Codes) -> float:
         """Normalized mutual information of two encoded weights, I(A;B) / sqrt(H(A) H(B)).
 
         Paper: eqs. 5-6. Dimensionless, in [0, 1], symmetric to the last bit. A constant weight shares nothing: 0.
@@ -90,14 +143,24 @@ class NMI:
                     floor[i, j] = floor[j, i] = expected
         return floor
 
-    def encoded_bytes(self, entries: int) -> int:
-        return 2 * entries
-
-    def working_bytes(self, entries: int, itemsize: int) -> int:
-        """A table of joint counts; and while float32 is encoded, its bins before they are renumbered."""
+    def memory(self, entries: int, itemsize: int) -> Memory:
+        from moeits.signals.binning import BINNING_BYTES
         from moeits.signals.joint_counts import TABLE_BYTES
 
-        return TABLE_BYTES + (4 * entries if itemsize > 2 else 0)
+        # While a pair is counted: the joint table, and twice the list of its cells that wrapped.
+        return Memory(encoded=2 * entries, encoding=BINNING_BYTES, comparing=TABLE_BYTES + entries // 32)
+
+
+def _checked_weights(projections: Sequence[str], by_hand: Mapping[str, float]) -> dict[str, float]:
+    weights = {name: float(weight) for name, weight in by_hand.items()}
+    complete = set(weights) == set(projections) and min(weights.values()) >= 0
+    if not complete or not isclose(sum(weights.values()), 1, abs_tol=1e-9):
+        raise SettingError(
+            f"--projection-weights must give {', '.join(projections)} weights that are not negative and sum to 1; got "
+            + ", ".join(f"{name}={weight:g}" for name, weight in weights.items())
+            + "."
+        )
+    return {name: weights[name] for name in projections}
 
 
 def _checked_bins(bins: str | int) -> str | int:

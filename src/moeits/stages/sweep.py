@@ -1,7 +1,7 @@
 """One scoring, every tau: what each leaves, and on request what it still knows, healed and not (paper, Figure 2)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any
@@ -106,7 +106,7 @@ def sweep(
     taus, run = parse_taus(tau), RunFolder(Path(output))
     checkpoint = Checkpoint.open(model, revision=revision, check=architecture_of)
     asked = {
-        "scoring": {**asdict(scoring), "bins": str(scoring.bins)},
+        "scoring": scoring.facts(),
         "min_experts": min_experts,
         "evaluation": facts_of(points.evaluation),
         "healing": facts_of(points.healing),

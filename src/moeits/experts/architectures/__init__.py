@@ -59,8 +59,6 @@ class Architecture:
     """Number of expert groups that the router's choice is limited by; 1 where it is not."""
     least_per_group: Callable[[Config], int] = one_group
     """Experts that each group, or the layer if it has no groups, must keep for the router to work."""
-    authors_code_weights: Mapping[str, float] = field(default_factory=dict)
-    """Projection weights of `--preset authors-code`, where they differ from the mean (docs/method.md, section 6)."""
 
     @property
     def projection_names(self) -> tuple[str, ...]:

@@ -32,5 +32,4 @@ ARCHITECTURE: Architecture = Architecture(
     is_moe_layer=is_moe_layer,
     groups=groups,
     least_per_group=least_per_group,
-    authors_code_weights={"gate": 0.2, "up": 0.4, "down": 0.4},
 )

@@ -19,5 +19,4 @@ ARCHITECTURE: Architecture = Architecture(
     shared=("shared_expert.", "shared_expert_gate."),
     num_experts_keys=("num_experts",),
     is_moe_layer=is_moe_layer,
-    authors_code_weights={"gate": 0.2, "up": 0.4, "down": 0.4},
 )

@@ -2,4 +2,4 @@
 
 from moeits.experts.architectures import Architecture, qwen2_moe
 
-ARCHITECTURE: Architecture = qwen2_moe.ARCHITECTURE.variant("qwen3_next", authors_code_weights={})
+ARCHITECTURE: Architecture = qwen2_moe.ARCHITECTURE.variant("qwen3_next")
