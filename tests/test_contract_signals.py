@@ -125,7 +125,7 @@ def traced(work: Callable[[], Any]) -> tuple[int, int, Any]:
 
 
 # Large enough that what grows with a weight is more than tables of a fixed size: a byte an entry is seen.
-LARGE = (2048, 1536)
+LARGE = (2048, 3072)
 
 
 def large_weight(dtype: Any) -> np.ndarray:

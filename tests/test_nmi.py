@@ -238,6 +238,29 @@ def test_large_weights_in_few_bins_score_what_scikit_learn_says(bins: int) -> No
     assert measure.compare_two(codes_a, codes_b) == measure.compare_two(codes_b, codes_a)
 
 
+@pytest.mark.parametrize("fault", ["refused", "wrong"])
+def test_without_vectors_in_llvm_cells_are_counted_one_by_one_to_the_identical_score(
+    monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    rng = np.random.default_rng(21)
+    a, b = (NMI().encode_weight(rng.standard_t(5, 20_000).astype(np.float16)) for _ in range(2))
+    assert joint_counts.vectors_work()
+    vectors = NMI().compare_two(a, b)
+
+    def broken(*_: object) -> int:
+        if fault == "refused":
+            raise AttributeError("PointerType has no as_pointer")
+        return 0
+
+    monkeypatch.setattr(joint_counts, "count_pairs", broken)
+    joint_counts.vectors_work.cache_clear()
+    try:
+        assert not joint_counts.vectors_work()
+        assert NMI().compare_two(a, b) == vectors
+    finally:
+        joint_counts.vectors_work.cache_clear()
+
+
 @pytest.mark.parametrize("table_bytes", [1, 500, 4_000, 30_000])
 def test_tables_counted_in_bands_give_the_identical_score(monkeypatch: pytest.MonkeyPatch, table_bytes: int) -> None:
     for seed in range(5):

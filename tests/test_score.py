@@ -391,7 +391,7 @@ def test_ctrl_c_ends_a_scoring_when_the_pairs_at_hand_are_compared(
 
     def slowly(*_: object) -> float:
         compared.append(1)
-        time.sleep(0.005)
+        time.sleep(0.02)
         return 0.0
 
     def interrupted(*_: object) -> None:
@@ -400,8 +400,8 @@ def test_ctrl_c_ends_a_scoring_when_the_pairs_at_hand_are_compared(
     monkeypatch.setattr(NMI, "compare_two", slowly)
     with pytest.raises(KeyboardInterrupt):
         score(toy, threads=2, progress=interrupted)
-    # Of 496 pairs of the first projection: one strip of 16 that was shown, and what two threads were at.
-    assert len(compared) < 8 * 16
+    # Of 496 pairs of the first projection: what two threads had done when the first strip of 16 was shown, and were at.
+    assert len(compared) <= 4 * 16
 
 
 # ---------------------------------------------------------------------------------------------- evidence

@@ -4,6 +4,7 @@ One byte per cell keeps the table of an average pair in the second-level cache, 
 depends on. A cell that passes 255 wraps to 0 and is noted in a list, so that the counts stay exact.
 """
 
+from functools import lru_cache
 from math import ceil, log, log2
 
 import numpy as np
@@ -30,12 +31,29 @@ def joint_count_log_count(a: np.ndarray, b: np.ndarray, bins_a: int, bins_b: int
     total = 0
     # Counting is a call of its own: compiled into one function with the sum, it ran a tenth slower.
     for low in range(0, bins_a, band):
-        if band >= bins_a:
+        if band >= bins_a and vectors_work():
             times = count_pairs(a, b, bins_b, table, wrapped)
         else:
             times = _count_band(a, b, bins_b, low, low + band, table, wrapped)
         total += _take_terms(table, np.sort(wrapped[:times]), scale)
     return total / scale
+
+
+@lru_cache(maxsize=1)
+def vectors_work() -> bool:
+    """Whether this LLVM computes cells in vectors as they are computed one by one; if not, that is done instead.
+
+    The intrinsic below is written in words that numba and llvmlite do not promise to keep.
+    """
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 3, (2, 2 * _LANES + 5), np.uint16)
+    (cells, one_by_one), (wrapped, none) = np.zeros((2, 9), np.uint8), np.zeros((2, 1), np.uint32)
+    _count_band(a, b, 3, 0, 3, one_by_one, none)
+    try:
+        count_pairs(a, b, 3, cells, wrapped)
+    except Exception:  # whatever a compiler raises at words that it does not know
+        return False
+    return np.array_equal(cells, one_by_one)
 
 
 # Entries whose cells are computed at once.
