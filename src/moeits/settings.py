@@ -82,6 +82,7 @@ def keywords_of(settings: type, *, known_default: bool = True) -> list[Keyword]:
     ]
 
 
+@functools.cache  # asked for once per flag, and the hints of a signature take their time
 def flags_of(function: Callable[..., Any]) -> dict[str, Flag]:
     """The flags that the settings of a function describe, by name of the keyword argument."""
     keywords = (keyword for each in _settings_of(function).values() for keyword in each.keywords())

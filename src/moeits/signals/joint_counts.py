@@ -41,19 +41,18 @@ def joint_count_log_count(a: np.ndarray, b: np.ndarray, bins_a: int, bins_b: int
 
 @lru_cache(maxsize=1)
 def vectors_work() -> bool:
-    """Whether this LLVM computes cells in vectors as they are computed one by one; if not, that is done instead.
+    """Whether this LLVM computes cells in vectors as NumPy does; if not, they are computed one by one.
 
     The intrinsic below is written in words that numba and llvmlite do not promise to keep.
     """
     rng = np.random.default_rng(0)
     a, b = rng.integers(0, 3, (2, 2 * _LANES + 5), np.uint16)
-    (cells, one_by_one), (wrapped, none) = np.zeros((2, 9), np.uint8), np.zeros((2, 1), np.uint32)
-    _count_band(a, b, 3, 0, 3, one_by_one, none)
+    cells = np.zeros(9, np.uint8)
     try:
-        count_pairs(a, b, 3, cells, wrapped)
+        count_pairs(a, b, 3, cells, np.zeros(1, np.uint32))
     except Exception:  # whatever a compiler raises at words that it does not know
         return False
-    return np.array_equal(cells, one_by_one)
+    return np.array_equal(cells, np.bincount(3 * a + b, minlength=9))
 
 
 # Entries whose cells are computed at once.
