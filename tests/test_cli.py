@@ -358,3 +358,17 @@ def test_the_demo_replaces_its_own_folder_and_nobody_elses(
         (tmp_path / free / "result").touch()
         demo.new_folder(tmp_path / free)
         assert not (tmp_path / free / "result").exists(), "the second demo begins with an empty folder"
+
+
+def test_score_shows_what_has_no_noise_floor_and_names_what_is_kept_beside(
+    run: Callable[..., tuple[str, str]], tmp_path: Path
+) -> None:
+    toy = make_toy(tmp_path / "toy", layers=2)
+    asked = ("--estimator", "router-cosine", "--signals", "aimer,nmi", "--bins", "9")
+    said, _ = run("score", toy, *asked, "--output", tmp_path / "evidence")
+    redundancy = moeits.Evidence.load(tmp_path / "evidence").redundancy
+    for layer, values in redundancy.items():
+        largest = max(values[i, j] for i in range(6) for j in range(i))
+        (row,) = (line.split() for line in said.splitlines() if line.split()[:2] == [str(layer), "6"])
+        assert row[3:] == [f"{largest:.5f}", "-", "-"]
+    assert "beside it, for each layer: aimer, nmi" in said

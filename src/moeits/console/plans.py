@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.console import out, table, written
 from moeits.evidence import NOISE_MARGIN, Evidence
@@ -36,7 +38,9 @@ def show_evidence(evidence: Evidence, arguments: dict[str, Any]) -> None:
     """Per layer: how redundant its pairs are, beside what independent weights would show."""
     found = evidence.facts()
     columns = ("layer", "experts", "mean R", "largest R", "noise floor", "largest / floor")
-    table(columns, (_redundancy_row(evidence, layer, row) for layer, row in found["redundancy"].items()))
+    table(columns, (_redundancy_row(evidence, layer, found["redundancy"]) for layer in evidence.redundancy))
+    if evidence.signals:
+        out(f"beside it, for each layer: {', '.join(evidence.signals)}")
     if found["layers_on_noise_floor"]:
         out(_noise_warning(found["layers_on_noise_floor"], len(evidence.layers)))
     written(arguments)
@@ -76,9 +80,16 @@ def _stopped_at(plan: PruningPlan, layer: int) -> str:
     return "-" if level is None else f"{level:.5f}"
 
 
-def _redundancy_row(evidence: Evidence, layer: str, row: dict[str, float]) -> tuple[str, ...]:
-    values = (f"{row[key]:.5f}" for key in ("mean", "max", "noise_floor"))
-    return (layer, str(evidence.layers[int(layer)].num_experts), *values, f"{row['max_over_noise_floor']:.2f}")
+def _redundancy_row(evidence: Evidence, layer: int, above_noise: dict[str, dict[str, float]]) -> tuple[str, ...]:
+    redundancy = evidence.redundancy[layer]
+    before = (str(layer), str(len(redundancy)))
+    if row := above_noise.get(str(layer)):
+        values = (f"{row[key]:.5f}" for key in ("mean", "max", "noise_floor"))
+        return (*before, *values, f"{row['max_over_noise_floor']:.2f}")
+    if len(redundancy) == 1:
+        return (*before, "-", "-", "-", "-")
+    pairs = redundancy[np.triu_indices(len(redundancy), 1)]
+    return (*before, f"{pairs.mean():.5f}", f"{pairs.max():.5f}", "-", "-")
 
 
 def _inspection_rows(found: Inspection, of_plan: bool) -> Iterator[tuple[str, str, str]]:
