@@ -223,7 +223,7 @@ class Killing:
         if (said := in_child(self._again)) != "done":
             self.tally.fault("rerun failed", f"{when}: {said}")
             return
-        known = {name: digest for name, digest in self._output().items() if name in self.all_files}
+        known = {name: digest for name, digest in self._output().items() if f"work/{name}" in self.all_files}
         if self._steady(known) != self._steady(self.result):
             self.tally.fault("other bytes", when)
         if files_of(self.given) != self.sources:
