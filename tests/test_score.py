@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import save
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError, NonFiniteWeight, OutputError, SettingError, UnscorableWeight
@@ -480,6 +481,29 @@ def test_a_finished_layer_that_cannot_be_read_is_scored_again(
 ) -> None:
     (finished,) = (tmp_path / "evidence.partial").rglob("*.safetensors")
     finished.write_bytes(b"")
+    resumed = score(interrupted, output=tmp_path / "evidence")
+    assert {layer for layer, _, _ in reads} == {0, 1, 2}
+    assert same_matrices(resumed, score(interrupted))
+
+
+DAMAGED = {
+    "nothing": {},
+    "other names": {"R": np.zeros((6, 6))},
+    "another shape": {"redundancy": np.zeros((4, 4)), "floor": np.zeros((4, 4))},
+    "another dtype": {"redundancy": np.zeros((6, 6), np.float32), "floor": np.zeros((6, 6))},
+    "NaN": {"redundancy": np.full((6, 6), np.nan), "floor": np.zeros((6, 6))},
+    "not symmetric": {"redundancy": np.triu(np.ones((6, 6)), 1), "floor": np.zeros((6, 6))},
+    "a diagonal": {"redundancy": np.eye(6), "floor": np.zeros((6, 6))},
+    "a signal of other settings": {"redundancy": np.zeros((6, 6)), "floor": np.zeros((6, 6)), "aimer": np.zeros(6)},
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_finished_layer_that_cannot_be_one_is_scored_again(
+    interrupted: Path, tmp_path: Path, reads: list[Any], damage: str
+) -> None:
+    (finished,) = (tmp_path / "evidence.partial").rglob("*.safetensors")
+    finished.write_bytes(save(DAMAGED[damage]))
     resumed = score(interrupted, output=tmp_path / "evidence")
     assert {layer for layer, _, _ in reads} == {0, 1, 2}
     assert same_matrices(resumed, score(interrupted))

@@ -102,6 +102,18 @@ class _Wanted:
             settings |= signal.settings
         return settings | ({"signals": [signal.name for signal in self.beside]} if self.beside else {})
 
+    def are_whole(self, arrays: Mapping[str, np.ndarray], experts: int) -> bool:
+        """Whether these arrays can be the signals of a layer, all of them: what lies on a disk may be damaged."""
+        pairs, single = (experts, experts), (experts,)
+        shapes = {each.name: pairs if isinstance(each, PairSignal) else single for each in self.beside}
+        shapes |= {"redundancy": pairs} | ({"floor": pairs} if "floor" in arrays else {})
+        return {name: values.shape for name, values in arrays.items()} == shapes and all(
+            values.dtype == np.float64
+            and np.isfinite(values).all()
+            and (values.ndim == 1 or (np.array_equal(values, values.T) and not values.diagonal().any()))
+            for values in arrays.values()
+        )
+
 
 def _all_layers(
     scorer: LayerScorer, wanted: _Wanted, finished: FinishedLayers, progress: Progress
@@ -118,7 +130,9 @@ def _all_layers(
             done += more
             progress("scoring pairs of experts", done, total)
 
-        layers[layer] = finished.get(layer) or _one_layer(scorer, wanted, layer, advance)
+        kept = finished.get(layer)
+        whole = kept is not None and wanted.are_whole(kept, scorer.layout.layers[layer].num_experts)
+        layers[layer] = kept if kept and whole else _one_layer(scorer, wanted, layer, advance)
         finished.put(layer, layers[layer])
         before += steps[layer]
         progress("scoring pairs of experts", before, total)
