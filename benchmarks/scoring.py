@@ -1,5 +1,6 @@
 """Scoring, pair for pair, against the naive computation, on one thread and on two."""
 
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 
@@ -54,6 +55,28 @@ def run() -> str:
         "second core, times",
         "difference",
     )
+    return _pairs(header, rows) + "\n\n" + _encoding()
+
+
+def _encoding() -> str:
+    """What it takes to bin one weight, once per expert and projection."""
+    rng = np.random.default_rng(0)
+    weight, estimator, rows = matrix(KINDS[0], rng), NMI(), []
+    for dtype in ("bfloat16", "float16", "float32"):
+        stored = weight.astype(np.float32).astype(dtype)
+        (times,) = in_turn(REPEATS, lambda stored=stored: estimator.encode_weight(stored))
+        tracemalloc.start()
+        estimator.encode_weight(stored)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        rows.append((dtype, spread(times, 1e-3), f"{most / stored.size:.1f}"))
+    return (
+        f"One weight of {ROWS} x {COLUMNS}, `NMI.encode_weight`; codes themselves take two bytes an entry.\n\n"
+        + table(("stored as", "ms", "bytes an entry at most"), rows)
+    )
+
+
+def _pairs(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return (
         f"One pair of weights: `np.histogram` twice and `np.histogram2d` once (benchmarks/naive.py), beside "
         f"`NMI.compare_two` over {EXPERTS * (EXPERTS - 1) // 2} pairs of weights encoded before. "
