@@ -26,7 +26,17 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.command_line import app as cli
 from moeits.errors import CheckpointError, MoeitsError, OutputError
 from moeits.experts.layout import MoELayout
-from tests.toys import fuse, make_toy, read_config, read_tensors, reshard, toy_config, toy_tensors, write_checkpoint
+from tests.toys import (
+    fuse,
+    make_toy,
+    mark_as_made_by_moeits,
+    read_config,
+    read_tensors,
+    reshard,
+    toy_config,
+    toy_tensors,
+    write_checkpoint,
+)
 
 TOY = "qwen2_moe"
 EXPERT_0 = "model.layers.0.mlp.experts.0.down_proj.weight"
@@ -438,7 +448,7 @@ def test_what_an_interrupted_healing_left_is_found_before_scoring(
 ) -> None:
     monkeypatch.setattr(sys.modules["moeits.stages.simplify"], "check_healing", lambda *_, **__: None)
     asked = ["simplify", "toy", "--tau", "1", "--heal", "my data.jsonl", "--recipe", "small", "--output", "out"]
-    make_toy(tmp_path / "out.pruned")
+    mark_as_made_by_moeits(make_toy(tmp_path / "out.pruned"))
     go_on = "moeits heal out.pruned --data 'my data.jsonl' --recipe small --output out"
     assert go_on + "\n" in shell.refuses(*asked, saying="out.pruned is left over from an earlier run")
     (tmp_path / "out.healing").mkdir()
@@ -450,7 +460,7 @@ def test_what_an_interrupted_healing_left_is_found_before_scoring(
     (tmp_path / "out.healing").rmdir()
     (tmp_path / "out.pruned").mkdir()
     (tmp_path / "out.pruned" / "diary.txt").touch()
-    shell.refuses(*asked, "--overwrite", saying="out.pruned is no checkpoint")
+    shell.refuses(*asked, "--overwrite", saying="out.pruned is not a checkpoint")
 
 
 # ------------------------------------------------------------------------------------------- plans and evidence
@@ -572,8 +582,9 @@ OUTPUTS = {
     "a link in a circle": (["circle/out"], "circle"),
     "an existing folder": (["older"], "older exists"),
     "an existing file": (["file"], "file exists"),
-    "no checkpoint, overwritten": (["notes", "--overwrite"], "is no checkpoint"),
-    "a file, overwritten": (["file", "--overwrite"], "is no checkpoint"),
+    "no checkpoint, overwritten": (["notes", "--overwrite"], "is not a checkpoint"),
+    "a checkpoint of somebody else, overwritten": (["older", "--overwrite"], "that moeits made"),
+    "a file, overwritten": (["file", "--overwrite"], "is not a checkpoint"),
     "below a file": (["file/out"], "cannot be written"),
     "below /proc": (["/proc/out"], "/proc"),
     "below /sys": (["/sys/kernel/a/b"], "/sys/kernel"),
@@ -723,7 +734,7 @@ def test_whatever_fails_while_writing_leaves_nothing_behind(
 def test_a_replacement_that_fails_leaves_the_older_checkpoint(
     tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_toy(tmp_path / "older")
+    mark_as_made_by_moeits(make_toy(tmp_path / "older"))
     before, rename = contents(tmp_path), Path.rename
 
     def rename_fails(path: Path, target: Path) -> Path:
@@ -738,7 +749,7 @@ def test_a_replacement_that_fails_leaves_the_older_checkpoint(
 
 
 def test_a_replacement_that_succeeds_leaves_only_the_new_checkpoint(tmp_path: Path, toy: Path) -> None:
-    make_toy(tmp_path / "older", experts=4)
+    mark_as_made_by_moeits(make_toy(tmp_path / "older", experts=4))
     moeits.simplify(toy, experts_per_layer=3, output=tmp_path / "older", overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["older", "toy"]
     assert read_config(tmp_path / "older")["num_experts"] == 3

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from moeits.checkpoint import writing as checkpoint_writer
 from moeits.checkpoint.writing import ByteRange, NewTensor, new_checkpoint, split_into_shards
 from moeits.errors import OutputError
-from tests.toys import make_toy
+from tests.toys import make_toy, mark_as_made_by_moeits
 
 
 def tensor(name: str, nbytes: int, dtype: str = "U8", shape: tuple[int, ...] | None = None) -> NewTensor:
@@ -107,7 +107,7 @@ def test_a_new_checkpoint_can_be_read_by_whom_the_umask_allows(tmp_path: Path) -
 def test_a_checkpoint_is_on_the_disk_before_it_replaces_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, synced, fsync = make_toy(tmp_path / "out"), [], os.fsync
+    out, synced, fsync = mark_as_made_by_moeits(make_toy(tmp_path / "out")), [], os.fsync
 
     def noted(number: int) -> None:
         assert not (out / "note").exists(), "it was replaced before it was on the disk"
@@ -145,7 +145,7 @@ def test_a_checkpoint_with_something_else_in_its_folder_is_not_replaced(tmp_path
     path.parent.mkdir(exist_ok=True)
     path.mkdir() if name == "data" else path.write_text("mine")
     with (
-        pytest.raises(OutputError, match="which is no part of a checkpoint, so --overwrite does not replace it"),
+        pytest.raises(OutputError, match="which is not part of a checkpoint, so --overwrite does not replace it"),
         new_checkpoint(tmp_path / "out", sources=[], nbytes=0, overwrite=True),
     ):
         pass
@@ -157,7 +157,7 @@ def test_a_folder_with_a_config_alone_is_no_checkpoint_and_not_replaced(tmp_path
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "config.json").write_text(config)
     with (
-        pytest.raises(OutputError, match="is no checkpoint, so --overwrite does not replace it"),
+        pytest.raises(OutputError, match="is not a checkpoint, so --overwrite does not replace it"),
         new_checkpoint(tmp_path / "project", sources=[], nbytes=0, overwrite=True),
     ):
         pass
@@ -171,6 +171,7 @@ def test_a_checkpoint_with_all_that_belongs_to_one_is_replaced(tmp_path: Path) -
     for name in parts:
         (out / name).parent.mkdir(exist_ok=True)
         (out / name).write_text("{}")
+    mark_as_made_by_moeits(out)
     with new_checkpoint(out, sources=[], nbytes=0, overwrite=True) as writer:
         writer.write_text("note", "x")
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "note"]
@@ -181,7 +182,7 @@ def test_what_comes_to_be_at_the_output_while_it_is_written_is_not_replaced(tmp_
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "result").write_text("of another run")
     with (
-        pytest.raises(OutputError, match=r"out (has come to exist|is no checkpoint)"),
+        pytest.raises(OutputError, match=r"out (has come to exist|is not a checkpoint)"),
         new_checkpoint(tmp_path / "out", sources=[], nbytes=0, overwrite=overwrite),
     ):
         (tmp_path / "other").rename(tmp_path / "out")

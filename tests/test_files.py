@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 import moeits
-from moeits.errors import MoeitsError, OutputError
+from moeits.errors import HealingError, MoeitsError, OutputError
 from moeits.files import write_whole
+from moeits.healing.run import HealingRun
 from tests.evaluation_toys import make_speaking_toy, results
-from tests.test_bad_input import Shell
-from tests.toys import make_toy
+from tests.test_bad_input import Shell, contents
+from tests.toys import make_toy, mark_as_made_by_moeits
 
 
 @pytest.fixture
@@ -194,3 +195,73 @@ def test_a_report_may_lie_in_the_run_it_shows(tmp_path: Path) -> None:
     moeits.sweep(make_toy(tmp_path / "toy"), tau="1", output=tmp_path / "run")
     for _ in range(2):
         moeits.report(tmp_path / "run", output=tmp_path / "run" / "report.md", format="md")
+
+
+# ------------------------------------------------------------------------------------------------ never removed
+
+
+@pytest.mark.parametrize("flags", [[], ["--fresh"]])
+@pytest.mark.parametrize("name", ["unpruned", "experts-12", "unpruned/deep"])
+def test_a_sweep_does_not_write_into_the_model_that_is_swept(
+    shell: Shell, tmp_path: Path, name: str, flags: list[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    make_toy(tmp_path / "run" / name)
+    model = Path("run") / name
+    shell.refuses("sweep", model, "--tau", "1", "--output", "run", *flags, saying="which is never touched")
+
+
+def test_a_source_with_nearly_the_name_of_a_point_survives_a_fresh_sweep(shell: Shell, tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "run" / "experts-of-mine")
+    before = contents(toy)
+    assert shell.run("sweep", toy, "--tau", "1", "--output", "run", "--fresh")[0] == 0
+    assert contents(toy) == before
+
+
+def test_a_fresh_sweep_removes_what_a_sweep_made_and_nothing_else(toy: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    moeits.sweep(toy, tau="0,1", output=run)
+    made = next(run.glob("experts-*"))
+    (made / "random-0").mkdir()
+    (made / "plan.json").rename(made / "random-0" / "plan.json")
+    mark_as_made_by_moeits(make_toy(made / "pruned"))
+    mine = [run / "experts-notes" / "thesis.txt", run / "unpruned" / "photo.jpg", run / "experts-1" / "plan.json"]
+    mine += [run / "experts-2" / "pruned" / "config.json", run / "experts-2" / "healed.healing" / "diary.txt"]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    make_toy(run / "experts-3" / "pruned")
+    moeits.sweep(toy, tau="100", output=run, fresh=True)
+    assert not any((made / name).exists() for name in ("random-0", "pruned"))
+    assert all(path.read_text() == "mine" for path in mine)
+    assert (run / "experts-3" / "pruned" / "model.safetensors").exists()
+
+
+def test_a_fresh_sweep_does_not_remove_a_file_that_only_has_the_name_of_its_own(shell: Shell, tmp_path: Path) -> None:
+    make_toy(tmp_path / "toy")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "ledger.json").write_text('{"kept": "by me"}')
+    shell.refuses("sweep", "toy", "--tau", "1", "--output", "run", "--fresh", saying="run/ledger.json is not a file")
+
+
+def test_simplify_never_tells_one_to_remove_the_source(shell: Shell, tmp_path: Path) -> None:
+    make_toy(tmp_path / "mine.pruned", dtype="float32")
+    (tmp_path / "data.jsonl").write_text("{}")
+    asked = ["simplify", "mine.pruned", "--tau", "1", "--heal", "data.jsonl", "--recipe", "small", "--output", "mine"]
+    said = shell.refuses(*asked, saying="The source is never touched")
+    assert "Remove" not in said
+
+
+def test_a_folder_with_the_name_of_a_healing_is_not_forgotten(tmp_path: Path) -> None:
+    run = HealingRun(tmp_path / "out.healing")
+    run.begin({"fingerprint": "x"}, steps=3, fresh=False)
+    (run.folder / "checkpoint-2").mkdir()
+    run.check({}, steps=3, resume=False, fresh=True)
+    (run.folder / "diary.txt").write_text("mine")
+    with pytest.raises(HealingError, match="is not the folder of a healing, so --fresh does not remove it"):
+        run.check({}, steps=3, resume=False, fresh=True)
+    run.remove()
+    assert (run.folder / "diary.txt").exists()
+    (run.folder / "diary.txt").unlink()
+    run.remove()
+    assert not run.folder.exists()

@@ -19,7 +19,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "moeits"
 ROOMS = {
     "words": "checkpoint choosing engines errors evaluation.results evidence experts files progress run_files scoring "
     "settings signals sizes typed_json version",
-    "files": "checkpoint.replaceable checkpoint.side_files checkpoint.writing finished surgery sweeping.run_folder",
+    "files": "checkpoint.replaceable checkpoint.side_files checkpoint.writing finished surgery",
     "stages": "stages stages.inspect stages.plan stages.prune stages.score",
     "runtime": "modeling_moeits runtime",
     "healing": "healing stages.heal",

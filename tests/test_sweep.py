@@ -106,7 +106,7 @@ class Stages:
         assert (data, recipe, resume) == ("data.jsonl", "small", False)
         self._begin("heal", output)
         shutil.copytree(model, output)
-        (output / "healing.json").write_text("{}")
+        (output / "healing.json").write_text('{"format": 1, "recipe_name": "small", "fingerprint": "x"}')
 
     def measure(self, model: Path, *, output: Path, **_: Any) -> None:
         assert (model / "config.json").exists()

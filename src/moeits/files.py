@@ -15,6 +15,8 @@ from moeits.checkpoint.parts import FOLDERS, is_checkpoint, is_part
 from moeits.errors import OutputError
 
 _LONGEST_JSON = 1 << 30
+# The fields that tell JSON of moeits: most of it says its kind; a plan and the record of a healing do not.
+_MARKS = ({"kind"}, {"kept", "fingerprint"}, {"recipe_name", "fingerprint"})
 
 
 def write_whole(path: Path, content: bytes, *, inputs: Iterable[Any] = (), card_of: Path | None = None) -> None:
@@ -97,7 +99,7 @@ def is_artefact(path: Path) -> bool:
             if length < min(path.stat().st_size, _LONGEST_JSON):
                 return "moeits" in json.loads(file.read(length))["__metadata__"]
         value = json.loads(path.read_bytes())
-        return type(value["format"]) is int and ("kind" in value or {"kept", "fingerprint"} <= set(value))
+        return type(value["format"]) is int and any(mark <= set(value) for mark in _MARKS)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 

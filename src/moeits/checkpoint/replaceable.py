@@ -1,27 +1,47 @@
-"""What --overwrite may replace: a model checkpoint with nothing else in its folder, or an empty folder.
+"""What moeits may replace or remove: an empty folder, or a checkpoint that it made, with nothing else in its folder.
 
-A folder is removed as a whole, so whatever no checkpoint has (notes, results, a repository) stops it, by name.
+A folder is removed as a whole, so whatever no checkpoint has (notes, results, a repository) stops it, by name. That
+moeits made a checkpoint is known by the plan or the record of a healing that lies in it.
 """
 
+import shutil
 from pathlib import Path
 
 from moeits.checkpoint.parts import FOLDERS, INDEX_NAME, SINGLE_NAME, is_part, names_a_model
 from moeits.errors import OutputError
+from moeits.files import is_artefact
+
+_MARKS = ("plan.json", "healing.json")
 
 
 def check_replaceable(output: Path) -> None:
-    """What is there is an empty folder, or a model checkpoint with nothing else in it. Raises OutputError."""
-    why = None
-    if output.is_symlink() or not output.is_dir():
-        why = f"{output} is no checkpoint"
-    elif any(output.iterdir()):
-        foreign = _foreign_entry(output)
-        if not _has_model(output):
-            why = f"{output} is no checkpoint"
-        elif foreign is not None:
-            why = f"{output} holds {foreign}, which is no part of a checkpoint"
+    """What is there is an empty folder, or a checkpoint of moeits with nothing else in it. Raises OutputError."""
+    why = why_not_ours(output)
     if why is not None:
-        raise OutputError(f"{why}, so --overwrite does not replace it. Choose another --output.")
+        raise OutputError(f"{output} {why}, so --overwrite does not replace it. Choose another --output.")
+
+
+def remove_checkpoint(folder: Path) -> bool:
+    """Remove a checkpoint that moeits made; whether it is gone. Anything else stays as it is."""
+    if why_not_ours(folder) is None:
+        shutil.rmtree(folder, ignore_errors=True)
+    return not folder.exists()
+
+
+def why_not_ours(folder: Path) -> str | None:
+    """Why a folder is neither empty nor a checkpoint of moeits alone, to follow its name; None if it is."""
+    if folder.is_symlink() or not folder.is_dir():
+        return "is not a checkpoint"
+    if not any(folder.iterdir()):
+        return None
+    foreign = _foreign_entry(folder)
+    if not _has_model(folder):
+        return "is not a checkpoint"
+    if foreign is not None:
+        return f"holds {foreign}, which is not part of a checkpoint"
+    if not any(is_artefact(folder / name) for name in _MARKS):
+        return "is not a checkpoint that moeits made"
+    return None
 
 
 def _has_model(folder: Path) -> bool:

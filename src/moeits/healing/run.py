@@ -4,6 +4,7 @@ It is there from the first step until the healed checkpoint is complete, so that
 """
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +16,10 @@ from moeits.files import write_whole
 from moeits.sizes import format_size
 
 _ADAM_STATES = 2
+# What a healing and Trainer put into the folder.
+_OURS = re.compile(
+    r"run\.json|\.run\.json\..*|checkpoint-\d+|tmp-checkpoint-.*|runs|README\.md|adapter.*|training_args\.bin"
+)
 # The best checkpoint, the last one, and the one being written.
 _CHECKPOINTS = 3
 
@@ -34,6 +39,11 @@ class HealingRun:
 
         Fewer steps than before may be asked for where they are done already: that ends a run early.
         """
+        if fresh and not self._is_ours():
+            raise HealingError(
+                f"{self.folder} is not the folder of a healing, so --fresh does not remove it. Move it, or choose "
+                "another --output."
+            )
         if fresh or not self.folder.exists():
             if resume and not fresh:
                 raise HealingError(f"There is nothing to resume: {self.folder} is not there. Start without --resume.")
@@ -89,7 +99,16 @@ class HealingRun:
             raise HealingError(f"{self.folder} holds no healing that can be resumed. Forget it with --fresh.") from None
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Forget the run. A folder that is not one's own stays."""
+        if self._is_ours():
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _is_ours(self) -> bool:
+        """Whether the folder is of a healing, by what is in it: nothing, or run.json and what Trainer writes."""
+        if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
+            return False
+        names = {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()
+        return not names or ("run.json" in names and all(_OURS.fullmatch(name) for name in names))
 
     def check_space(self, trainable: int) -> None:
         """The checkpoints of the run fit on its disk. Raises OutputError."""

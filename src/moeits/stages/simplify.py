@@ -2,13 +2,13 @@
 
 import os
 import shlex
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from moeits.checkpoint.reading import Checkpoint
+from moeits.checkpoint.replaceable import remove_checkpoint
 from moeits.checkpoint.writing import check_output
 from moeits.choosing.criteria import criterion_named
 from moeits.choosing.pruning_plan import PruningPlan
@@ -69,7 +69,7 @@ def simplify(
     done = prune(checkpoint, plan=chosen, output=pruned, writing=writing, progress=progress)
     if heal is not None:
         heal_stage(pruned, data=heal, output=output, recipe=recipe, overwrite=writing.overwrite, progress=progress)
-        shutil.rmtree(pruned)
+        remove_checkpoint(pruned)
     return done
 
 
@@ -77,6 +77,7 @@ def _check_left_over(
     checkpoint: Checkpoint, pruned: Path, output: Path, data: str | Path, recipe: str, *, overwrite: bool
 ) -> None:
     """Nothing of an interrupted healing is in the way. Raises OutputError, which says how to go on with it."""
+    check_output(pruned, sources=[checkpoint.folder], overwrite=True)
     healing = output.with_name(output.name + ".healing")
     if os.path.lexists(pruned) and not (overwrite and not healing.exists()):
         go_on = ["moeits", "heal", str(pruned), "--data", str(data), "--recipe", recipe, "--output", str(output)]
@@ -88,7 +89,6 @@ def _check_left_over(
         )
     if healing.exists():
         raise OutputError(f"{healing} is left over from an earlier healing. Remove it to begin again.")
-    check_output(pruned, sources=[checkpoint.folder], overwrite=overwrite)
 
 
 def _rehearsal(facts: Evidence) -> Evidence:

@@ -113,6 +113,7 @@ def sweep(
         "measuring": facts_of(points.footprint),
         "control": points.control,
     }
+    run.check_source(checkpoint.folder)
     settings = run.begin(fingerprint=checkpoint.fingerprint, settings=asked, fresh=fresh)
     ledger = Ledger(run.ledger, energy=points.energy, country=points.country)
     if run.sweep.exists() and run.evidence.exists():

@@ -1,12 +1,13 @@
 """The points of a sweep: prune, evaluate, heal, evaluate again; one at a time, and nothing that is finished."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moeits.checkpoint.reading import Checkpoint
+from moeits.checkpoint.replaceable import remove_checkpoint
+from moeits.files import write_whole
 from moeits.measurement.ledger import Ledger
 from moeits.progress import Progress
 from moeits.stages.evaluate import evaluate
@@ -55,8 +56,8 @@ class PointWork:
             measure(model, output=point.footprint, progress=self.progress, **self.footprint)
         if self._is_healed(point) and not (point.healing.exists() and point.healed.exists()):
             self._heal(model, point)
-        shutil.rmtree(point.pruned_checkpoint, ignore_errors=True)
-        shutil.rmtree(point.healed_checkpoint, ignore_errors=True)
+        remove_checkpoint(point.pruned_checkpoint)
+        remove_checkpoint(point.healed_checkpoint)
 
     def _wanted(self, point: PointFolder) -> list[Path]:
         wanted = [point.unhealed] if self.evaluation else []
@@ -82,7 +83,7 @@ class PointWork:
             with self._stage("healing", point):
                 started = point.healed_checkpoint.with_name(point.healed_checkpoint.name + ".healing").exists()
                 heal(model, output=point.healed_checkpoint, resume=started, progress=self.progress, **self.healing)
-        shutil.copyfile(point.healed_checkpoint / "healing.json", point.healing)
+        write_whole(point.healing, (point.healed_checkpoint / "healing.json").read_bytes())
         if not point.healed.exists():
             self._evaluate(point.healed_checkpoint, point.healed, point)
 

@@ -14,14 +14,17 @@ folder, and a finer grid of taus finds the points of a coarser one finished.
 """
 
 import json
-import shutil
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moeits.checkpoint.replaceable import remove_checkpoint
 from moeits.errors import OutputError, SettingError
-from moeits.files import write_whole
+from moeits.files import is_artefact, write_whole
+from moeits.healing.run import HealingRun
 from moeits.run_files import read_sweep
 
 
@@ -62,6 +65,20 @@ class PointFolder:
     def healed(self) -> Path:
         return self.path / "healed.json"
 
+    def forget(self) -> None:
+        """Remove what a sweep made here. What moeits did not make stays, and with it the folder."""
+        for control in self.path.glob("random-*"):
+            if control.is_dir() and not control.is_symlink():
+                PointFolder(control).forget()
+        for checkpoint in (self.pruned_checkpoint, self.healed_checkpoint):
+            remove_checkpoint(checkpoint)
+        HealingRun.beside(self.healed_checkpoint).remove()
+        for file in (self.plan, self.unhealed, self.footprint, self.healing, self.healed):
+            if is_artefact(file):
+                file.unlink()
+        with suppress(OSError):  # something else is in it
+            self.path.rmdir()
+
     @property
     def pruned_checkpoint(self) -> Path:
         """Where the pruned model lies while it is worked on."""
@@ -70,6 +87,11 @@ class PointFolder:
     @property
     def healed_checkpoint(self) -> Path:
         return self.path / "healed"
+
+
+def is_point(name: str) -> bool:
+    """Whether the folder of a point can be called so."""
+    return re.fullmatch(r"unpruned|experts-[0-9]+", name) is not None
 
 
 @dataclass(frozen=True)
@@ -104,14 +126,14 @@ class RunFolder:
         Raises SettingError if it holds a sweep of another checkpoint or of other settings, OutputError if it cannot be
         made.
         """
+        if (self.path / "config.json").exists():
+            raise OutputError(f"{self.path} is a checkpoint. Choose another --output for the sweep.")
         if fresh:
             self._forget()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self.path} cannot be made: {error.strerror}. Choose another --output.") from None
-        if (self.path / "config.json").exists():
-            raise OutputError(f"{self.path} is a checkpoint. Choose another --output for the sweep.")
         return self._go_on(fingerprint, settings) if self.sweep.exists() else dict(settings)
 
     def _go_on(self, fingerprint: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,13 +164,28 @@ class RunFolder:
             else ()
         )
 
+    def check_source(self, source: Path) -> None:
+        """Nothing of the run comes to lie in the model that is swept. Raises OutputError."""
+        own, run = source.resolve(), self.path.resolve()
+        inside = own.relative_to(run).parts if run in own.parents else ()
+        if own in run.parents or (inside and is_point(inside[0])):
+            raise OutputError(
+                f"--output {self.path} would write into the source {source}, which is never touched. Choose another "
+                "--output."
+            )
+
     def _forget(self) -> None:
-        """Remove what sweeps write, and nothing else."""
+        """Remove what sweeps wrote here, each known by its own mark, and nothing else."""
+        for folder in self.path.glob("*") if self.path.is_dir() else ():
+            if is_point(folder.name) and folder.is_dir() and not folder.is_symlink():
+                PointFolder(folder).forget()
         for file in (self.sweep, self.evidence, self.ledger):
+            if file.exists() and not is_artefact(file):
+                raise OutputError(
+                    f"{file} is not a file that moeits wrote, so --fresh does not remove it. Move it, or choose "
+                    "another --output."
+                )
             file.unlink(missing_ok=True)
-        shutil.rmtree(self.path / "evidence.safetensors.partial", ignore_errors=True)
-        for folder in (self.unpruned.path, *self.path.glob("experts-*")):
-            shutil.rmtree(folder, ignore_errors=True)
 
     def save(self, facts: Mapping[str, Any]) -> None:
         """Write sweep.json, all or nothing."""
