@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +28,9 @@ def run() -> str:
             slow, fast, peaks = [], [], []
             for repeat in range(REPEATS):
                 slow.append(pairs * seconds(lambda a=a, b=b: naive.nmi(a, b)))
-                peaks.append(0)
-                fast.append(seconds(lambda model=model, repeat=repeat: _score(model, Path(scratch) / f"{repeat}.st")))
-                peaks[-1] = _peak_bytes
+                took, peak = _score(model, Path(scratch) / f"{repeat}.st")
+                fast.append(took)
+                peaks.append(peak)
             rows.append(
                 (
                     kind,
@@ -46,18 +47,16 @@ def run() -> str:
     )
 
 
-_peak_bytes = 0
-
-
-def _score(model: Path, output: Path) -> None:
-    """Run the command and keep the peak memory of that process."""
-    global _peak_bytes
+def _score(model: Path, output: Path) -> tuple[float, int]:
+    """Run the command: seconds, and the peak memory of that process in bytes."""
     command = [sys.executable, "-m", "moeits", "score", str(model), "--output", str(output)]
     # With its bytecode on disk, as an installed package has it, whatever the surroundings of this run say.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
+    took = time.perf_counter() - began
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"moeits score ended with {process.returncode}")
-    _peak_bytes = usage.ru_maxrss * 1024
+    return took, usage.ru_maxrss * 1024

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import moeits
-from benchmarks.heal_shared_models import healing
+from experiments.heal_shared_models import healing
 from moeits.stages.compare import Difference
 
 

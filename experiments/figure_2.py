@@ -1,12 +1,13 @@
 """The paper's Figure 2 on one of the shared models: what tau costs, what healing gives back, and what chance does.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.figure_2 --run figure-2      about 45 minutes; goes on after a stop
+    OMP_NUM_THREADS=1 python -m experiments.figure_2 --run figure-2      about 45 minutes; goes on after a stop
 
 Writes the run's folder, `docs/figure_2.svg` for the README, and prints the table.
 """
 
 import argparse
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import moeits
@@ -23,7 +24,7 @@ DOCUMENTS, HELD_OUT = 1500, 40
 TAUS = "0,0.5,1,1.25,1.75,2.25,2.75"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Sweep, heal, draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, default=SHARED / "models" / "moe-tiny-qwen2moe")
@@ -32,7 +33,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--control", type=int, default=3)
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     asked.run.mkdir(parents=True, exist_ok=True)
     moeits.sweep(
         asked.model,

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.heal_shared_models [WORK [MODEL ...]]`: what healing restores on three small trained models.
+"""`python -m experiments.heal_shared_models [WORK [MODEL ...]]`: what healing restores on three small trained models.
 
 Each model is pruned to half of its experts, by MoEITS and at random, and healed with the recipe `small`: on the next
 token, the routers alone, and by distillation from the unpruned model. Beside them stands the unpruned model healed the
@@ -9,7 +9,7 @@ three models, which have one tokenizer. Whatever lies in the work folder is not 
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ SHARED = Path(__file__).parents[2] / "shared"
 MODELS = ("moe-tiny-mixtral", "moe-tiny-qwen2moe", "moe-tiny-deepseekv2")
 
 
-def main() -> None:
-    work = Path(sys.argv[1] if len(sys.argv) > 1 else "heal-benchmark")
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    work = Path(argv[0] if argv else "heal-benchmark")
     print("| model | variant | loss | recovered | trained parameters | seconds |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
-    for name in sys.argv[2:] or MODELS:
+    for name in argv[1:] or MODELS:
         for row in rows(SHARED / "models" / name, work / name):
             print(f"| {name} | " + " | ".join(row) + " |", flush=True)
 
@@ -57,7 +58,7 @@ def healing(output: Path, source: Path, **settings: Any) -> dict[str, Any]:
     """healing.json of a healing with the recipe `small`, done now if it is not there."""
     text = SHARED / "data" / "text"
     if not output.exists():
-        files = {"data": text / "train.jsonl", "valid": text / "valid.jsonl"}
+        files: dict[str, Any] = {"data": text / "train.jsonl", "valid": text / "valid.jsonl"}
         moeits.heal(source, **files, output=output, recipe="small", evaluate_every=50, fresh=True, **settings)
     return json.loads((output / "healing.json").read_text())
 

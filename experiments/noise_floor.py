@@ -1,4 +1,4 @@
-"""`python -m benchmarks.noise_floor [MODEL ...]`: how much of what the NMI says of an expert is the noise floor.
+"""`python -m experiments.noise_floor [MODEL ...]`: how much of what the NMI says of an expert is the noise floor.
 
 For each layer the mean NMI of each expert with the others, beside the mean that independent weights with the same
 histograms would give: their means over experts, and the rank correlation of the two. A correlation near 1 says that
@@ -6,6 +6,7 @@ experts are ranked by the shape of their own histograms, and not by what they sh
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +22,16 @@ MODELS = [
 ]
 
 
-def main() -> None:
-    rows = [row for model in sys.argv[1:] or MODELS for row in layers(Path(model))]
+def main(argv: Sequence[str] | None = None) -> None:
+    argv = sys.argv[1:] if argv is None else argv
+    rows = [row for model in argv or MODELS for row in layers(Path(model))]
     print(table(("model", "layer", "mean NMI", "noise floor", "rank correlation over experts"), rows))
 
 
 def layers(model: Path) -> list[tuple[str, ...]]:
     """One row per layer."""
     evidence = moeits.score(model)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for layer, redundancy in evidence.redundancy.items():
         nmi, floor = (matrix.sum(axis=1) / (len(matrix) - 1) for matrix in (redundancy, evidence.floor[layer]))
         ranks = spearmanr(nmi, floor).statistic

@@ -1,18 +1,19 @@
 """The three trained models of ../shared/models: unpruned, MoEITS at half of the experts, random with the same counts.
 
-The first two and one random choice also healed, all three by the recipe `small` (benchmarks/heal_shared_models.py).
+The first two and one random choice also healed, all three by the recipe `small` (experiments/heal_shared_models.py).
 
-    OMP_NUM_THREADS=1 python -m benchmarks.evaluate_shared_models --work FOLDER
+    OMP_NUM_THREADS=1 python -m experiments.evaluate_shared_models --work FOLDER
 
 Continuation accuracy on 400 items and loss on held-out text, float32, with paired intervals. About 40 minutes of one
 core, and as much again for the healing.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pruned_variants import evaluate_variants, heal_variants, prune_variants, table
+from experiments.pruned_variants import evaluate_variants, heal_variants, prune_variants, table
 
 SHARED = Path(__file__).parents[2] / "shared"
 HALF = {"moe-tiny-mixtral": 4, "moe-tiny-qwen2moe": 16, "moe-tiny-deepseekv2": 16}
@@ -22,12 +23,12 @@ PARTS: dict[str, dict[str, Any]] = {
 }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--models", nargs="*", default=list(HALF))
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     for name in asked.models:
         work = asked.work / name
         work.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.heal_memory`: memory and time of a training step on wide experts, three ways of LoRA.
+"""`python -m experiments.heal_memory`: memory and time of a training step on wide experts, three ways of LoRA.
 
 Ours beside plain peft `target_parameters` (which cannot have dropout) and per-expert Linear views with ordinary LoRA,
 on one Mixtral of random weights whose experts are wide enough for rank 64 to be small beside them. Every way runs in a

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.measure_pruned`: what half of the experts cost to run, beside all of them.
+"""`python -m experiments.measure_pruned`: what half of the experts cost to run, beside all of them.
 
 Each of the three trained models of ../shared/models as it came, with half of its experts as many per layer as the plan
 says, and the same evened out. Speeds are those of `moeits measure` (128 tokens read, then 32 generated, batch 1,
@@ -11,6 +11,7 @@ import argparse
 import os
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,12 @@ COLUMNS = (
 )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
+    rounds = parser.parse_args(argv).rounds
     print(f"{machine()}\ntorch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}\n")
     print(f"| {' | '.join(COLUMNS)} |\n| --- {'| ---: ' * (len(COLUMNS) - 2)}| --- |")
     for name in ("mixtral", "qwen2moe", "deepseekv2"):
