@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import moeits
-from moeits.errors import HealingError, MissingExtra, MoeitsError, OutputError, SettingError
+from moeits.errors import CheckpointError, HealingError, MissingExtra, MoeitsError, OutputError, SettingError
 from tests.healing_toys import conversations, make_pruned, texts, write_rows, write_tokenizer
 from tests.toys import fuse, make_toy, read_config, read_tensors
 
@@ -168,7 +168,7 @@ def test_simplify_heals_what_it_pruned_and_leaves_one_checkpoint(data: Path, tmp
     assert (tmp_path / "out" / "healing.json").exists()
     assert (tmp_path / "out" / "plan.json").read_text() == plan.to_json()
     assert {path.name for path in tmp_path.iterdir()} == {"toy", "data.jsonl", "out"}
-    with pytest.raises(HealingError, match="is no file"):
+    with pytest.raises(HealingError, match="is not a file"):
         moeits.simplify(toy, tau=0.2, output=tmp_path / "other", heal="nowhere.jsonl", recipe="small")
     assert not list(tmp_path.glob("other*"))
 
@@ -238,7 +238,7 @@ def test_a_tokenizer_without_an_end_of_sequence_is_one_sentence(pruned: Path, da
 
 
 def test_a_checkpoint_without_a_tokenizer_is_one_sentence(data: Path, tmp_path: Path):
-    refuse("has no tokenizer", make_toy(tmp_path / "toy"), data, tmp_path / "out")
+    refuse("has no tokenizer", make_toy(tmp_path / "toy"), data, tmp_path / "out", CheckpointError)
 
 
 def test_settings_that_make_no_sense_are_one_sentence(pruned: Path, data: Path, tmp_path: Path):
@@ -272,7 +272,7 @@ def test_a_model_that_cannot_be_loaded_leaves_no_run_behind(
     def too_large(*_, **__):
         raise HealingError("no room for the model")
 
-    monkeypatch.setattr(training, "load", too_large)
+    monkeypatch.setattr(training, "load_checked", too_large)
     refuse("no room", pruned, data, tmp_path / "out")
     monkeypatch.undo()
     moeits.heal(pruned, data=data, output=tmp_path / "out", **TINY)

@@ -8,7 +8,7 @@ import pytest
 
 from moeits.errors import HealingError
 from moeits.healing.batches import UNTRAINED, Sequencer, collate
-from moeits.healing.conversations import Turn, as_conversation, read_rows
+from moeits.healing.conversations import Conversation, RowDropped, Turn, as_conversation, read_rows
 from moeits.healing.template import Template
 from tests.healing_toys import conversations, texts, write_rows, write_tokenizer
 
@@ -51,7 +51,7 @@ def trained_words(made: Sequencer, row: dict) -> str:
     ],
 )
 def test_the_same_conversation_is_the_same_in_every_form(row):
-    assert as_conversation(row) == (Turn("user", "w1"), Turn("assistant", "w2"))
+    assert as_conversation(row) == Conversation((Turn("user", "w1"), Turn("assistant", "w2")))
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,8 @@ def test_the_same_conversation_is_the_same_in_every_form(row):
     ],
 )
 def test_a_row_without_an_answer_is_no_conversation(row):
-    assert as_conversation(row) is None
+    with pytest.raises(RowDropped):
+        as_conversation(row)
 
 
 def test_a_question_after_the_last_answer_is_left_out():
@@ -87,7 +88,6 @@ def test_a_whole_loss_is_taken_on_the_system_turn_too(tmp_path: Path):
 def test_without_a_chat_template_the_authors_template_is_used(tmp_path: Path):
     template = sequencer(tmp_path, chat=False).template
     conversation = as_conversation(INSTRUCTION)
-    assert conversation is not None
     from moeits.healing.template import _instruction
 
     text = "".join(piece for piece, _ in _instruction(conversation))
@@ -194,9 +194,9 @@ def test_a_hub_data_set_is_streamed_and_shuffled(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", '{"text": "w1"}\n{"text"\n', "a.jsonl, line 2 is no JSON"),
+        ("a.jsonl", '{"text": "w1"}\n{"text"\n', "a.jsonl, line 2 is not JSON"),
         ("a.jsonl", "[1]\n", "line 1|row 1 is a list"),
-        ("a.jsonl", b'{"text": "w1"}\n{"text": "caf\xe9"}\n', "a.jsonl, line 2 is no UTF-8 .*0xe9"),
+        ("a.jsonl", b'{"text": "w1"}\n{"text": "caf\xe9"}\n', "a.jsonl, line 2 is not UTF-8 .*0xe9"),
         ("a.json", "{}", "should hold a list of rows"),
         ("a.csv", "x", "neither .jsonl nor .json nor .parquet"),
         ("a.parquet", "x", "cannot be read as Parquet"),
@@ -209,5 +209,5 @@ def test_a_file_that_holds_no_rows_is_one_sentence(tmp_path: Path, name: str, co
 
 
 def test_a_file_that_is_not_there_is_one_sentence():
-    with pytest.raises(HealingError, match="is no file, and no hub data set"):
+    with pytest.raises(HealingError, match="is not a file, and not the name of a hub data set"):
         list(read_rows("nowhere.jsonl"))

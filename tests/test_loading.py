@@ -115,5 +115,5 @@ def test_how_many_processes_a_launcher_started_is_asked_when_it_matters_and_not_
         assert processes() == meant
     monkeypatch.setenv("WORLD_SIZE", "many")
     assert subprocess.run([sys.executable, "-c", "import moeits"], check=False).returncode == 0
-    with pytest.raises(SettingError, match="WORLD_SIZE=many makes no sense"):
+    with pytest.raises(SettingError, match="WORLD_SIZE=many is not a number of processes"):
         processes()

@@ -117,8 +117,8 @@ def test_a_model_is_asked_for_its_perplexity_alone(toy, tmp_path):
     ("name", "content", "sentence"),
     [
         ("t.jsonl", '{"words": "a"}\n', "a line without a field 'text'"),
-        ("t.jsonl", "{\n", "cannot be read as text: line 1 is no JSON"),
-        ("t.jsonl", '{"text": "a"}\n{"text": null}\n', "line 2: the field 'text' holds null, no text"),
+        ("t.jsonl", "{\n", "cannot be read as text: line 1 is not JSON"),
+        ("t.jsonl", '{"text": "a"}\n{"text": null}\n', "line 2: the field 'text' holds null, not a text"),
         ("t.jsonl", '{"text": "a"}\n[1]\n', "a line without a field 'text', .*: line 2"),
         ("t.txt", " \n", "holds no text"),
         ("t.txt", None, "There is no text"),

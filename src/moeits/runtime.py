@@ -1,17 +1,17 @@
-"""The only door to torch and transformers: a pruned checkpoint in the stock model class."""
+"""Where foreign checkpoints meet torch and transformers: a model, a tokenizer, or one sentence why not."""
 
 import importlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from moeits.checkpoint import hub
-from moeits.checkpoint.reading import read_json
-from moeits.errors import CheckpointError, MissingExtra, SettingError
+from moeits.checkpoint.reading import Checkpoint, read_json
+from moeits.errors import CheckpointError, MissingExtra, MoeitsError, SettingError
 from moeits.experts.layout import per_layer_config
 from moeits.surgery.pruned_config import class_name
 
@@ -24,25 +24,116 @@ def load(path: str | Path, **kwargs: Any) -> Any:
 
     `path` is a folder, or a hub id (with `revision`). Other keyword arguments (dtype, device_map, ...) go to
     `from_pretrained`. Code that a checkpoint brings along is never run, so `trust_remote_code` is no argument. Raises
-    MissingExtra without torch and transformers, CheckpointError if transformers has no such class.
+    MissingExtra without torch and transformers, CheckpointError if transformers cannot open it, SettingError.
     """
     if "trust_remote_code" in kwargs:
         raise SettingError("moeits.load runs no code of a checkpoint, so leave trust_remote_code out.")
-    transformers = need("transformers", extra="load")
     need("torch", extra="load")
-    folder = Path(path) if Path(path).is_dir() else hub.download(str(path), kwargs.pop("revision", None))[0]
+    revision = kwargs.pop("revision", None)
+    if Path(path).is_dir() and revision is not None:
+        raise SettingError(
+            f"The revision {revision} is of models on the hub, and {path} is a folder here. Leave it out."
+        )
+    folder = Path(path) if Path(path).is_dir() else hub.download(str(path), revision)[0]
+    with _refusals_as_sentences(f"The model {path}"):
+        return _from_pretrained(folder, str(path), kwargs)
+
+
+def _from_pretrained(folder: Path, name: str, kwargs: dict[str, Any]) -> Any:
+    """The model, every weight of which was read. Raises CheckpointError if transformers made some up."""
+    wants_facts = kwargs.pop("output_loading_info", False)
+    model, facts = _class_of(folder, name).from_pretrained(folder, output_loading_info=True, **kwargs)
+    if missing := sorted(facts["missing_keys"]):
+        raise CheckpointError(
+            f"{name} lacks {len(missing)} weights that its config.json asks for ({missing[0]:.80}, ...); transformers "
+            "would fill them with random numbers. Compare its config.json with that of the original model."
+        )
+    return (model, facts) if wants_facts else model
+
+
+def _class_of(folder: Path, name: str) -> Any:
+    """What opens a checkpoint: the stock class, or one derived from it where layers keep different counts."""
+    transformers = need("transformers", extra="load")
     config = read_json(folder / "config.json")
     if not per_layer_config(config):
-        return transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **kwargs)
+        return transformers.AutoModelForCausalLM
     from moeits.modeling_moeits import per_layer_class
 
-    name = class_name(config)
-    stock = getattr(transformers, name, None)
+    stock_name = class_name(config)
+    stock = getattr(transformers, stock_name, None)
     if not (isinstance(stock, type) and issubclass(stock, transformers.PreTrainedModel)):
         raise CheckpointError(
-            f"This transformers has no model class {name}, which {path} was made for. Update transformers."
+            f"This transformers has no model class {stock_name}, which {name} was made for. Update transformers."
         )
-    return per_layer_class(stock).from_pretrained(folder, **kwargs)
+    return per_layer_class(stock)
+
+
+def load_checked(checkpoint: Checkpoint, **kwargs: Any) -> Any:
+    """The model of a checkpoint, once it has read two tokens. Raises CheckpointError, in a sentence, if it cannot.
+
+    A config.json can hold values that are noticed only when the model is run.
+    """
+    torch = need("torch", extra="load")
+    model = load(checkpoint.folder, **kwargs)
+    with _refusals_as_sentences(f"The model {checkpoint.source}"), torch.inference_mode():
+        model(input_ids=torch.zeros((1, 2), dtype=torch.int64, device=model.device), use_cache=False)
+    return model
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> Any:
+    """The checkpoint's own tokenizer, all of whose tokens the model has. Raises CheckpointError if there is none."""
+    transformers = need("transformers", extra="load")
+    # Without any file of it, transformers makes up an empty tokenizer of the model's class.
+    if not any(path for pattern in ("tokenizer*", "vocab*", "*.model") for path in checkpoint.folder.glob(pattern)):
+        raise CheckpointError(
+            f"{checkpoint.source} has no tokenizer. Copy tokenizer.json and tokenizer_config.json of the model it was "
+            "made from into its folder."
+        )
+    with _refusals_as_sentences(f"The tokenizer of {checkpoint.source}"):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+        if not tokenizer("a", add_special_tokens=False, verbose=True)["input_ids"]:
+            raise ValueError("it has not a single token")
+        largest = max(tokenizer.get_vocab().values())
+    vocabulary = _text_config(checkpoint).get("vocab_size", largest + 1)
+    if not isinstance(vocabulary, int) or largest >= vocabulary:
+        raise CheckpointError(
+            f"The tokenizer of {checkpoint.source} has a token {largest}, but the model has {vocabulary!r:.40} tokens, "
+            "counted from 0: they are not of one model. Copy the tokenizer of the model it was made from."
+        )
+    return tokenizer
+
+
+def context_of(checkpoint: Checkpoint) -> int | None:
+    """Tokens that the model reads at once; None where its config.json does not say. Raises CheckpointError."""
+    context = _text_config(checkpoint).get("max_position_embeddings")
+    if context is not None and (not isinstance(context, int) or isinstance(context, bool) or context < 1):
+        raise CheckpointError(
+            f"config.json of {checkpoint.source} has max_position_embeddings {context!r:.40}, which is not a number of "
+            "tokens. Compare it with that of the original model."
+        )
+    return context
+
+
+def _text_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    inner = checkpoint.config.get("text_config")
+    return inner if isinstance(inner, Mapping) else checkpoint.config
+
+
+@contextmanager
+def _refusals_as_sentences(what: str) -> Iterator[None]:
+    """What transformers and torch raise about foreign files, in a sentence; they raise whatever comes their way."""
+    try:
+        yield
+    except (MoeitsError, MemoryError):
+        raise
+    except Exception as error:
+        if "out of memory" in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise CheckpointError(
+            f"{what} cannot be opened by transformers ({type(error).__name__}: {reason}). Compare its config.json and "
+            "tokenizer files with those of the original model."
+        ) from error
 
 
 def need(module: str, *, extra: str) -> ModuleType:
@@ -77,7 +168,7 @@ def processes() -> int:
     """How many processes share the work, as `accelerate launch` and torchrun say. Raises SettingError."""
     count = os.environ.get("WORLD_SIZE") or "1"
     if not count.isdecimal() or int(count) < 1:
-        raise SettingError(f"WORLD_SIZE={count} makes no sense: it is how many processes a launcher has started.")
+        raise SettingError(f"WORLD_SIZE={count} is not a number of processes, which is what a launcher sets it to.")
     return int(count)
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 
 import moeits
 from moeits import console
+from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.console import plans
 from moeits.demo import MODEL, TRAIN, VALID
 from moeits.errors import MoeitsError, OutputError
 from moeits.evaluation.perplexity import Text, perplexity_of, read_text
 from moeits.progress import silent
-from moeits.runtime import need
+from moeits.runtime import load_tokenizer, need
 
 TAUS = (2.0, 1.25, 0.5)
 HEALED_TAU = 1.25
@@ -132,7 +133,7 @@ def _loss(checkpoint: Path) -> float:
     transformers.utils.logging.disable_progress_bar()
     # Many CPUs compute slowly in bfloat16.
     model = moeits.load(checkpoint, dtype="float32").eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer = load_tokenizer(Checkpoint.open(checkpoint))
     found = perplexity_of(model, tokenizer, _text(), window=WINDOW, progress=silent)
     return float(found["row"]["nats_per_token"])
 

@@ -6,11 +6,11 @@ from math import isfinite
 from typing import Any
 
 from moeits.checkpoint.reading import Checkpoint
-from moeits.errors import EvaluationError, MissingExtra, SettingError
+from moeits.errors import EvaluationError, MissingExtra, MoeitsError, SettingError
 from moeits.evaluation.tasks import LoadedTask
 from moeits.experts.layout import per_layer_config
 from moeits.progress import Progress
-from moeits.runtime import checked_device, checked_dtype, load, need, processes
+from moeits.runtime import checked_device, checked_dtype, context_of, load_checked, load_tokenizer, need, processes
 
 BACKENDS = ("hf", "vllm")
 
@@ -73,12 +73,13 @@ def _with_transformers(
     device: str | None,
 ) -> Any:
     huggingface = need("lm_eval.models.huggingface", extra="eval")
-    tokenizer = _tokenizer(checkpoint)
+    context_of(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     accelerator = _accelerator()
     where = str(accelerator.device) if accelerator is not None else device
     if where != "split":
         where = checked_device(where)
-    model = load(checkpoint.folder, dtype=dtype, device_map="auto" if where == "split" else {"": where})
+    model = load_checked(checkpoint, dtype=dtype, device_map="auto" if where == "split" else {"": where})
     counted = type("HFLM", (CutPrompts, huggingface.HFLM), {})
     made = counted(pretrained=model.eval(), tokenizer=tokenizer, batch_size=batch_size)
     if accelerator is not None:
@@ -122,29 +123,13 @@ def _accelerator() -> Any:
     return accelerate.Accelerator(kwargs_handlers=[patience])
 
 
-def _tokenizer(checkpoint: Checkpoint) -> Any:
-    try:
-        tokenizer = need("transformers", extra="eval").AutoTokenizer.from_pretrained(
-            checkpoint.folder, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError):
-        tokenizer = None
-    # Where there are no files of one, transformers may make a tokenizer without a single token.
-    if tokenizer is None or not tokenizer.encode("a", add_special_tokens=False):
-        raise EvaluationError(
-            f"{checkpoint.source} has no tokenizer that transformers can read: copy tokenizer.json and "
-            "tokenizer_config.json of the model it was made from into its folder."
-        )
-    return tokenizer
-
-
 # ------------------------------------------------------------------------------------------------ one task
 
 
 def run_task(task: LoadedTask, model: Any, *, limit: int | None) -> dict[str, Any] | None:
     """Run one task through the harness: its `row` in the results, and its `samples` as columns.
 
-    None in every process of several but the first. Raises EvaluationError for a row that makes no question.
+    None in every process of several but the first. Raises EvaluationError for a row that cannot be asked.
     """
     lm_eval = need("lm_eval", extra="eval")
     model.what, model.tokens = f"evaluating {task.name}", {}
@@ -152,9 +137,14 @@ def run_task(task: LoadedTask, model: Any, *, limit: int | None) -> dict[str, An
         found = lm_eval.evaluate(
             lm=model, task_dict={"tasks": {task.name: task.harness}}, limit=limit, log_samples=True
         )
-    except Exception:
-        _check_rows(task)
+    except MoeitsError:
         raise
+    except Exception as error:
+        _check_rows(task)
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise EvaluationError(
+            f"The harness could not run {task.name} ({type(error).__name__}: {reason}). Try --limit 1, or another task."
+        ) from error
     lengths = [each for part in model.gather_object(model.tokens) or [] for each in part.items()]
     if found is None:
         return None
@@ -181,12 +171,12 @@ def _check_rows(task: LoadedTask) -> None:
             try:
                 harness.doc_to_text(row)
                 harness.doc_to_target(row)
-                if harness.OUTPUT_TYPE == "multiple_choice":
-                    list(harness.doc_to_choice(row))
+                if harness.OUTPUT_TYPE == "multiple_choice" and not list(harness.doc_to_choice(row)):
+                    raise ValueError("it has no choices")
             except Exception as error:
                 raise EvaluationError(
-                    f"{what.capitalize()} {number} of {task.name} makes no question ({error}). Its fields are not what "
-                    f"the stock data set has; see {' and '.join(task.files) or 'the data set'}."
+                    f"{what.capitalize()} {number} of {task.name} cannot be asked ({error!s:.120}). Its fields are not "
+                    f"what the stock data set has; see {' and '.join(task.files) or 'the data set'}."
                 ) from None
 
 

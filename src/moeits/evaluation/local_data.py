@@ -91,8 +91,9 @@ def _check_rows(path: Path) -> None:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
-                raise EvaluationError(f"{where}, line {number} is no JSON: {error}.") from None
+            except (ValueError, RecursionError) as error:
+                why = "it is nested too deeply" if isinstance(error, RecursionError) else f"{error!s:.120}"
+                raise EvaluationError(f"{where}, line {number} is not JSON: {why}.") from None
             if not isinstance(row, dict):
                 raise EvaluationError(f"{where}, line {number} is a {type(row).__name__}; rows are JSON objects.")
             fields = row.keys() if fields is None else fields

@@ -8,7 +8,7 @@ scored, so that every token is scored once and, but for the first half window, w
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import log
+from math import isfinite, log
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +65,21 @@ def read_text(path: str | Path) -> Text:
 def _document(path: Path, number: int, line: str) -> str:
     try:
         document = json.loads(line)["text"]
-    except json.JSONDecodeError as error:
-        raise EvaluationError(f"{path} cannot be read as text: line {number} is no JSON ({error}).") from None
+    except (ValueError, RecursionError) as error:
+        why = "nested too deeply" if isinstance(error, RecursionError) else f"{error!s:.120}"
+        raise EvaluationError(f"{path} cannot be read as text: line {number} is not JSON ({why}).") from None
     except (KeyError, TypeError):
         raise EvaluationError(
             f"{path} has a line without a field 'text', where the document should be: line {number}."
         ) from None
     if not isinstance(document, str):
-        raise EvaluationError(f"{path}, line {number}: the field 'text' holds {json.dumps(document)[:40]}, no text.")
+        raise EvaluationError(f"{path}, line {number}: the field 'text' holds {json.dumps(document)[:40]}, not a text.")
+    try:
+        document.encode()
+    except UnicodeEncodeError:
+        raise EvaluationError(
+            f"{path}, line {number} holds half of a character (a lone surrogate). Mend or remove the line."
+        ) from None
     return document
 
 
@@ -103,10 +110,17 @@ def perplexity_of(
     """
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if first is None:
-        raise EvaluationError("The tokenizer has neither a bos nor an eos token, so no text can begin.")
+        raise EvaluationError(
+            "The tokenizer has neither a bos nor an eos token, so no text can begin. Set bos_token in "
+            "tokenizer_config.json."
+        )
     ids = [[first, *tokenizer.encode(document, add_special_tokens=False)] for document in text.documents]
     plan = [each for i, document in enumerate(ids) for each in windows(i, len(document), window=window)]
     nats = _nats(model, ids, plan, window, processes, progress)
+    if not all(map(isfinite, nats)):
+        raise EvaluationError(
+            "The model's loss on the text is not finite: its weights, or its config.json, are broken."
+        )
     units = _units(plan, nats)
     total, tokens = sum(units["nats"]), int(sum(units["tokens"]))
     nbytes = sum(len(document.encode()) for document in text.documents)

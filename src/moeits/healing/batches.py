@@ -1,7 +1,9 @@
 """Tokenised texts as sequences to train on: shuffled, held out, packed or cut, counted; and as padded batches."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
 from operator import length_hint
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from moeits.errors import HealingError
-from moeits.healing.conversations import Conversation, Row, as_conversation
+from moeits.healing.conversations import Conversation, Row, RowDropped, as_conversation
 from moeits.healing.template import Template, Tokens
 
 # A token that is read but not trained on, as torch's cross entropy and transformers have it.
@@ -29,7 +31,9 @@ class DataCounts:
     used: int
     held_out: int
     dropped: int
-    """Rows without an answer, or with none left after cutting."""
+    """Rows that are not trained on, and not spare."""
+    dropped_by_reason: Mapping[str, int]
+    """Why: no answer, a turn that the chat template leaves out, nothing left after cutting, ..."""
     spare: int
     """Rows with an answer that the steps of the training do not need, or that `samples` left out."""
     cut: int
@@ -105,35 +109,49 @@ class Sequencer:
 
         Raises HealingError if nothing is left to train on, or if `valid` holds nothing to measure.
         """
-        conversations, seen, without_answer = self._sample(rows, samples)
+        drops = _Drops()
+        conversations, seen = self._sample(rows, samples, drops)
         if not seen:
             raise HealingError("--data has no rows.")
         if not conversations:
-            raise HealingError(f"None of the {seen} rows of --data has an answer, or a text, to learn from.")
+            raise HealingError(f"None of the {seen} rows of --data has an answer, or a text, to learn from{drops}.")
+        unread = drops.total
         apart = 0 if valid is not None else min(_held_out(len(conversations), holdout), MOST_HELD_OUT)
-        training, read, cut, emptied = self._sequences(conversations[apart:], self.most)
-        held_out = self._sequences(
-            conversations[:apart] if valid is None else self._sample(valid, None)[0], MOST_HELD_OUT
-        )[0]
-        if valid is not None and not held_out:
-            raise HealingError("--valid has no row with an answer, or a text, to measure the loss on.")
+        held_out, lost_apart = self._held_out(conversations[:apart], valid, drops)
+        lost_before = drops.total
+        training, read, cut = self._sequences(conversations[apart:], self.most, drops)
         if not training:
-            raise HealingError(
-                f"No row of --data has a token to train on within the first {self.length}. Raise --sequence-length."
-            )
+            raise HealingError(f"No row of --data has a token to train on{drops}.{self._remedy(drops)}")
         sequences = Sequences(tuple(training))
         counts = DataCounts(
             rows=seen,
-            used=read - emptied,
-            held_out=apart,
-            dropped=without_answer + emptied,
-            spare=seen - without_answer - apart - read,
+            used=read - (drops.total - lost_before),
+            held_out=apart - lost_apart,
+            dropped=drops.total,
+            dropped_by_reason=dict(sorted(drops.counts.items())),
+            spare=seen - unread - apart - read,
             cut=cut,
             sequences=len(training),
             tokens=sequences.tokens,
             trained_tokens=sequences.trained_tokens,
         )
         return TrainingData(training=sequences, held_out=Sequences(tuple(held_out)), counts=counts)
+
+    def _held_out(
+        self, apart: Sequence[Conversation], valid: Iterable[Row] | None, drops: "_Drops"
+    ) -> tuple[list[tuple[np.ndarray, np.ndarray]], int]:
+        """Sequences to measure the loss on, and how many rows set apart for that were dropped."""
+        if valid is None:
+            before = drops.total
+            return self._sequences(apart, MOST_HELD_OUT, drops)[0], drops.total - before
+        of_valid = _Drops()
+        held_out = self._sequences(self._sample(valid, None, of_valid)[0], MOST_HELD_OUT, of_valid)[0]
+        if not held_out:
+            raise HealingError(f"--valid has no row with an answer, or a text, to measure the loss on{of_valid}.")
+        return held_out, 0
+
+    def _remedy(self, drops: "_Drops") -> str:
+        return " Raise --sequence-length." if _CUT_AWAY in drops.counts else ""
 
     def until_full(self, rows: Iterable[Row], sequences: float) -> Iterator[Row]:
         """Rows that come in random order, until so many sequences could be filled with them.
@@ -143,51 +161,92 @@ class Sequencer:
         wanted, tokens = sequences * self.length, 0
         for row in rows:
             yield row
-            conversation = as_conversation(row)
-            tokens += 0 if conversation is None else len(self.template.tokens(conversation).ids)
+            with suppress(RowDropped):
+                tokens += len(self.template.tokens(as_conversation(row)).ids)
             if tokens >= wanted:
                 return
 
-    def _sample(self, rows: Iterable[Row], samples: int | None) -> tuple[list[Conversation], int, int]:
-        """At most `samples` conversations in random order, every row equally likely; rows seen; rows without answer."""
+    def _sample(self, rows: Iterable[Row], samples: int | None, drops: "_Drops") -> tuple[list[Conversation], int]:
+        """At most `samples` conversations in random order, every row equally likely; and rows seen."""
         rng = np.random.default_rng(self.seed)
         kept: list[Conversation] = []
-        seen = without_answer = 0
+        seen = readable = 0
         for row in rows:
             seen += 1
-            conversation = as_conversation(row)
-            if conversation is None:
-                without_answer += 1
-            elif samples is None or len(kept) < samples:
-                kept.append(conversation)
-            elif (at := int(rng.integers(seen - without_answer))) < samples:
-                kept[at] = conversation
-        return [kept[at] for at in rng.permutation(len(kept))], seen, without_answer
+            with drops:
+                conversation = as_conversation(row)
+                readable += 1
+                if samples is None or len(kept) < samples:
+                    kept.append(conversation)
+                elif (at := int(rng.integers(readable))) < samples:
+                    kept[at] = conversation
+        return [kept[at] for at in rng.permutation(len(kept))], seen
 
     def _sequences(
-        self, conversations: Sequence[Conversation], most: int | None
-    ) -> tuple[list[tuple[np.ndarray, np.ndarray]], int, int, int]:
-        """(sequences, rows read for them, rows cut, rows with nothing left to train)."""
+        self, conversations: Sequence[Conversation], most: int, drops: "_Drops"
+    ) -> tuple[list[tuple[np.ndarray, np.ndarray]], int, int]:
+        """(sequences, rows read for them, rows cut)."""
         waiting = iter(conversations)
-        labelled = ((tokens.ids, self._labels(tokens)) for tokens in map(self.template.tokens, waiting))
+        labelled = self._labelled(waiting, drops)
         if self.packing:
             packed = list(islice(_packed(labelled, self.length), most))
-            return packed, len(conversations) - length_hint(waiting), 0, 0
-        made: list[tuple[np.ndarray, np.ndarray]] = []
-        cut = emptied = 0
-        while len(made) != most and (pair := next(labelled, None)) is not None:
+            return packed, len(conversations) - length_hint(waiting), 0
+        sequences: list[tuple[np.ndarray, np.ndarray]] = []
+        cut = 0
+        while len(sequences) != most and (pair := next(labelled, None)) is not None:
             ids, labels = pair
             cut += len(ids) > self.length
             if (labels[1 : self.length] == UNTRAINED).all():
-                emptied += 1
+                drops.add(RowDropped(_CUT_AWAY if len(ids) > self.length else "no token to train on"))
             else:
-                made.append((ids[: self.length], labels[: self.length]))
-        return made, len(conversations) - length_hint(waiting), cut, emptied
+                sequences.append((ids[: self.length], labels[: self.length]))
+        return sequences, len(conversations) - length_hint(waiting), cut
+
+    def _labelled(
+        self, conversations: Iterable[Conversation], drops: "_Drops"
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for conversation in conversations:
+            with drops:
+                tokens = self.template.tokens(conversation)
+                yield tokens.ids, self._labels(tokens)
 
     def _labels(self, tokens: Tokens) -> np.ndarray:
         if not self.answers_only:
             return tokens.ids
         return np.where(tokens.answer, tokens.ids, UNTRAINED).astype(np.int32)
+
+
+_CUT_AWAY = "no answer within --sequence-length"
+
+
+class _Drops:
+    """How many rows were dropped, by reason: `with drops:` counts a row that is."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._example = ""
+
+    @property
+    def total(self) -> int:
+        return self.counts.total()
+
+    def add(self, dropped: RowDropped) -> None:
+        self.counts[dropped.reason] += 1
+        self._example = self._example or " ".join(dropped.example.split())[:160]
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, dropped: BaseException | None, trace: Any) -> bool:
+        if isinstance(dropped, RowDropped):
+            self.add(dropped)
+        return isinstance(dropped, RowDropped)
+
+    def __str__(self) -> str:
+        """': 5 have no answer, 2 ...', with an example where there is one; empty where nothing was dropped."""
+        if not self.counts:
+            return ""
+        reasons = ", ".join(f"{count} with {reason}" for reason, count in self.counts.most_common())
+        return f": {reasons}" + (f" (such as: {self._example})" if self._example else "")
 
 
 def _held_out(count: int, share: float) -> int:
@@ -216,14 +275,13 @@ def collate(pairs: Sequence[tuple[np.ndarray, np.ndarray]], *, pad: int) -> dict
     """
     import torch
 
-    longest = max(len(ids) for ids, _ in pairs)
-    batch = {
-        "input_ids": torch.full((len(pairs), longest), pad),
-        "attention_mask": torch.zeros((len(pairs), longest), dtype=torch.int64),
-        "labels": torch.full((len(pairs), longest), UNTRAINED),
+    def padded(rows: Iterable[np.ndarray], value: int) -> Any:
+        return torch.nn.utils.rnn.pad_sequence(
+            [torch.from_numpy(row.astype(np.int64)) for row in rows], batch_first=True, padding_value=value
+        )
+
+    return {
+        "input_ids": padded((ids for ids, _ in pairs), pad),
+        "attention_mask": padded((np.ones_like(ids) for ids, _ in pairs), 0),
+        "labels": padded((labels for _, labels in pairs), UNTRAINED),
     }
-    for row, (ids, labels) in enumerate(pairs):
-        batch["input_ids"][row, : len(ids)] = torch.from_numpy(ids)
-        batch["attention_mask"][row, : len(ids)] = 1
-        batch["labels"][row, : len(ids)] = torch.from_numpy(labels)
-    return batch

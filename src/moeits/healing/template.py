@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from moeits.errors import HealingError
-from moeits.healing.conversations import Conversation, Turn
+from moeits.healing.chat import ChatTemplate, check_nothing_vanished
+from moeits.healing.conversations import Conversation, RowDropped, Turn
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Template:
     """How conversations become token ids for one tokenizer."""
 
     tokenizer: Any
-    chat: bool
-    """The tokenizer's chat template, or Instruction / Response."""
+    chat: ChatTemplate | None
+    """The tokenizer's chat template; None for Instruction / Response."""
 
     @classmethod
     def of(cls, tokenizer: Any, wanted: str) -> "Template":
@@ -39,21 +40,39 @@ class Template:
         has_chat = bool(getattr(tokenizer, "chat_template", None))
         if wanted == "chat" and not has_chat:
             raise HealingError("--template chat needs a chat template, and this model has none. Use instruction.")
-        return cls(tokenizer=tokenizer, chat=has_chat and wanted != "instruction")
+        return cls(tokenizer=tokenizer, chat=ChatTemplate(tokenizer) if has_chat and wanted != "instruction" else None)
 
     def tokens(self, conversation: Conversation) -> Tokens:
-        """Token ids of one conversation, closed by the end-of-sequence token, which belongs to the last answer."""
-        plain = conversation[0].role == "text"
-        pieces = (
-            _plain(conversation) if plain else self._chat(conversation) if self.chat else _instruction(conversation)
-        )
-        chat = self.chat and not plain
+        """Token ids of one conversation, closed by the end-of-sequence token, which belongs to the last answer.
+
+        Raises RowDropped if the conversation cannot be put into words whole.
+        """
+        pieces = self._pieces(conversation)
         text = "".join(piece for piece, _ in pieces)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise RowDropped("half of a character (a lone surrogate)") from None
         encoded = self.tokenizer(
-            text, add_special_tokens=not chat, return_offsets_mapping=self.tokenizer.is_fast, verbose=False
+            text,
+            add_special_tokens=conversation.is_text or self.chat is None,
+            return_offsets_mapping=self.tokenizer.is_fast,
+            verbose=False,
         )
-        ids = list(encoded["input_ids"])
-        answer = _in_answers(pieces, encoded["offset_mapping"]) if self.tokenizer.is_fast else [plain] * len(ids)
+        return self._closed(list(encoded["input_ids"]), self._answers(conversation, pieces, encoded))
+
+    def _pieces(self, conversation: Conversation) -> list[tuple[str, bool]]:
+        """The text in pieces, each with whether it is an answer."""
+        if conversation.is_text:
+            return [(conversation.turns[0].text, True)]
+        return _instruction(conversation) if self.chat is None else _chat(self.chat, conversation)
+
+    def _answers(self, conversation: Conversation, pieces: list[tuple[str, bool]], encoded: Any) -> list[bool]:
+        if self.tokenizer.is_fast:
+            return _in_answers(pieces, encoded["offset_mapping"])
+        return [conversation.is_text] * len(encoded["input_ids"])
+
+    def _closed(self, ids: list[int], answer: list[bool]) -> Tokens:
         eos = self.tokenizer.eos_token_id
         # A chat template may close the last turn with the end-of-sequence token itself, and a line break after it.
         if eos not in ids[-2:]:
@@ -64,50 +83,50 @@ class Template:
             answer[-1] = True
         return Tokens(np.array(ids, np.int32), np.array(answer, bool))
 
-    def _chat(self, conversation: Conversation) -> list[tuple[str, bool]]:
-        """Pieces of the text that the chat template makes; an answer includes what closes it."""
-        pieces: list[tuple[str, bool]] = []
-        done = ""
-        for at, turn in enumerate(conversation):
-            if turn.role != "assistant":
-                continue
-            before = self._rendered(conversation[:at], add_generation_prompt=True)
-            after = self._rendered(conversation[: at + 1], add_generation_prompt=False)
-            if not before.startswith(done) or not after.startswith(before):
-                # A template that rewrites earlier turns (dropping old reasoning, say): only the last answer is known.
-                return self._last_answer(conversation)
-            pieces += [(before[len(done) :], False), (after[len(before) :], True)]
-            done = after
-        return pieces
 
-    def _last_answer(self, conversation: Conversation) -> list[tuple[str, bool]]:
-        before = self._rendered(conversation[:-1], add_generation_prompt=True)
-        whole = self._rendered(conversation, add_generation_prompt=False)
-        if whole.startswith(before):
-            return [(before, False), (whole[len(before) :], True)]
-        return [(whole, True)]
-
-    def _rendered(self, conversation: Conversation, *, add_generation_prompt: bool) -> str:
-        from jinja2 import TemplateError
-
-        messages = [
-            {"role": turn.role, "content": "\n\n".join(filter(None, (turn.text, turn.input)))} for turn in conversation
-        ]
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except TemplateError as error:
-            raise HealingError(f"The model's chat template refuses a conversation: {error}") from None
+def _chat(template: ChatTemplate, conversation: Conversation) -> list[tuple[str, bool]]:
+    """Pieces of the text that the chat template makes; an answer includes what closes it."""
+    turns = conversation.turns
+    whole = template.rendered(conversation, len(turns), add_generation_prompt=False)
+    check_nothing_vanished(conversation, whole)
+    pieces: list[tuple[str, bool]] = []
+    written = ""
+    for at, turn in enumerate(turns):
+        if turn.role != "assistant":
+            continue
+        after = whole if at == len(turns) - 1 else template.rendered(conversation, at + 1, add_generation_prompt=False)
+        before = _before(template, conversation, at, after)
+        if not before.startswith(written) or not after.startswith(before):
+            # A template that rewrites earlier turns (dropping old reasoning, say): only the last answer is known.
+            return _last_answer(template, conversation, whole)
+        pieces += [(before[len(written) :], False), (after[len(before) :], True)]
+        written = after
+    return pieces
 
 
-def _plain(conversation: Conversation) -> list[tuple[str, bool]]:
-    return [(conversation[0].text, True)]
+def _before(template: ChatTemplate, conversation: Conversation, at: int, after: str) -> str:
+    """What stands before an answer: the turns before it, and the words with which a template asks for an answer."""
+    if at:
+        return template.rendered(conversation, at, add_generation_prompt=True)
+    # Before the first turn there is nothing that could be rendered.
+    return after[: max(after.find(conversation.turns[0].text.strip()), 0)]
+
+
+def _last_answer(template: ChatTemplate, conversation: Conversation, whole: str) -> list[tuple[str, bool]]:
+    before = _before(template, conversation, len(conversation.turns) - 1, whole)
+    if whole.startswith(before):
+        return [(before, False), (whole[len(before) :], True)]
+    return [(whole, True)]
 
 
 def _instruction(conversation: Conversation) -> list[tuple[str, bool]]:
     """The template of the authors' program (method.md, section 4), once per question, after a system turn."""
-    return [_instruction_piece(turn, first=at == 0) for at, turn in enumerate(conversation)]
+    if conversation.tools or any(turn.more or turn.role not in _PLAIN_ROLES for turn in conversation.turns):
+        raise RowDropped("tools or roles that only a chat template can render")
+    return [_instruction_piece(turn, first=at == 0) for at, turn in enumerate(conversation.turns)]
+
+
+_PLAIN_ROLES = ("system", "user", "assistant")
 
 
 def _instruction_piece(turn: Turn, *, first: bool) -> tuple[str, bool]:

@@ -5,6 +5,7 @@ This module imports torch and transformers; nothing imports it before a model is
 
 import errno
 import os
+import random
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
+import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -27,8 +29,9 @@ from moeits.healing.objective import Batch, Objective, RouterBalance, balance_of
 from moeits.healing.recipe import HealingRecipe
 from moeits.healing.run import HealingRun
 from moeits.measurement.energy import EnergyMeter
+from moeits.measurement.memory import peak_bytes
 from moeits.progress import Progress
-from moeits.runtime import load
+from moeits.runtime import load_checked
 
 ADAPTER_FILE = "adapter.safetensors"
 _HELD_OUT_BATCH = 8
@@ -117,6 +120,21 @@ class Reporter(transformers.TrainerCallback):
             control.should_evaluate = control.should_save = True
 
 
+@contextmanager
+def generators_restored() -> Iterator[None]:
+    """The random generators of Python, NumPy and torch are as they were, whatever happens in the block."""
+    python, numbers = random.getstate(), np.random.get_state()  # noqa: NPY002
+    # Of every accelerator too: transformers seeds them all.
+    devices = range(torch.accelerator.device_count()) if torch.accelerator.is_available() else ()
+    kind = torch.accelerator.current_accelerator()
+    with torch.random.fork_rng(devices=list(devices), device_type=kind.type if kind is not None else "cuda"):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numbers)  # noqa: NPY002
+
+
 def train(job: HealingJob, progress: Progress) -> Trained:
     """Train the adapters of a job, from the start or from where its run was killed.
 
@@ -146,7 +164,7 @@ def train(job: HealingJob, progress: Progress) -> Trained:
     if reached:
         _restore(trainer, reached[0])
     else:
-        with _full_disk_as_a_sentence(job.run):
+        with _full_disk_as_a_sentence(job.run), _damage_as_a_sentence(saved[-1][1] if saved else None, trainer):
             trainer.train(resume_from_checkpoint=str(saved[-1][1]) if saved else None)
     energy = meter.stop()
     return Trained(
@@ -156,7 +174,7 @@ def train(job: HealingJob, progress: Progress) -> Trained:
         best_step=trainer.state.best_global_step,
         curves=_curves(trainer.state.log_history),
         energy=energy,
-        peak_memory_bytes=_peak_memory(),
+        peak_memory_bytes=peak_bytes(arguments.device) or 0,
         is_main_process=state.is_main_process,
     )
 
@@ -190,11 +208,41 @@ def _full_disk_as_a_sentence(run: HealingRun) -> Iterator[None]:
         raise OutputError(f"The disk of {run.folder.parent} became full while training; {kept}.") from None
 
 
+@contextmanager
+def _damage_as_a_sentence(state: Path | None, trainer: HealingTrainer) -> Iterator[None]:
+    """A state that cannot be read: torch, pickle and json each say it in their own way, before the first step."""
+    before = trainer.state.global_step
+    if state is not None and (missing := [name for name in _STATE if not (state / name).is_file()]):
+        raise HealingError(f"{state} lacks {missing[0]}, so it cannot be resumed. {_without(state)}")
+    try:
+        yield
+    except (HealingError, OutputError):
+        raise
+    except Exception as error:
+        if state is None or (trainer.state.global_step != before and _steps_of(state) != trainer.state.global_step):
+            raise
+        raise HealingError(
+            f"{state} cannot be resumed: a file of it is damaged ({type(error).__name__}). {_without(state)}"
+        ) from error
+
+
+# What Trainer restores; it goes on without a word where one of them is missing.
+_STATE = ("optimizer.pt", "scheduler.pt", "trainer_state.json", ADAPTER_FILE)
+
+
+def _steps_of(state: Path) -> int:
+    return int(state.name.rpartition("-")[2])
+
+
+def _without(state: Path) -> str:
+    return f"Remove {state.name} and --resume from the state before it, or start again with --fresh."
+
+
 def load_model(checkpoint: Checkpoint, dtype: str) -> Any:
     """The stock model of a checkpoint; `dtype` auto is bfloat16 on a GPU and float32 on a CPU."""
     if dtype == "auto":
         dtype = "bfloat16" if torch.cuda.is_available() else "float32"
-    model = load(checkpoint.folder, dtype=getattr(torch, dtype))
+    model = load_checked(checkpoint, dtype=getattr(torch, dtype))
     # Stock models add their own balance term to the loss where this is set; it means nothing for unequal layers.
     model.config.output_router_logits = False
     return model
@@ -324,12 +372,3 @@ def _curves(history: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, float
     ]
     held_out = {row["step"]: row["eval_loss"] for row in history if "eval_loss" in row}
     return {"training": training, "held_out": [{"step": step, "loss": loss} for step, loss in held_out.items()]}
-
-
-def _peak_memory() -> int:
-    """Bytes: of the device on a GPU, else of the process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

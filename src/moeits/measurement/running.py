@@ -19,6 +19,7 @@ from typing import Any
 
 from moeits.errors import EvaluationError, MoeitsError
 from moeits.measurement.energy import energy_of
+from moeits.measurement.memory import peak_bytes, resident_bytes
 from moeits.runtime import checked_device, load, need
 
 
@@ -55,7 +56,7 @@ def run_here(request: dict[str, Any]) -> dict[str, Any]:
     torch = need("torch", extra="measure")
     need("transformers", extra="measure")
     device = torch.device(checked_device(request["device"]))
-    before, began = _resident_bytes(), perf_counter()
+    before, began = resident_bytes(), perf_counter()
     model = load(request["folder"], dtype=request["dtype"]).to(device).eval()
     load_seconds = perf_counter() - began
     experts = model.config._experts_implementation
@@ -66,7 +67,7 @@ def run_here(request: dict[str, Any]) -> dict[str, Any]:
         _decode(torch, model, ids, 2)
         prefill = [_timed(torch, device, lambda: model(ids, use_cache=True)) for _ in range(request["repeats"])]
         decode = [_decode(torch, model, ids, new) for _ in range(request["repeats"])]
-        peak = _peak_bytes(torch, device)
+        peak = peak_bytes(device)
         energy = _energy_of_decoding(torch, model, ids, new, request)
         flops = _flops(model, ids)
     return {
@@ -163,33 +164,6 @@ def _flops(model: Any, ids: Any) -> int:
     with counter:
         model(ids, use_cache=False)
     return counter.get_total_flops()
-
-
-def _resident_bytes() -> int | None:
-    return _status("VmRSS")
-
-
-def _peak_bytes(torch: Any, device: Any) -> int | None:
-    """The most memory so far: of the device on a GPU, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    # ru_maxrss would also count the process that this one was forked from.
-    if (peak := _status("VmHWM")) is not None:
-        return peak
-    if sys.platform != "darwin":
-        return None
-    import resource  # absent on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes there, not KiB as on Linux
-
-
-def _status(name: str) -> int | None:
-    """A line of /proc/self/status in bytes; None where there is no such file."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), None)
 
 
 def main(request: str, answer: str) -> None:

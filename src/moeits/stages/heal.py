@@ -22,7 +22,7 @@ from moeits.healing.run import HealingRun
 from moeits.healing.targets import targets_of
 from moeits.healing.template import Template
 from moeits.progress import Progress, silent
-from moeits.runtime import checked_dtype, need, processes, quiet
+from moeits.runtime import checked_dtype, context_of, load_tokenizer, processes, quiet
 from moeits.surgery.pruned_config import LOADER_FILE
 from moeits.version import __version__
 
@@ -159,7 +159,7 @@ def heal(
     run = HealingRun.beside(Path(output))
     # A resumed run may be ended earlier than it was begun; its data are what it was begun with.
     whole = replace(chosen, steps=(run.steps() if resume and not fresh else None) or chosen.steps)
-    tokenizer = _tokenizer(checkpoint)
+    tokenizer = load_tokenizer(checkpoint)
     sequences = _read_data(tokenizer, whole, data=data, valid=valid, holdout=holdout, samples=samples, seed=seed)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     job = HealingJob(
@@ -175,9 +175,9 @@ def heal(
         dtype=dtype,
         teacher=taught_by,
     )
-    from moeits.healing.training import train
+    from moeits.healing.training import generators_restored, train
 
-    with quiet():
+    with quiet(), generators_restored():
         trained = train(job, progress)
         healing = _record(job, trained, recipe, notes)
         if not trained.is_main_process:
@@ -194,7 +194,7 @@ def check_healing(checkpoint: Checkpoint, *, data: str | Path, recipe: str) -> N
     moe = MoELayout.of(checkpoint)
     _check_floats(checkpoint)
     targets_of(checkpoint, moe, recipe_named(recipe, moe.architecture).targets)
-    Template.of(_tokenizer(checkpoint), "auto")
+    Template.of(load_tokenizer(checkpoint), "auto")
     if next(read_rows(data, samples=1), None) is None:
         raise HealingError("--data has no rows.")
 
@@ -225,7 +225,7 @@ def _fit_context(
     recipe: HealingRecipe, changes: Mapping[str, Any], checkpoint: Checkpoint
 ) -> tuple[HealingRecipe, list[str]]:
     """The recipe with sequences that the model can read, and what to say about it."""
-    context = checkpoint.config.get("max_position_embeddings")
+    context = context_of(checkpoint)
     if context is None or recipe.sequence_length <= context:
         return recipe, []
     if changes["sequence_length"] is not None:
@@ -234,22 +234,6 @@ def _fit_context(
         )
     note = f"Sequences have {context} tokens, the model's context, instead of the recipe's {recipe.sequence_length}."
     return replace(recipe, sequence_length=context), [note]
-
-
-def _tokenizer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's own tokenizer. Raises HealingError if there is none, or if it is of another model."""
-    transformers = need("transformers", extra="heal")
-    # Without any file of it, transformers makes up an empty tokenizer of the model's class.
-    if not any(path for pattern in ("tokenizer*", "vocab*", "*.model") for path in checkpoint.folder.glob(pattern)):
-        raise HealingError(f"{checkpoint.source} has no tokenizer. Put the files of the original model's beside it.")
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise HealingError(f"{checkpoint.source} has no tokenizer that transformers can open: {error}") from None
-    size = checkpoint.config.get("vocab_size", len(tokenizer))
-    if len(tokenizer) > size:
-        raise HealingError(f"The tokenizer has {len(tokenizer)} tokens, the model {size}: they are not of one model.")
-    return tokenizer
 
 
 def _read_data(

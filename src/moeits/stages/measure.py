@@ -15,7 +15,7 @@ from moeits.measurement.energy import check_country
 from moeits.measurement.files import Parameters, file_bytes, parameters_of, reduction_of, sparsity_of
 from moeits.measurement.running import run_apart
 from moeits.progress import Progress, silent
-from moeits.runtime import checked_dtype, need
+from moeits.runtime import checked_dtype, context_of, need
 from moeits.version import __version__
 
 FORMAT = 1
@@ -126,7 +126,7 @@ def _check_lengths(asked: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     for name in ("prompt_tokens", "new_tokens", "repeats"):
         if asked[name] < 1:
             raise SettingError(f"--{name.replace('_', '-')} {asked[name]} makes no sense: give 1 or more.")
-    context = checkpoint.config.get("max_position_embeddings")
+    context = context_of(checkpoint)
     wanted = asked["prompt_tokens"] + asked["new_tokens"]
     if context and wanted > context:
         raise SettingError(
