@@ -6,24 +6,29 @@ Each stage is a function and a command of the same name; `simplify` walks the wh
 no torch.
 """
 
-from moeits.checkpoint.reading import Checkpoint
-from moeits.choosing.pruning_plan import PruningPlan
-from moeits.errors import MoeitsError
-from moeits.evaluation.results import Results
-from moeits.evidence import Evidence
-from moeits.runtime import load
-from moeits.stages.compare import Comparison, compare
-from moeits.stages.evaluate import evaluate
-from moeits.stages.heal import Healing, heal
-from moeits.stages.inspect import Inspection, inspect
-from moeits.stages.measure import Footprint, measure
-from moeits.stages.plan import plan
-from moeits.stages.prune import prune
-from moeits.stages.report import report
-from moeits.stages.score import score
-from moeits.stages.simplify import simplify
-from moeits.stages.sweep import sweep
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from moeits.version import __version__
+
+if TYPE_CHECKING:
+    from moeits.checkpoint.reading import Checkpoint
+    from moeits.choosing.pruning_plan import PruningPlan
+    from moeits.errors import MoeitsError
+    from moeits.evaluation.results import Results
+    from moeits.evidence import Evidence
+    from moeits.runtime import load
+    from moeits.stages.compare import Comparison, compare
+    from moeits.stages.evaluate import evaluate
+    from moeits.stages.heal import Healing, heal
+    from moeits.stages.inspect import Inspection, inspect
+    from moeits.stages.measure import Footprint, measure
+    from moeits.stages.plan import plan
+    from moeits.stages.prune import prune
+    from moeits.stages.report import report
+    from moeits.stages.score import score
+    from moeits.stages.simplify import simplify
+    from moeits.stages.sweep import sweep
 
 __all__ = [
     "Checkpoint",
@@ -49,3 +54,39 @@ __all__ = [
     "simplify",
     "sweep",
 ]
+
+# Imported when asked for: a command does so under the guard of `__main__`, where Ctrl-C is one line from the start.
+_HOMES = {
+    "Checkpoint": "moeits.checkpoint.reading",
+    "PruningPlan": "moeits.choosing.pruning_plan",
+    "MoeitsError": "moeits.errors",
+    "Results": "moeits.evaluation.results",
+    "Evidence": "moeits.evidence",
+    "load": "moeits.runtime",
+    "Comparison": "moeits.stages.compare",
+    "compare": "moeits.stages.compare",
+    "evaluate": "moeits.stages.evaluate",
+    "Healing": "moeits.stages.heal",
+    "heal": "moeits.stages.heal",
+    "Inspection": "moeits.stages.inspect",
+    "inspect": "moeits.stages.inspect",
+    "Footprint": "moeits.stages.measure",
+    "measure": "moeits.stages.measure",
+    "plan": "moeits.stages.plan",
+    "prune": "moeits.stages.prune",
+    "report": "moeits.stages.report",
+    "score": "moeits.stages.score",
+    "simplify": "moeits.stages.simplify",
+    "sweep": "moeits.stages.sweep",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,6 +1,24 @@
-"""`python -m moeits`, which is also what `accelerate launch -m moeits` runs."""
+"""The command `moeits`, `python -m moeits`, and what `accelerate launch -m moeits` runs.
 
-from moeits.command_line.app import main
+Nothing is imported outside of `main`, so that an interrupt while modules are imported is one line like any other.
+"""
+
+import sys
+
+# The exit code by which shells tell of an interrupt from the keyboard.
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run one command. Exit code 0, or 2 with one sentence on standard error; 130 after an interrupt."""
+    try:
+        from moeits.command_line.app import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.stderr.write("moeits: Interrupted.\n")
+        sys.exit(INTERRUPTED)
+
 
 if __name__ == "__main__":
     main()

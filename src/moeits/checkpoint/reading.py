@@ -21,6 +21,7 @@ import numpy as np
 from moeits.checkpoint import hub
 from moeits.checkpoint.parts import INDEX_NAME, SINGLE_NAME
 from moeits.errors import CheckpointError, SettingError, UnscorableWeight
+from moeits.printable import printable
 
 # safetensors name of a dtype -> numpy's. What is missing here can still be moved as bytes, but not read as numbers.
 DTYPES: Mapping[str, np.dtype] = MappingProxyType(
@@ -134,7 +135,7 @@ class Checkpoint:
             raise SettingError(
                 f"--revision {revision} is of models on the hub, and {folder} is a folder here. Leave it out."
             )
-        return cls(folder, source=folder.resolve().name)
+        return cls(folder, source=printable(folder.resolve().name))
 
     def read(self, name: str, where: tuple[int | slice, ...] = ()) -> np.ndarray:
         """The numbers of a tensor, or of one contiguous part of it, in the dtype they are stored in.

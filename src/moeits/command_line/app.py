@@ -17,6 +17,7 @@ import typer
 
 import moeits
 from moeits import console
+from moeits.__main__ import INTERRUPTED
 from moeits.command_line.examples import epilog
 from moeits.command_line.flags import flag, panel_rank
 from moeits.console import footprint, healing, plans, results
@@ -69,9 +70,6 @@ def _for_the_command_line(text: str, arguments: Container[str]) -> str:
     return re.sub(r"`(\w+)`", spelt, text)
 
 
-# The exit code by which typer, like shells, tells of an interrupt from the keyboard.
-_INTERRUPTED = 130
-
 # What the package says of itself, without the paragraph for those who import it.
 _HELP = (moeits.__doc__ or "").rsplit("\n\n", 1)[0]
 _START = "Start with: moeits simplify MODEL --reduction 0.5 -o SMALLER"
@@ -118,20 +116,21 @@ def main() -> None:
     atexit.register(gc.freeze)
     code = 2
     try:
-        code = app(prog_name="moeits", standalone_mode=False) or 0
+        with console.open_streams():
+            code = app(prog_name="moeits", standalone_mode=False) or 0
     except MoeitsError as error:
         console.error(str(error))
     except typer.TyperException as error:
         if message := error.format_message():  # empty where no command was given, and help was shown instead
             console.error(f"{message.rstrip('.')}. See: {_command_path(error)} --help")
-    except BrokenPipeError:  # whoever read the output has read enough, as `head` does
+    except console.ReaderGone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:  # where nobody expected the system to refuse: a failing disk, a name too long
         where = f": {error.filename}" if error.filename else ""
         console.error(f"{error.strerror or error}{where}. Check the disk and the path.")
     except (KeyboardInterrupt, typer.Abort):
-        code = _INTERRUPTED
-    if code == _INTERRUPTED:
+        code = INTERRUPTED
+    if code == INTERRUPTED:
         console.error("Interrupted.")
     sys.exit(code)

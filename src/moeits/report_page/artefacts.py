@@ -15,6 +15,7 @@ from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import EvaluationError
 from moeits.evaluation.results import Results
 from moeits.evidence import Evidence
+from moeits.printable import printable
 from moeits.run_files import FootprintFile, HealingFile, LedgerFile, SweepFile, read_file, read_sweep
 from moeits.typed_json import Typed
 
@@ -89,7 +90,7 @@ def read_run(folder: str | Path) -> Run:
     points = sorted((p for p in found.values() if p.plan), key=lambda point: point.summary["experts_kept"])
     about = _about(reader, [unpruned, *points])
     return Run(
-        name=folder.resolve().name,
+        name=printable(folder.resolve().name),
         **about,
         evidence=reader.evidence,
         sweep=reader.sweep,

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 
+from moeits.printable import markdown_text
 from moeits.report_page.artefacts import Run
 from moeits.report_page.blocks import Block, Section
 from moeits.report_page.evidence_sections import SIZES_CAPTION
@@ -19,7 +20,7 @@ def tables(runs: Sequence[Run], extra: Sequence[Section] = (), *, level: int = 2
     parts = []
     for run in runs:
         if len(runs) > 1:
-            parts.append(f"{'#' * level} {run.name}")
+            parts.append(f"{'#' * level} {markdown_text(run.name)}")
         for each in sections_of(run, "run"):
             parts += _section(each, level + (len(runs) > 1))
     for each in extra:
@@ -31,10 +32,10 @@ def _section(section: Section, level: int) -> Iterator[str]:
     shown = [block for block in section["blocks"] if _is_result(section, block)]
     if not shown:
         return
-    yield f"{'#' * level} {section['title']}"
-    yield from section["intro"]
+    yield f"{'#' * level} {markdown_text(section['title'])}"
+    yield from map(markdown_text, section["intro"])
     for block in shown:
-        yield _notes(block) if block["kind"] == "notes" else f"{block['caption']}:\n\n{_table(block)}"
+        yield _notes(block) if block["kind"] == "notes" else f"{markdown_text(block['caption'])}:\n\n{_table(block)}"
 
 
 def _is_result(section: Section, block: Block) -> bool:
@@ -45,12 +46,12 @@ def _is_result(section: Section, block: Block) -> bool:
 
 
 def _notes(block: Block) -> str:
-    return "\n".join(f"- {note}" for note in block["notes"])
+    return "\n".join(f"- {markdown_text(note)}" for note in block["notes"])
 
 
 def _table(block: Block) -> str:
     def row(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(markdown_text(str(cell)) for cell in cells) + " |"
 
     words = block["words"]
     ruler = row(["---" if number < words else "---:" for number in range(len(block["columns"]))])
