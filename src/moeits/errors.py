@@ -12,6 +12,7 @@
     │   └── BudgetOutOfReach      floors are reached before the budget is met
     ├── OutputError         the result cannot be written where it should go
     ├── HealingError        training cannot start or must stop
+    ├── CalibrationError    a model cannot be watched or refitted on these tokens
     ├── EvaluationError     an evaluation, a measurement or a report cannot be made
     └── MissingExtra        an optional dependency is not installed (also an ImportError)
 
@@ -65,6 +66,10 @@ class OutputError(MoeitsError):
 
 class HealingError(MoeitsError):
     """Training cannot start, or must stop."""
+
+
+class CalibrationError(MoeitsError):
+    """A model cannot be watched, or refitted, on these tokens."""
 
 
 class EvaluationError(MoeitsError):

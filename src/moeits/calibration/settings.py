@@ -1,0 +1,48 @@
+"""What a model is watched on, and what that may take of the machine."""
+
+from dataclasses import dataclass
+
+from moeits.errors import SettingError
+from moeits.settings import EXPERT, setting
+
+BUNDLED = "bundled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Where the tokens come from, and how many there are."""
+
+    data: str = setting(
+        BUNDLED,
+        help="bundled (public-domain text), self (the model writes its own), texts (.jsonl); several by commas.",
+        metavar="bundled|self|FILE",
+    )
+    tokens: int = setting(32768, help="How many tokens are taken in.")
+    held_out: int = setting(8192, help="How many more judge, and take no part in a fit.")
+    window: int = setting(256, help="Tokens of a window; at most the model's context.")
+    seed: int = setting(0, help="Seed of what is drawn: documents, and what the model writes.")
+
+    def __post_init__(self) -> None:
+        for name, least in (("window", 8), ("tokens", 256), ("held_out", 256)):
+            value = getattr(self, name)
+            if not least <= value <= 10**9:
+                flag = "--" + name.replace("_", "-")
+                raise SettingError(f"{flag} {str(value)[:40]} is out of range: give {least} or more.")
+        if self.seed < 0:
+            raise SettingError(f"--seed {str(self.seed)[:40]} is out of range: give 0 or more.")
+        if not self.sources():
+            raise SettingError("--data names no source: it is bundled, self, a .jsonl, or several by commas.")
+
+    def sources(self) -> tuple[str, ...]:
+        """The sources, in the order in which they were given."""
+        return tuple(dict.fromkeys(name.strip() for name in str(self.data).split(",") if name.strip()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a pass over the layers may take."""
+
+    memory: str = setting(
+        "4GiB", help="Activations beyond this are kept on disk, beside the output.", panel=EXPERT, metavar="SIZE"
+    )
+    device: str | None = setting(None, help="cpu, cuda:0, ...", panel=EXPERT, shown_default="the first accelerator")

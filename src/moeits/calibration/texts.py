@@ -1,0 +1,167 @@
+"""The tokens that a model is watched on: windows of equal length, and others that take no part in any fit.
+
+Sources are text (what the package carries, or a .jsonl), or the model itself, which writes its own at temperature 1
+from its first token on. Documents are shuffled and joined, each after one token that begins a text, and cut into
+windows. What is held out comes from documents, or generated windows, of its own.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moeits.calibration.settings import Tokens
+from moeits.checkpoint.reading import Checkpoint
+from moeits.demo import TRAIN
+from moeits.errors import CalibrationError, EvaluationError
+from moeits.evaluation.perplexity import read_text
+from moeits.progress import Progress
+from moeits.runtime import load, need, quiet
+
+# Of the documents of a text so many are held out: every fifth.
+_HELD_OUT = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Token ids, (windows, length) each."""
+
+    fit: np.ndarray
+    held_out: np.ndarray
+    sources: tuple[str, ...]
+    """What they were taken from, as it was asked for; never a path."""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def choosing(self) -> np.ndarray:
+        """Of the held-out ones every second: settings are chosen by them."""
+        return self.held_out[0::2]
+
+    @property
+    def judging(self) -> np.ndarray:
+        """The others: by them it is said what was gained."""
+        return self.held_out[1::2]
+
+    @property
+    def all(self) -> np.ndarray:
+        """Those of the fit, of the choice and of the judgement."""
+        return np.concatenate([self.fit, self.choosing, self.judging])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all ids."""
+        return hashlib.sha256(self.all.astype(np.int64).tobytes()).hexdigest()
+
+
+def windows_of(checkpoint: Checkpoint, settings: Tokens, progress: Progress) -> Windows:
+    """The windows that were asked for. Raises CalibrationError if a source has too little text, or repeats itself."""
+    tokenizer = _tokenizer(checkpoint)
+    length = min(settings.window, int(checkpoint.config.get("max_position_embeddings") or settings.window))
+    sources = settings.sources()
+    fit_windows = max(1, round(settings.tokens / length / len(sources)))
+    held_windows = max(2, round(settings.held_out / length / len(sources)))
+    fit, held_out = [], []
+    for source in sources:
+        if source == "self":
+            written = _self_written(checkpoint, tokenizer, fit_windows + held_windows, length, settings.seed, progress)
+            fit.append(written[:fit_windows])
+            held_out.append(written[fit_windows:])
+        else:
+            documents = _documents(source)
+            for part, count in ((fit, fit_windows), (held_out, held_windows)):
+                own = [d for i, d in enumerate(documents) if (i % _HELD_OUT == 0) == (part is held_out)]
+                part.append(_cut(tokenizer, own, count, length, source, settings))
+    made = Windows(fit=np.concatenate(fit), held_out=np.concatenate(held_out), sources=_names(sources))
+    facts = {
+        "sources": list(made.sources),
+        "tokens": int(made.fit.size),
+        "held_out_tokens": int(made.held_out.size),
+        "window": length,
+        "seed": settings.seed,
+        "sha256": made.digest,
+    }
+    return Windows(fit=made.fit, held_out=made.held_out, sources=made.sources, facts=facts)
+
+
+def _names(sources: Sequence[str]) -> tuple[str, ...]:
+    return tuple(source if source in ("bundled", "self") else Path(source).name for source in sources)
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    transformers = need("transformers", extra="load")
+    try:
+        with quiet():
+            return transformers.AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise CalibrationError(
+            f"The tokenizer of {checkpoint.source} cannot be read: {str(error).splitlines()[0][:120]}."
+        ) from None
+
+
+def _first_token(tokenizer: Any) -> int:
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if first is None:
+        raise CalibrationError("The tokenizer has neither a bos nor an eos token, so no text can begin.")
+    return int(first)
+
+
+def _documents(source: str) -> list[str]:
+    """Each document once: what repeats itself teaches nothing new."""
+    try:
+        text = read_text(TRAIN if source == "bundled" else source)
+    except EvaluationError as error:
+        raise CalibrationError(str(error)) from None
+    return list(dict.fromkeys(text.documents))
+
+
+def _cut(
+    tokenizer: Any, documents: Sequence[str], count: int, length: int, source: str, settings: Tokens
+) -> np.ndarray:
+    """(count, length) ids of shuffled documents."""
+    first, ids, needed = _first_token(tokenizer), [], count * length
+    for i in np.random.default_rng(settings.seed).permutation(len(documents)):
+        ids += [first, *tokenizer.encode(documents[i], add_special_tokens=False)]
+        if len(ids) >= needed:
+            return np.array(ids[:needed], np.int64).reshape(count, length)
+    # Four fifths of a text are there to be fitted on, one fifth is held out.
+    raise CalibrationError(
+        f"{_names([source])[0]} has {len(ids)} tokens where {needed} are asked for, each document counted once and "
+        f"every {_HELD_OUT}th held out. Give more text, or ask for fewer with --tokens and --held-out."
+    )
+
+
+def _self_written(
+    checkpoint: Checkpoint, tokenizer: Any, count: int, length: int, seed: int, progress: Progress
+) -> np.ndarray:
+    """(count, length) ids that the model wrote itself, each window from its first token on."""
+    torch = need("torch", extra="load")
+    with quiet():
+        model = load(checkpoint.folder, dtype="auto" if torch.cuda.is_available() else torch.float32).eval()
+    rows, first, parts = 64, _first_token(tokenizer), []
+    state = torch.random.get_rng_state()
+    try:
+        torch.manual_seed(seed)
+        for done in range(0, count, rows):
+            progress("the model writes its own text", done, count)
+            start = torch.full((min(rows, count - done), 1), first, device=model.device)
+            with torch.inference_mode(), quiet():
+                written = model.generate(
+                    start,
+                    attention_mask=torch.ones_like(start),
+                    do_sample=True,
+                    temperature=1.0,
+                    top_k=0,
+                    top_p=1.0,
+                    max_new_tokens=length - 1,
+                    # A text that ends is followed by another one.
+                    eos_token_id=None,
+                    pad_token_id=first,
+                )
+            parts.append(written.cpu().numpy())
+    finally:
+        torch.random.set_rng_state(state)
+    progress("the model writes its own text", count, count)
+    return np.concatenate(parts).astype(np.int64)

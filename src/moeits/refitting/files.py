@@ -1,0 +1,120 @@
+"""Refitted down projections on their way to disk: kept layer by layer, then put among the pruned checkpoint's bytes."""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moeits.checkpoint.reading import DTYPES, Checkpoint, TensorInfo
+from moeits.checkpoint.writing import ByteRange, NewTensor
+from moeits.errors import CalibrationError, CheckpointError
+from moeits.experts.layout import MoELayer, MoELayout
+from moeits.finished import FinishedLayers
+
+
+class FittedLayers:
+    """What was fitted, one layer after the other; nothing of it is held in memory."""
+
+    def __init__(self, finished: FinishedLayers, layout: MoELayout, checkpoint: Checkpoint) -> None:
+        self._finished, self._layout, self._checkpoint = finished, layout, checkpoint
+        self._facts: dict[int, dict[str, Any]] = {}
+        self._experts: dict[int, tuple[int, ...]] = {}
+
+    def rounded(self, layer: int, weight: np.ndarray) -> np.ndarray:
+        """A weight as it will be read back, float32. Raises CalibrationError if it does not fit its dtype."""
+        stored = weight.astype(DTYPES[self._info(layer).dtype]).astype(np.float32)
+        if not np.isfinite(stored).all():
+            raise CalibrationError(
+                f"A down projection of layer {layer} would not be finite in {self._info(layer).dtype}. Refit with "
+                "more --tokens."
+            )
+        return stored
+
+    def put(self, layer: int, facts: Mapping[str, Any], weights: Mapping[int, np.ndarray]) -> None:
+        """Keep a layer: expert -> (H, I) float32."""
+        text = np.frombuffer(json.dumps(dict(facts)).encode(), np.uint8)
+        self._finished.put(layer, {"facts": text, **{f"expert.{e}": weight for e, weight in weights.items()}})
+        self._facts[layer], self._experts[layer] = dict(facts), tuple(weights)
+
+    def get(self, layer: int) -> tuple[dict[str, Any], dict[int, np.ndarray]] | None:
+        """A layer that an earlier run of the same refit finished."""
+        kept = self._finished.get(layer)
+        if kept is None:
+            return None
+        weights = {int(name.removeprefix("expert.")): value for name, value in kept.items() if name != "facts"}
+        self._facts[layer], self._experts[layer] = json.loads(kept["facts"].tobytes()), tuple(weights)
+        return self._facts[layer], weights
+
+    @property
+    def facts(self) -> list[dict[str, Any]]:
+        """Of every fitted layer, in order."""
+        return [self._facts[layer] for layer in sorted(self._facts)]
+
+    def forget_all(self) -> None:
+        """Leave all weights as they are."""
+        self._experts = dict.fromkeys(self._experts, ())
+
+    def computed(self) -> tuple[str, ...]:
+        """Names of the tensors that are not the pruned checkpoint's, byte for byte."""
+        names = []
+        for layer, experts in self._experts.items():
+            moe = self._layout.layers[layer]
+            names += [self._own_name(moe, e) for e in experts] if moe.experts else [self._fused_name(moe)] * bool(experts)
+        return tuple(sorted(names))
+
+    def tensors(self) -> list[NewTensor]:
+        """All tensors of the refitted checkpoint, in the order of the pruned one's."""
+        made = {}
+        for layer, experts in self._experts.items():
+            moe = self._layout.layers[layer]
+            if moe.experts:
+                made |= {self._own_name(moe, e): partial(self._one, layer, e) for e in experts}
+            elif experts:
+                made[self._fused_name(moe)] = partial(self._all_of_layer, layer)
+        return [
+            NewTensor(
+                name=info.name,
+                dtype=info.dtype,
+                shape=info.shape,
+                nbytes=info.nbytes,
+                parts=(made.get(info.name) or ByteRange(path=info.shard, offset=info.offset, length=info.nbytes),),
+            )
+            for info in self._checkpoint.tensors.values()
+        ]
+
+    def _one(self, layer: int, expert: int) -> bytes:
+        return self._kept(layer)[f"expert.{expert}"].astype(DTYPES[self._info(layer).dtype]).tobytes()
+
+    def _all_of_layer(self, layer: int) -> bytes:
+        name = self._fused_name(self._layout.layers[layer])
+        whole = self._checkpoint.read(name).copy()
+        kept = self._kept(layer)
+        for expert in self._experts[layer]:
+            weight = kept[f"expert.{expert}"].astype(whole.dtype)
+            whole[expert] = weight if self._layout.architecture.stacking == "rows" else weight.T
+        return whole.tobytes()
+
+    def _kept(self, layer: int) -> dict[str, np.ndarray]:
+        kept = self._finished.get(layer)
+        if kept is None:
+            raise CheckpointError(f"The fitted weights of layer {layer} are gone. Refit again.")
+        return kept
+
+    def _info(self, layer: int) -> TensorInfo:
+        moe = self._layout.layers[layer]
+        return self._checkpoint.tensors[self._own_name(moe, 0) if moe.experts else self._fused_name(moe)]
+
+    def _own_name(self, moe: MoELayer, expert: int) -> str:
+        return moe.experts[expert][self._layout.architecture.projections["down"]]
+
+    def _fused_name(self, moe: MoELayer) -> str:
+        name = next(name for name, stacked in self._layout.architecture.fused.items() if "down" in stacked)
+        return moe.fused[name]
+
+
+def partial_output(output: Path) -> Path:
+    """The name beside a checkpoint under which its finished layers lie."""
+    return output.with_name(output.name + ".refit")

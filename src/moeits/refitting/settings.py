@@ -1,0 +1,35 @@
+"""How the down projections are fitted."""
+
+from dataclasses import dataclass
+
+from moeits.errors import SettingError
+from moeits.settings import EXPERT, setting
+
+# Strengths of the correction for what earlier layers broke, of which each layer takes the best on held-out tokens.
+DRIFTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitting:
+    """What a fit depends on beside its tokens."""
+
+    largest_ridge: float = setting(
+        10.0, help="Where the search for the ridge begins; it goes down while held-out tokens gain.", panel=EXPERT
+    )
+    drift: float | None = setting(
+        None,
+        help="How much of the earlier layers' error a layer makes good for: 0 to 1.",
+        panel=EXPERT,
+        shown_default="the best on held-out tokens, for each layer",
+    )
+
+    def __post_init__(self) -> None:
+        if not 1e-4 <= self.largest_ridge <= 1e4:
+            raise SettingError(f"--largest-ridge {self.largest_ridge:g} is out of range: it is from 0.0001 to 10000.")
+        if self.drift is not None and not 0 <= self.drift <= 1:
+            raise SettingError(f"--drift {self.drift:g} is out of range: it is a share from 0 to 1.")
+
+    @property
+    def drifts(self) -> tuple[float, ...]:
+        """What is tried."""
+        return DRIFTS if self.drift is None else (self.drift,)

@@ -1,0 +1,148 @@
+"""Layer after layer with two streams: the unpruned model's, and that of the pruned one as it is refitted."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from moeits.calibration.activations import Activations, batches
+from moeits.calibration.layered import Arguments, LayeredModel, LiveLayer
+from moeits.calibration.texts import Windows
+from moeits.progress import Progress
+from moeits.refitting.layer import LayerData, LayerFit, refit_layer
+from moeits.refitting.ridge import Routed
+
+
+@dataclass
+class Stream:
+    """One model's hidden states on their way through the layers."""
+
+    model: LayeredModel
+    tokens: torch.Tensor
+    hidden: torch.Tensor
+    arguments: dict[int, list[Arguments]] = field(default_factory=dict)
+    """Number of windows in a batch -> the other arguments of each layer."""
+
+    @classmethod
+    def begin(cls, model: LayeredModel, tokens: np.ndarray, room: Activations) -> "Stream":
+        ids = torch.from_numpy(tokens)
+        made = cls(model, ids, room.stream(*ids.shape, model.hidden_size))
+        for part in batches(*ids.shape):
+            hidden, arguments = model.start(ids[part])
+            made.hidden[part] = hidden.cpu()
+            made.arguments.setdefault(len(hidden), arguments)
+        return made
+
+    def run(self, layer: LiveLayer, i: int, part: slice, hidden: torch.Tensor | None = None) -> torch.Tensor:
+        """A batch through layer `i`."""
+        batch = (self.hidden if hidden is None else hidden)[part].to(self.model.device)
+        return layer.run(batch, self.arguments[len(batch)][i])
+
+    def parts(self) -> list[slice]:
+        return list(batches(*self.tokens.shape))
+
+
+def _put(live: LiveLayer, expert: int, down: torch.Tensor) -> None:
+    live.experts.down_proj[expert] = down.T if live.experts.is_transposed else down
+
+
+Store = Callable[[int, int, torch.Tensor], torch.Tensor]
+"""(layer, expert, down projection (H, I) float32) -> the same as it will be read back from the checkpoint."""
+
+
+class Refit:
+    """A refit under way."""
+
+    def __init__(self, parent: LayeredModel, pruned: LayeredModel, windows: Windows, room: Activations, *,
+                 drifts: Sequence[float], largest_ridge: float, relative: bool = True, most_bytes: int) -> None:
+        self.windows, self.drifts, self.largest_ridge = windows, drifts, largest_ridge
+        self.relative, self.most_bytes = relative, most_bytes
+        self.first = Stream.begin(parent, windows.all, room)
+        self.second = Stream.begin(pruned, windows.all, room)
+        self.untouched = Stream.begin(pruned, windows.judging, room)
+        shape = (*windows.all.shape, parent.hidden_size)
+        self.out, self.at_hand, self.base, self.inputs = (room.stream(*shape) for _ in range(4))
+
+    @torch.no_grad()
+    def layer(
+        self, i: int, store: Store, *, known: Mapping[int, torch.Tensor] | None = None
+    ) -> LayerFit | None:
+        """Run layer `i` in all streams, refitted if experts of it are gone; `known` is what an earlier run fitted."""
+        parent, pruned = self.first.model, self.second.model
+        pruned_away = i in parent.layout.layers and (
+            parent.layout.layers[i].num_experts != pruned.layout.layers[i].num_experts
+        )
+        with parent.layer(i) as whole, pruned.layer(i) as live:
+            for part in self.untouched.parts():
+                self.untouched.hidden[part] = self.untouched.run(live, i, part).cpu()
+            for part in self.first.parts():
+                self.out[part] = self.first.run(whole, i, part).cpu()
+            fit = self._fit(i, whole, live, store) if pruned_away and known is None else None
+            for expert, down in (known or {}).items():
+                _put(live, expert, down)
+            for part in self.second.parts():
+                self.second.hidden[part] = self.second.run(live, i, part).cpu()
+            self.first.hidden, self.out = self.out, self.first.hidden
+        return fit
+
+    def _fit(self, i: int, whole: LiveLayer, live: LiveLayer, store: Store) -> LayerFit:
+        chosen, gates = [], []
+        with live.watched() as seen:
+            for part in self.second.parts():
+                with_all = self.second.run(whole, i, part).cpu()
+                without = self.second.run(live, i, part).cpu()
+                self.base[part] = without - seen.routed.reshape(without.shape).cpu()
+                self.at_hand[part] = with_all - self.base[part]
+                self.inputs[part] = seen.hidden.reshape(without.shape).cpu()
+                chosen.append(seen.chosen.cpu())
+                gates.append(seen.gates.cpu())
+        all_chosen, all_gates = torch.cat(chosen), torch.cat(gates)
+        cut = self.windows.fit.size
+        end = cut + self.windows.choosing.size
+        data = [self._data(all_chosen, all_gates, some) for some in (slice(0, cut), slice(cut, end))]
+        fit, weights = refit_layer(
+            i, live.experts, *data, drifts=self.drifts, largest_ridge=self.largest_ridge, most_bytes=self.most_bytes
+        )
+        for expert, down in weights.items():
+            _put(live, expert, store(i, expert, down.T.contiguous()))
+        return fit
+
+    def _data(self, chosen: torch.Tensor, gates: torch.Tensor, some: slice) -> LayerData:
+        def flat(stream: torch.Tensor) -> torch.Tensor:
+            return stream.reshape(-1, stream.shape[-1])[some]
+
+        out = flat(self.out)
+        weight = 1 / out.square().mean(1).clamp(min=1e-12) if self.relative else torch.ones(len(out))
+        routed = Routed(hidden=flat(self.inputs), chosen=chosen[some], gates=gates[some], weight=weight)
+        return LayerData(routed=routed, at_hand=flat(self.at_hand), back=out - flat(self.base))
+
+    @torch.no_grad()
+    def losses(self, progress: Progress) -> dict[str, Any]:
+        """Nats per token of each held-out window: unpruned, pruned, refitted; and how near they are to the unpruned."""
+        cut = len(self.windows.fit) + len(self.windows.choosing)
+        tokens = self.untouched.tokens
+        rows: dict[str, list[float]] = {name: [] for name in ("unpruned", "pruned", "refitted")}
+        near: dict[str, list[float]] = {"pruned": [], "refitted": []}
+        same: dict[str, list[float]] = {"pruned": [], "refitted": []}
+        parts = list(batches(*tokens.shape, tokens=2048))
+        for done, part in enumerate(parts, 1):
+            later = slice(part.start + cut, part.stop + cut)
+            hidden = {
+                "unpruned": (self.first.model, self.first.hidden[later]),
+                "pruned": (self.second.model, self.untouched.hidden[part]),
+                "refitted": (self.second.model, self.second.hidden[later]),
+            }
+            reference: torch.Tensor | None = None
+            for name, (model, states) in hidden.items():
+                logits = model.logits(tokens[part], states.to(model.device))[:, :-1].float().log_softmax(-1)
+                target = tokens[part][:, 1:, None].to(model.device)
+                rows[name] += (-logits.gather(2, target)[..., 0].mean(1)).tolist()
+                if reference is None:
+                    reference = logits
+                else:
+                    near[name] += ((reference.exp() * (reference - logits)).sum(-1).mean(1)).tolist()
+                    same[name] += ((reference.argmax(-1) == logits.argmax(-1)).float().mean(1)).tolist()
+            progress("held-out loss", done, len(parts))
+        return {"nats": rows, "kl_to_parent": near, "same_first_choice": same}

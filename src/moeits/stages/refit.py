@@ -1,0 +1,231 @@
+"""Pruned checkpoint x its parent -> refitted checkpoint: the kept experts' down projections in closed form."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moeits.calibration.settings import Machine, Tokens
+from moeits.checkpoint.reading import Checkpoint
+from moeits.checkpoint.side_files import copy_side_files
+from moeits.checkpoint.writing import check_output, new_checkpoint
+from moeits.choosing.pruning_plan import PruningPlan
+from moeits.errors import CalibrationError, PlanError
+from moeits.experts.architectures import architecture_of
+from moeits.experts.layout import MoELayout
+from moeits.finished import FinishedLayers
+from moeits.progress import Progress, silent
+from moeits.refitting.files import FittedLayers, partial_output
+from moeits.refitting.refit_card import refitted_card
+from moeits.refitting.settings import Fitting
+from moeits.runtime import checked_device, need
+from moeits.settings import with_settings
+from moeits.sizes import parse_size
+from moeits.surgery.pruned_config import LOADER_FILE
+from moeits.version import __version__
+
+FORMAT = 1
+_FLOATS = ("F64", "F32", "F16", "BF16")
+# Two-sided 95 % of a normal mean.
+_Z = 1.96
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refitting:
+    """What a refit did. Losses are nats per token on tokens that took no part."""
+
+    source: str
+    fingerprint: str
+    """Of the pruned checkpoint."""
+    parent: str
+    parent_fingerprint: str
+    settings: Mapping[str, Any]
+    data: Mapping[str, Any]
+    layers: tuple[Mapping[str, Any], ...]
+    """Of every layer that lost experts: error on held-out tokens before and after, ridge, drift."""
+    loss: Mapping[str, Any]
+    """unpruned, pruned, refitted; and their paired difference with its 95 % interval over windows."""
+    accepted: bool
+    """Whether the loss fell for certain. If not, no weight was changed."""
+    tensors: Mapping[str, tuple[str, ...]]
+    """Every tensor's fate: computed, or copied byte for byte."""
+
+    def facts(self) -> dict[str, Any]:
+        """As refit.json keeps it."""
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {"format": FORMAT, "kind": "refit", "version": __version__, **own}
+
+
+@with_settings
+def refit(
+    model: str | Path,
+    *,
+    parent: str | Path,
+    output: str | Path,
+    texts: Tokens,
+    fitting: Fitting,
+    machine: Machine,
+    overwrite: bool = False,
+    fresh: bool = False,
+    progress: Progress = silent,
+) -> Refitting:
+    """Refit the kept experts' down projections in closed form, so that each layer gives again what it gave unpruned.
+
+    `model` is a pruned checkpoint, `parent` the one that it was pruned from. Both are run one decoder layer at a time;
+    no whole model is in memory, unless `data` is `self`. Each layer's ridge is chosen on held-out tokens, and a layer
+    that gains nothing there keeps its weights; so does the whole model if its held-out loss does not fall. A killed run
+    goes on where it was unless `fresh`.
+
+    Raises PlanError if the parent is not the one of the plan, CalibrationError for tokens that will not do,
+    CheckpointError for a broken checkpoint, OutputError if the output cannot be written.
+    """
+    pruned = Checkpoint.open(model, check=architecture_of)
+    whole = Checkpoint.open(parent, check=architecture_of)
+    output = Path(output)
+    check_output(output, sources=[pruned.folder, whole.folder], overwrite=overwrite)
+    layout = MoELayout.of(pruned)
+    check_parent(pruned, layout, whole)
+    most_bytes, device = parse_size(machine.memory, "--memory"), checked_device(machine.device)
+    from moeits.calibration.texts import windows_of
+
+    windows = windows_of(whole, texts, progress)
+    _check_enough(windows.fit.size, layout)
+    settings = {**windows.facts, **asdict(fitting)}
+    key = {**settings, "parent": whole.fingerprint}
+    finished = FinishedLayers(partial_output(output), fingerprint=pruned.fingerprint, settings=key, fresh=fresh)
+    fitted = FittedLayers(finished, layout, pruned)
+    losses = _fit_all(whole, pruned, windows, fitting, fitted, output.parent, most_bytes, device, progress)
+    loss, accepted = judged(losses)
+    if not accepted:
+        fitted.forget_all()
+    computed = fitted.computed()
+    made = Refitting(
+        source=pruned.source,
+        fingerprint=pruned.fingerprint,
+        parent=whole.source,
+        parent_fingerprint=whole.fingerprint,
+        settings=asdict(fitting),
+        data=windows.facts,
+        layers=tuple(fitted.facts),
+        loss={**loss, "tokens": int(windows.judging.size)},
+        accepted=accepted,
+        tensors={"computed": computed, "copied": tuple(sorted(set(pruned.tensors) - set(computed)))},
+    )
+    _write(pruned, whole, fitted, made, output, overwrite=overwrite, progress=progress)
+    finished.remove()
+    return made
+
+
+def check_parent(pruned: Checkpoint, layout: MoELayout, parent: Checkpoint) -> None:
+    """The parent is what the plan was made for, and the pruned checkpoint what the plan left. Raises PlanError."""
+    for checkpoint in (pruned, parent):
+        odd = sorted({info.dtype for info in checkpoint.tensors.values() if info.parameters > 1} - set(_FLOATS))
+        if "quantization_config" in checkpoint.config or odd:
+            raise CalibrationError(
+                f"{checkpoint.source} is quantised ({', '.join(odd) or 'by its config.json'}). Refit the bf16 original "
+                "pruned by the same plan, and quantise afterwards."
+            )
+    path = pruned.folder / "plan.json"
+    if not path.is_file():
+        raise PlanError(f"{pruned.source} has no plan.json, by which it was pruned. Prune the parent again.")
+    plan = PruningPlan.load(path)
+    if plan.fingerprint != parent.fingerprint:
+        raise PlanError(
+            f"{pruned.source} was pruned from {plan.source} (fingerprint {plan.fingerprint[:12]}), but {parent.source} "
+            f"has fingerprint {parent.fingerprint[:12]}. Give the checkpoint that it was pruned from as --parent."
+        )
+    for i, moe in layout.layers.items():
+        if len(plan.kept.get(i, ())) != moe.num_experts:
+            raise PlanError(
+                f"{pruned.source} has {moe.num_experts} experts in layer {i}, but its plan.json leaves "
+                f"{len(plan.kept.get(i, ()))}: one of the two was edited. Prune the parent again."
+            )
+
+
+def _check_enough(tokens: int, layout: MoELayout) -> None:
+    """With fewer tokens than a layer's router sends to one expert on average, there is nothing to fit."""
+    need_most = max(4 * moe.num_experts // moe.top_k for moe in layout.layers.values())
+    if tokens < need_most:
+        raise CalibrationError(f"{tokens} tokens are too few for a fit: give --tokens {need_most} or more.")
+
+
+def _fit_all(
+    whole: Checkpoint,
+    pruned: Checkpoint,
+    windows: Any,
+    fitting: Fitting,
+    fitted: FittedLayers,
+    beside: Path,
+    most_bytes: int,
+    device: str,
+    progress: Progress,
+) -> dict[str, Any]:
+    """All layers, in order; gives the losses at the end of the streams."""
+    torch = need("torch", extra="load")
+    from moeits.calibration.activations import Activations
+    from moeits.calibration.layered import LayeredModel
+    from moeits.refitting.streams import Refit
+
+    with ExitStack() as stack:
+        room = stack.enter_context(Activations(most_bytes=most_bytes // 2, beside=beside))
+        models = [LayeredModel(checkpoint, device=device) for checkpoint in (whole, pruned)]
+        run = Refit(
+            *models, windows, room, drifts=fitting.drifts, largest_ridge=fitting.largest_ridge,
+            most_bytes=most_bytes // 2,
+        )
+        count = len(models[0])
+        for i in range(count):
+            known = fitted.get(i)
+            if known is not None:
+                run.layer(i, lambda *_: None, known={e: torch.from_numpy(w) for e, w in known[1].items()})
+            else:
+                weights: dict[int, np.ndarray] = {}
+
+                def store(layer: int, expert: int, weight: Any, into: dict[int, np.ndarray] = weights) -> Any:
+                    into[expert] = fitted.rounded(layer, weight.cpu().numpy())
+                    return torch.from_numpy(into[expert])
+
+                fit = run.layer(i, store)
+                if fit is not None:
+                    fitted.put(i, fit.facts(), weights)
+            progress("refitting layers", i + 1, count)
+        return run.losses(progress)
+
+
+def judged(losses: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+    """Means, the paired difference refitted - pruned with its 95 % interval, and whether it is below zero for certain."""
+    nats = {name: np.array(values) for name, values in losses["nats"].items()}
+    difference = nats["refitted"] - nats["pruned"]
+    half = _Z * float(difference.std(ddof=1)) / len(difference) ** 0.5 if len(difference) > 1 else float("inf")
+    mean = float(difference.mean())
+    facts: dict[str, Any] = {name: float(values.mean()) for name, values in nats.items()}
+    facts["difference"] = {"mean": mean, "low": mean - half, "high": mean + half} if np.isfinite(half) else None
+    for name in ("kl_to_parent", "same_first_choice"):
+        facts[name] = {model: float(np.mean(values)) for model, values in losses[name].items()}
+    return facts, mean + half < 0
+
+
+def _write(
+    pruned: Checkpoint,
+    parent: Checkpoint,
+    fitted: FittedLayers,
+    made: Refitting,
+    output: Path,
+    *,
+    overwrite: bool,
+    progress: Progress,
+) -> None:
+    largest = max(shard.stat().st_size for shard in pruned.shards)
+    sources = [pruned.folder, parent.folder]
+    with new_checkpoint(output, sources=sources, nbytes=pruned.nbytes, overwrite=overwrite) as writer:
+        writer.write_tensors(fitted.tensors(), max_shard_bytes=largest, progress=progress)
+        copy_side_files(pruned.folder, writer)
+        for name in (LOADER_FILE, "plan.json"):
+            if (pruned.folder / name).is_file():
+                writer.copy(pruned.folder / name, name)
+        writer.write_json("config.json", pruned.config)
+        writer.write_json("refit.json", made.facts())
+        writer.write_text("README.md", refitted_card(pruned.folder, made.facts()))
