@@ -25,6 +25,7 @@ ROOMS = {
     "healing": "healing stages.heal",
     "evaluation": "evaluation stages.evaluate",
     "measuring": "measurement stages.measure",
+    "refitting": "calibration refitting stages.refit",
     "comparing": "stages.compare",
     "lines": "stages.simplify stages.sweep sweeping",
     "report": "report_page stages.report",
@@ -40,18 +41,29 @@ DOORS = {
     "healing": "words files runtime healing measuring",
     "evaluation": "words files runtime evaluation",
     "measuring": "words files runtime measuring",
+    "refitting": "words files runtime evaluation refitting",
     "comparing": "words comparing",
-    "lines": "words files stages runtime healing evaluation measuring comparing lines",
+    "lines": "words files stages runtime healing evaluation measuring refitting comparing lines",
     # `compare` reads JSON and nothing else, as the report does.
     "report": "words runtime comparing report",
-    "outside": "words files stages runtime healing evaluation measuring comparing lines report outside",
+    "outside": "words files stages runtime healing evaluation measuring refitting comparing lines report outside",
 }
 
 # What `pip install moeits` brings; everything else is imported inside functions, where it is needed.
 # llvmlite comes with numba, whose intrinsics are written in it.
 CORE = {"huggingface_hub", "llvmlite", "ml_dtypes", "msgspec", "numba", "numpy", "rich", "safetensors", "typer"}
 # Modules that cannot do without torch. They are imported inside functions only.
-NEED_TORCH = {"modeling_moeits", "healing.adapters", "healing.objective", "healing.training"}
+NEED_TORCH = {
+    "modeling_moeits",
+    "healing.adapters",
+    "healing.objective",
+    "healing.training",
+    "calibration.activations",
+    "calibration.layered",
+    "refitting.layer",
+    "refitting.ridge",
+    "refitting.streams",
+}
 # A program of its own, which nothing imports.
 APART = {"healing.rendering"}
 # Flags and terminals belong to the outside; the library neither parses nor prints.

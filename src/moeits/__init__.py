@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from moeits.stages.measure import Footprint, measure
     from moeits.stages.plan import plan
     from moeits.stages.prune import prune
+    from moeits.stages.refit import Refitting, refit
     from moeits.stages.report import report
     from moeits.stages.score import score
     from moeits.stages.simplify import simplify
@@ -39,6 +40,7 @@ __all__ = [
     "Inspection",
     "MoeitsError",
     "PruningPlan",
+    "Refitting",
     "Results",
     "__version__",
     "compare",
@@ -49,6 +51,7 @@ __all__ = [
     "measure",
     "plan",
     "prune",
+    "refit",
     "report",
     "score",
     "simplify",
@@ -57,6 +60,8 @@ __all__ = [
 
 # Imported when asked for: a command does so under the guard of `__main__`, where Ctrl-C is one line from the start.
 _HOMES = {
+    "Refitting": "moeits.stages.refit",
+    "refit": "moeits.stages.refit",
     "Checkpoint": "moeits.checkpoint.reading",
     "PruningPlan": "moeits.choosing.pruning_plan",
     "MoeitsError": "moeits.errors",

@@ -162,7 +162,9 @@ class LayeredModel:
 
     def _in_memory(self, name: str) -> str:
         architecture = self.layout.architecture
-        return architecture.router_in_memory if architecture.router_in_memory and name == architecture.router[0] else name
+        return (
+            architecture.router_in_memory if architecture.router_in_memory and name == architecture.router[0] else name
+        )
 
     def _stacked(self, moe: MoELayer, projections: tuple[str, ...]) -> np.ndarray:
         """Experts that are stored one by one, as transformers holds them: (E, rows of all projections, inputs)."""

@@ -15,11 +15,12 @@ import numpy as np
 
 from moeits.calibration.settings import Tokens
 from moeits.checkpoint.reading import Checkpoint
-from moeits.demo import TRAIN
 from moeits.errors import CalibrationError, EvaluationError
 from moeits.evaluation.perplexity import read_text
 from moeits.progress import Progress
 from moeits.runtime import load, need, quiet
+
+_BUNDLED = Path(__file__).parents[1] / "demo" / "train.jsonl"
 
 # Of the documents of a text so many are held out: every fifth.
 _HELD_OUT = 5
@@ -111,7 +112,7 @@ def _first_token(tokenizer: Any) -> int:
 def _documents(source: str) -> list[str]:
     """Each document once: what repeats itself teaches nothing new."""
     try:
-        text = read_text(TRAIN if source == "bundled" else source)
+        text = read_text(_BUNDLED if source == "bundled" else source)
     except EvaluationError as error:
         raise CalibrationError(str(error)) from None
     return list(dict.fromkeys(text.documents))

@@ -15,6 +15,10 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "moeits simplify MODEL --reduction 50% -o HALF",
         "moeits simplify MODEL --max-size 60KiB --layout uniform -o FITTING",
     ),
+    "refit": (
+        "moeits refit HALF --parent MODEL -o REFITTED",
+        "moeits refit HALF --parent MODEL --data self --tokens 8192 -o REFITTED-SELF",
+    ),
     "heal": (
         "moeits heal HALF --data texts.jsonl --recipe small -o HEALED",
         "moeits heal HALF --data texts.jsonl --targets router --steps 50 -o HEALED-ROUTERS",

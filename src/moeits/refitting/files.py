@@ -1,7 +1,7 @@
 """Refitted down projections on their way to disk: kept layer by layer, then put among the pruned checkpoint's bytes."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,12 +62,14 @@ class FittedLayers:
         names = []
         for layer, experts in self._experts.items():
             moe = self._layout.layers[layer]
-            names += [self._own_name(moe, e) for e in experts] if moe.experts else [self._fused_name(moe)] * bool(experts)
+            names += (
+                [self._own_name(moe, e) for e in experts] if moe.experts else [self._fused_name(moe)] * bool(experts)
+            )
         return tuple(sorted(names))
 
     def tensors(self) -> list[NewTensor]:
         """All tensors of the refitted checkpoint, in the order of the pruned one's."""
-        made = {}
+        made: dict[str, Callable[[], bytes]] = {}
         for layer, experts in self._experts.items():
             moe = self._layout.layers[layer]
             if moe.experts:

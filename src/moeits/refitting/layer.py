@@ -82,7 +82,14 @@ def refit_layer(
                 break
     after, chosen, drift, weights = best
     facts = LayerFit(
-        layer=layer, tokens=len(fit.routed.hidden), experts=len(everyone), ridge=chosen, drift=drift,
-        error_before=before, error_after=after, sweeps=sweeps, unreached=unreached,
+        layer=layer,
+        tokens=len(fit.routed.hidden),
+        experts=len(everyone),
+        ridge=chosen,
+        drift=drift,
+        error_before=before,
+        error_after=after,
+        sweeps=sweeps,
+        unreached=unreached,
     )
     return facts, weights

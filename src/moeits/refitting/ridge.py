@@ -8,7 +8,7 @@ Cholesky factor of the width of an expert for each, Gauss-Seidel sweeps over the
 Matrices are kept transposed here, (I, H), as features are multiplied from the left.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 # The sweeps end when the gradient has fallen to this share of what it was at the old weights.
 _STILL = 3e-5
 _MOST_SWEEPS = 60
+_GRID = tuple(float(f"{mantissa}e{power}") for power in range(4, -7, -1) for mantissa in (3, 1))
 # Rows of features made at once.
 _ROWS = 16384
 
@@ -88,8 +89,13 @@ def down_of(experts: Any, expert: int) -> torch.Tensor:
 class LayerProblem:
     """One layer's regression: features, and several targets at once, each (T, H)."""
 
-    def __init__(self, features: ExpertFeatures, start: Mapping[int, torch.Tensor], targets: Sequence[torch.Tensor],
-                 weight: torch.Tensor) -> None:
+    def __init__(
+        self,
+        features: ExpertFeatures,
+        start: Mapping[int, torch.Tensor],
+        targets: Sequence[torch.Tensor],
+        weight: torch.Tensor,
+    ) -> None:
         self.features = features
         self.start = {e: torch.cat([d] * len(targets), dim=1) for e, d in start.items()}
         self.width = next(iter(start.values())).shape[1]
@@ -123,18 +129,18 @@ class LayerProblem:
         strength = ridge * self.mean_diagonal
         factors = {e: _factor(self.gram(e), strength) for e in self.start}
         first = self.gradient_norm(ridge, at_start=True)
-        for sweep in range(1, _MOST_SWEEPS + 1):
-            left = 0.0
+        sweeps, left = 0, float("inf")
+        while left > _STILL * first and sweeps < _MOST_SWEEPS:
+            sweeps, squares = sweeps + 1, 0.0
             for e in self.start:
                 tokens, phi = self.features.of(e)
                 gradient = (phi.T @ self.residual[tokens]).double() - strength * (self.weights[e] - self.start[e])
-                left += float(gradient.square().sum())
+                squares += float(gradient.square().sum())
                 step = torch.cholesky_solve(gradient, factors[e]).float()
                 self.weights[e] = self.weights[e] + step
                 self.residual.index_add_(0, tokens, phi @ step, alpha=-1)
-            if left**0.5 <= _STILL * first:
-                break
-        return sweep
+            left = squares**0.5
+        return sweeps
 
     def gradient_norm(self, ridge: float, *, at_start: bool = False) -> float:
         """Half the norm of the objective's gradient, here or at the old weights."""
@@ -172,9 +178,6 @@ def predicted(features: ExpertFeatures, weights: Mapping[int, torch.Tensor], lik
     return out
 
 
-def grid(largest: float = 10.0, smallest: float = 1e-6) -> Iterator[float]:
+def grid(largest: float) -> tuple[float, ...]:
     """r from large to small, in steps of about three."""
-    value, wide = largest, True
-    while value > smallest * 0.99:
-        yield value
-        value, wide = value * (0.3 if wide else 1 / 3), not wide
+    return tuple(r for r in _GRID if r <= largest) or (largest,)

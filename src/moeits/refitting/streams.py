@@ -28,7 +28,7 @@ class Stream:
     @classmethod
     def begin(cls, model: LayeredModel, tokens: np.ndarray, room: Activations) -> "Stream":
         ids = torch.from_numpy(tokens)
-        made = cls(model, ids, room.stream(*ids.shape, model.hidden_size))
+        made = cls(model, ids, room.stream(len(ids), ids.shape[1], model.hidden_size))
         for part in batches(*ids.shape):
             hidden, arguments = model.start(ids[part])
             made.hidden[part] = hidden.cpu()
@@ -55,8 +55,18 @@ Store = Callable[[int, int, torch.Tensor], torch.Tensor]
 class Refit:
     """A refit under way."""
 
-    def __init__(self, parent: LayeredModel, pruned: LayeredModel, windows: Windows, room: Activations, *,
-                 drifts: Sequence[float], largest_ridge: float, relative: bool = True, most_bytes: int) -> None:
+    def __init__(
+        self,
+        parent: LayeredModel,
+        pruned: LayeredModel,
+        windows: Windows,
+        room: Activations,
+        *,
+        drifts: Sequence[float],
+        largest_ridge: float,
+        relative: bool = True,
+        most_bytes: int,
+    ) -> None:
         self.windows, self.drifts, self.largest_ridge = windows, drifts, largest_ridge
         self.relative, self.most_bytes = relative, most_bytes
         self.first = Stream.begin(parent, windows.all, room)
@@ -67,9 +77,9 @@ class Refit:
 
     @torch.no_grad()
     def layer(
-        self, i: int, store: Store, *, known: Mapping[int, torch.Tensor] | None = None
+        self, i: int, store: Store | None = None, *, known: Mapping[int, torch.Tensor] | None = None
     ) -> LayerFit | None:
-        """Run layer `i` in all streams, refitted if experts of it are gone; `known` is what an earlier run fitted."""
+        """Run layer `i` in all streams, refitted if experts of it are gone; or with `known`, of an earlier run."""
         parent, pruned = self.first.model, self.second.model
         pruned_away = i in parent.layout.layers and (
             parent.layout.layers[i].num_experts != pruned.layout.layers[i].num_experts
@@ -79,7 +89,7 @@ class Refit:
                 self.untouched.hidden[part] = self.untouched.run(live, i, part).cpu()
             for part in self.first.parts():
                 self.out[part] = self.first.run(whole, i, part).cpu()
-            fit = self._fit(i, whole, live, store) if pruned_away and known is None else None
+            fit = self._fit(i, whole, live, store) if pruned_away and store is not None else None
             for expert, down in (known or {}).items():
                 _put(live, expert, down)
             for part in self.second.parts():

@@ -101,8 +101,24 @@ def refit(
     loss, accepted = judged(losses)
     if not accepted:
         fitted.forget_all()
+    made = _record(pruned, whole, windows, fitting, fitted, loss, accepted=accepted)
+    _write(pruned, whole, fitted, made, output, overwrite=overwrite, progress=progress)
+    finished.remove()
+    return made
+
+
+def _record(
+    pruned: Checkpoint,
+    whole: Checkpoint,
+    windows: Any,
+    fitting: Fitting,
+    fitted: FittedLayers,
+    loss: Mapping[str, Any],
+    *,
+    accepted: bool,
+) -> Refitting:
     computed = fitted.computed()
-    made = Refitting(
+    return Refitting(
         source=pruned.source,
         fingerprint=pruned.fingerprint,
         parent=whole.source,
@@ -114,9 +130,6 @@ def refit(
         accepted=accepted,
         tensors={"computed": computed, "copied": tuple(sorted(set(pruned.tensors) - set(computed)))},
     )
-    _write(pruned, whole, fitted, made, output, overwrite=overwrite, progress=progress)
-    finished.remove()
-    return made
 
 
 def check_parent(pruned: Checkpoint, layout: MoELayout, parent: Checkpoint) -> None:
@@ -173,14 +186,19 @@ def _fit_all(
         room = stack.enter_context(Activations(most_bytes=most_bytes // 2, beside=beside))
         models = [LayeredModel(checkpoint, device=device) for checkpoint in (whole, pruned)]
         run = Refit(
-            *models, windows, room, drifts=fitting.drifts, largest_ridge=fitting.largest_ridge,
+            models[0],
+            models[1],
+            windows,
+            room,
+            drifts=fitting.drifts,
+            largest_ridge=fitting.largest_ridge,
             most_bytes=most_bytes // 2,
         )
         count = len(models[0])
         for i in range(count):
             known = fitted.get(i)
             if known is not None:
-                run.layer(i, lambda *_: None, known={e: torch.from_numpy(w) for e, w in known[1].items()})
+                run.layer(i, known={e: torch.from_numpy(w) for e, w in known[1].items()})
             else:
                 weights: dict[int, np.ndarray] = {}
 
@@ -196,7 +214,7 @@ def _fit_all(
 
 
 def judged(losses: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Means, the paired difference refitted - pruned with its 95 % interval, and whether it is below zero for certain."""
+    """Means, refitted - pruned with its 95 % interval over windows, and whether all of that is below 0."""
     nats = {name: np.array(values) for name, values in losses["nats"].items()}
     difference = nats["refitted"] - nats["pruned"]
     half = _Z * float(difference.std(ddof=1)) / len(difference) ** 0.5 if len(difference) > 1 else float("inf")

@@ -1,0 +1,36 @@
+"""A refit, as a person sees it."""
+
+from typing import Any
+
+from moeits.console import out, table, written
+from moeits.stages.refit import Refitting
+
+
+def show_refitting(refitting: Refitting, arguments: dict[str, Any]) -> None:
+    """Errors of the layers and the losses, before and after, on tokens that took no part."""
+    rows = [
+        (
+            str(layer["layer"]),
+            f"{layer['error_before']:.4f}",
+            f"{layer['error_after']:.4f}" if layer["ridge"] is not None else "left alone",
+            "" if layer["ridge"] is None else f"{layer['ridge']:.2g}",
+            "" if layer["drift"] is None else f"{layer['drift']:g}",
+            str(len(layer["unreached"]) or ""),
+        )
+        for layer in refitting.layers
+    ]
+    table(("layer", "held-out error", "refitted", "ridge", "drift", "experts no token reached"), rows)
+    loss = refitting.loss
+    between = loss["difference"]
+    gained = "" if between is None else f"{between['mean']:+.4f} ({between['low']:+.4f} to {between['high']:+.4f})"
+    table(
+        (f"on {loss['tokens']:,} other tokens", "nats per token", "KL to the parent", ""),
+        [
+            ("unpruned", f"{loss['unpruned']:.4f}", "", ""),
+            ("pruned", f"{loss['pruned']:.4f}", f"{loss['kl_to_parent']['pruned']:.4f}", ""),
+            ("refitted", f"{loss['refitted']:.4f}", f"{loss['kl_to_parent']['refitted']:.4f}", gained),
+        ],
+    )
+    if not refitting.accepted:
+        out("note: the held-out loss did not fall for certain, so no weight was changed. More --tokens may do.")
+    written(arguments)

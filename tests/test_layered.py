@@ -1,0 +1,85 @@
+"""A model run one decoder layer at a time is the model."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import moeits
+from moeits.calibration.activations import Activations, batches
+from moeits.calibration.layered import LayeredModel
+from moeits.checkpoint.reading import Checkpoint
+from moeits.errors import CheckpointError
+from tests.toys import fuse, make_toy
+
+FAMILIES = ("mixtral", "qwen2_moe", "deepseek_v2", "deepseek_v3", "olmoe", "glm4_moe", "gpt_oss")
+
+
+def tokens() -> torch.Tensor:
+    return torch.randint(2, 60, (3, 20), generator=torch.Generator().manual_seed(0))
+
+
+def layer_by_layer(folder: Path) -> torch.Tensor:
+    model = LayeredModel(Checkpoint.open(folder))
+    hidden, arguments = model.start(tokens())
+    for i in range(len(model)):
+        with model.layer(i) as layer:
+            hidden = layer.run(hidden, arguments[i])
+    return model.logits(tokens(), hidden)
+
+
+def as_a_whole(folder: Path) -> torch.Tensor:
+    with torch.no_grad():
+        return moeits.load(folder, dtype=torch.float32).eval()(input_ids=tokens(), use_cache=False).logits
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layer_by_layer_is_the_whole_model(family: str, tmp_path: Path) -> None:
+    make_toy(tmp_path / "toy", family)
+    torch.testing.assert_close(layer_by_layer(tmp_path / "toy"), as_a_whole(tmp_path / "toy"), rtol=0, atol=1e-5)
+
+
+def test_fused_experts_and_tied_embeddings_are_read_too(tmp_path: Path) -> None:
+    make_toy(tmp_path / "toy", "qwen2_moe", tie_word_embeddings=True)
+    fuse(tmp_path / "toy", tmp_path / "fused")
+    for folder in (tmp_path / "toy", tmp_path / "fused"):
+        torch.testing.assert_close(layer_by_layer(folder), as_a_whole(folder), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
+def test_layers_of_unequal_counts_are_run_with_their_own(family: str, tmp_path: Path) -> None:
+    make_toy(tmp_path / "toy", family, experts=6)
+    plan = moeits.plan(moeits.score(tmp_path / "toy"), experts_per_layer=4)
+    last = max(plan.kept)
+    uneven = replace(plan, kept={**plan.kept, last: plan.kept[last][:3]})
+    moeits.prune(tmp_path / "toy", plan=uneven, output=tmp_path / "pruned")
+    torch.testing.assert_close(layer_by_layer(tmp_path / "pruned"), as_a_whole(tmp_path / "pruned"), rtol=0, atol=1e-5)
+
+
+def test_only_one_layer_has_weights(tmp_path: Path) -> None:
+    make_toy(tmp_path / "toy", "mixtral")
+    model = LayeredModel(Checkpoint.open(tmp_path / "toy"))
+    for i in range(len(model)):
+        with model.layer(i):
+            live = [j for j, layer in enumerate(model.layers) if not next(layer.parameters()).is_meta]
+            assert live == [i]
+    assert all(next(layer.parameters()).is_meta for layer in model.layers)
+
+
+def test_tensors_that_the_class_has_not_are_named(tmp_path: Path) -> None:
+    make_toy(tmp_path / "toy", "granitemoe")
+    model = LayeredModel(Checkpoint.open(tmp_path / "toy"))
+    with pytest.raises(CheckpointError, match="cannot be run layer by layer"), model.layer(0):
+        pass
+
+
+def test_activations_are_the_same_on_disk_and_gone_afterwards(tmp_path: Path) -> None:
+    values = torch.randn(5, 3, 4)
+    with Activations(most_bytes=0, beside=tmp_path / "new") as room:
+        stream = room.stream(5, 3, 4)
+        for part in batches(5, 3, tokens=6):
+            stream[part] = values[part]
+        assert torch.equal(stream, values)
+        assert list((tmp_path / "new").iterdir())
+    assert not list((tmp_path / "new").iterdir())

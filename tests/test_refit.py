@@ -1,0 +1,205 @@
+"""The refit: its algebra against joint normal equations, and what it does to checkpoints."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+import moeits
+from moeits.checkpoint.reading import Checkpoint
+from moeits.errors import CalibrationError, MoeitsError, PlanError, SettingError
+from moeits.refitting.ridge import ExpertFeatures, LayerProblem, Routed, down_of, predicted
+from moeits.stages.refit import judged
+from tests.evaluation_toys import give_tokenizer
+from tests.toys import make_toy
+
+EXPERTS, WIDTH, HIDDEN, TOKENS = 4, 6, 10, 300
+
+
+def stock_experts(seed: int = 0, *, transposed: bool = False, bias: bool = False) -> SimpleNamespace:
+    """What the regression needs of a stock class of experts."""
+    g = torch.Generator().manual_seed(seed)
+    up, down = torch.randn(EXPERTS, 2 * WIDTH, HIDDEN, generator=g), torch.randn(EXPERTS, HIDDEN, WIDTH, generator=g)
+    if transposed:
+        up, down = up.transpose(1, 2), down.transpose(1, 2)
+    return SimpleNamespace(
+        gate_up_proj=up,
+        down_proj=down,
+        gate_up_proj_bias=torch.randn(EXPERTS, 2 * WIDTH, generator=g),
+        down_proj_bias=torch.randn(EXPERTS, HIDDEN, generator=g),
+        is_transposed=transposed,
+        has_bias=bias,
+        _apply_gate=lambda wide: torch.nn.functional.silu(wide[:, :WIDTH]) * wide[:, WIDTH:],
+    )
+
+
+def routed(seed: int = 1) -> Routed:
+    g = torch.Generator().manual_seed(seed)
+    return Routed(
+        hidden=torch.randn(TOKENS, HIDDEN, generator=g),
+        chosen=torch.stack([torch.randperm(EXPERTS, generator=g)[:2] for _ in range(TOKENS)]),
+        gates=torch.rand(TOKENS, 2, generator=g),
+        weight=torch.rand(TOKENS, generator=g) + 0.5,
+    )
+
+
+def problem(**kinds: bool) -> tuple[LayerProblem, ExpertFeatures, torch.Tensor]:
+    experts, seen = stock_experts(**kinds), routed()
+    features = ExpertFeatures(experts, seen, most_bytes=1 << 20)
+    target = torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(2))
+    start = {e: down_of(experts, e) for e in range(EXPERTS)}
+    return LayerProblem(features, start, (target, 2 * target), seen.weight), features, target
+
+
+@pytest.mark.parametrize("kinds", [{}, {"transposed": True, "bias": True}], ids=["plain", "transposed with bias"])
+@pytest.mark.parametrize("ridge", [1.0, 0.01])
+def test_block_sweeps_agree_with_the_joint_normal_equations(ridge: float, kinds: dict[str, bool]) -> None:
+    made, features, target = problem(**kinds)
+    made.solve(ridge)
+    root = routed().weight.double().sqrt()[:, None]
+    phi = torch.zeros(TOKENS, EXPERTS * WIDTH, dtype=torch.float64)
+    wanted = target.double() * root
+    for e in range(EXPERTS):
+        rows, own = features.of(e)
+        phi[rows, e * WIDTH : (e + 1) * WIDTH] = own.double()
+        if (bias := features.bias(e)) is not None:
+            wanted.index_add_(0, bias[0], -bias[1].double())
+    old = torch.cat([made.start[e][:, :HIDDEN] for e in range(EXPERTS)]).double()
+    gram = phi.T @ phi
+    strength = ridge * gram.diagonal().mean()
+    joint = torch.linalg.solve(gram + strength * torch.eye(len(gram)), phi.T @ wanted + strength * old)
+    torch.testing.assert_close(
+        torch.cat([made.mixed(0.0)[e] for e in range(EXPERTS)]).double(), joint, rtol=0, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("ridge", [10.0, 0.001])
+def test_the_fitted_weights_are_a_stationary_point(ridge: float) -> None:
+    made, _, _ = problem()
+    first = made.gradient_norm(ridge)
+    made.solve(ridge)
+    assert made.gradient_norm(ridge) < 1e-4 * first
+
+
+def test_the_solution_is_linear_in_the_targets() -> None:
+    made, features, target = problem()
+    made.solve(0.1)
+    half = LayerProblem(features, {e: w[:, :HIDDEN] for e, w in made.start.items()}, (1.25 * target,), routed().weight)
+    half.solve(0.1)
+    for e, weight in made.mixed(0.25).items():
+        torch.testing.assert_close(weight, half.weights[e], rtol=0, atol=1e-3)
+
+
+def test_what_the_experts_can_give_exactly_is_found_to_rounding() -> None:
+    experts, seen = stock_experts(), routed()
+    features = ExpertFeatures(experts, seen, most_bytes=0)
+    truth = {e: torch.randn(WIDTH, HIDDEN, generator=torch.Generator().manual_seed(e)) for e in range(EXPERTS)}
+    wanted = predicted(features, truth, torch.zeros(TOKENS, HIDDEN))
+    start = {e: down_of(experts, e) for e in range(EXPERTS)}
+    made = LayerProblem(features, start, (wanted / seen.weight.sqrt()[:, None],), seen.weight)
+    made.solve(1e-6)
+    left = (predicted(features, made.weights, wanted) - wanted).square().sum() / wanted.square().sum()
+    assert left < 1e-8
+
+
+def test_a_loss_that_does_not_fall_for_certain_is_not_accepted() -> None:
+    rng = np.random.default_rng(0)
+    pruned = rng.normal(5, 1, 50)
+    near = {"pruned": [0.1], "refitted": [0.1]}
+
+    def of(refitted: np.ndarray) -> bool:
+        nats = {"unpruned": pruned - 1, "pruned": pruned, "refitted": refitted}
+        return judged({"nats": nats, "kl_to_parent": near, "same_first_choice": near})[1]
+
+    assert of(pruned - 0.2 + rng.normal(0, 0.1, 50))
+    assert not of(pruned + rng.normal(0, 0.1, 50))
+    assert not of(pruned + 0.2)
+
+
+# ------------------------------------------------------------------------------------------------------- checkpoints
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("refit")
+    make_toy(folder / "toy", "qwen2_moe", experts=6, dtype="bfloat16")
+    give_tokenizer(folder / "toy")
+    moeits.simplify(folder / "toy", output=folder / "pruned", experts_per_layer=3)
+    return folder
+
+
+SMALL = {"tokens": 2048, "held_out": 1024, "window": 32, "device": "cpu"}
+
+
+def test_down_projections_are_refitted_and_all_else_is_copied(place: Path) -> None:
+    made = moeits.refit(place / "pruned", parent=place / "toy", output=place / "out", **SMALL)
+    before, after = (load_file(place / name / "model.safetensors") for name in ("pruned", "out"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if before[name].tobytes() != after[name].tobytes()}
+    assert changed <= set(made.tensors["computed"])
+    assert all(".down_proj." in name and ".experts." in name for name in made.tensors["computed"])
+    assert {name: value.dtype for name, value in before.items()} == {name: value.dtype for name, value in after.items()}
+    for layer in made.layers:
+        assert layer["error_after"] <= layer["error_before"]
+    written = json.loads((place / "out" / "refit.json").read_text())
+    assert written["accepted"] == made.accepted
+    assert bool(changed) == made.accepted
+    assert "## Refit" in (place / "out" / "README.md").read_text()
+    assert not list(place.glob("*.partial"))
+    assert Checkpoint.open(place / "out").config == Checkpoint.open(place / "pruned").config
+
+
+def test_activations_on_disk_give_the_same_refit(place: Path) -> None:
+    one = moeits.refit(place / "pruned", parent=place / "toy", output=place / "one", **SMALL)
+    two = moeits.refit(place / "pruned", parent=place / "toy", output=place / "two", memory="64KiB", **SMALL)
+    assert one.facts() == two.facts()
+    assert (place / "one" / "model.safetensors").read_bytes() == (place / "two" / "model.safetensors").read_bytes()
+
+
+def test_an_interrupted_refit_goes_on_to_the_same_result(place: Path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(stage: str, done: int, total: int) -> None:  # noqa: ARG001
+        if stage == "refitting layers" and done == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        moeits.refit(place / "pruned", parent=place / "toy", output=place / "again", progress=stop, **SMALL)
+    assert list(place.glob("again.refit.partial/*/layer-0.safetensors"))
+    again = moeits.refit(place / "pruned", parent=place / "toy", output=place / "again", **SMALL)
+    whole = moeits.refit(place / "pruned", parent=place / "toy", output=place / "whole", **SMALL)
+    assert again.facts() == whole.facts()
+    assert not list(place.glob("*.partial"))
+
+
+def test_with_all_experts_kept_nothing_changes(place: Path) -> None:
+    moeits.simplify(place / "toy", output=place / "all", experts_per_layer=6)
+    made = moeits.refit(place / "all", parent=place / "toy", output=place / "all-refitted", **SMALL)
+    assert made.layers == ()
+    assert made.tensors["computed"] == ()
+    same = [(place / name / "model.safetensors").read_bytes() for name in ("all", "all-refitted")]
+    assert same[0] == same[1]
+
+
+def test_what_cannot_be_refitted_is_said(place: Path, tmp_path: Path) -> None:
+    def refused(kind: type[MoeitsError], match: str, **changes: object) -> None:
+        given = {"model": place / "pruned", "parent": place / "toy", "output": tmp_path / "no", **SMALL, **changes}
+        with pytest.raises(kind, match=match):
+            moeits.refit(given.pop("model"), **given)  # type: ignore[arg-type]
+        assert not list(tmp_path.glob("no*"))
+
+    make_toy(tmp_path / "other", "qwen2_moe", experts=6, seed=1)
+    refused(PlanError, "was pruned from", parent=tmp_path / "other")
+    refused(PlanError, "has no plan.json", model=tmp_path / "other")
+    (tmp_path / "same.jsonl").write_text('{"text": "again and again"}\n' * 500)
+    refused(CalibrationError, "each document counted once", data=str(tmp_path / "same.jsonl"))
+    refused(CalibrationError, "There is no text", data=str(tmp_path / "missing.jsonl"))
+    refused(SettingError, "--tokens 3 is out of range", tokens=3)
+    refused(SettingError, "--drift 2 is out of range", drift=2.0)
+    refused(SettingError, "names no source", data=" , ")
+    refused(CalibrationError, "Give more text, or ask for fewer", tokens=10**8)
