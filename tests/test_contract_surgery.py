@@ -22,7 +22,7 @@ from moeits.evidence import Evidence
 from moeits.experts.architectures import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
-from moeits.stages.prune import Copy, Drop, Rename, Take, fates, new_tensors
+from moeits.surgery.fates import Copy, Drop, Rename, Take, fates, new_tensors
 from tests.masked import TOLERANCE, continuation, logits, routers_masked
 from tests.stock import stock, what_is_left
 from tests.toys import (

@@ -22,7 +22,7 @@ from moeits.evidence import Evidence
 from moeits.experts import architectures
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
-from moeits.stages.prune import fates
+from moeits.surgery.fates import fates
 from tests.toys import (
     fuse,
     make_toy,

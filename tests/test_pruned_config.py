@@ -56,3 +56,39 @@ def test_two_keys_that_disagree_on_the_number_of_experts_are_a_sentence(tmp_path
     (toy / "config.json").write_text(json.dumps({**read_config(toy), "num_local_experts": 8}))
     with pytest.raises(CheckpointError, match="twice and not alike: num_experts 6, num_local_experts 8"):
         moeits.inspect(toy)
+
+
+@pytest.mark.parametrize("layout", ["uniform", "per-layer"])
+def test_other_names_of_the_count_are_rewritten_with_it(tmp_path: Path, layout: str) -> None:
+    toy = make_toy(tmp_path / "toy", "deepseek_v3", num_experts=6, num_local_experts=6)
+    moeits.simplify(toy, experts_per_layer=4, output=tmp_path / "out", layout=layout)
+    config = read_config(tmp_path / "out")
+    for values in [config] if layout == "uniform" else config["per_layer_config"].values():
+        assert [values[key] for key in ("n_routed_experts", "num_experts", "num_local_experts")] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("layout", ["uniform", "per-layer"])
+def test_a_top_k_that_only_the_layers_have_is_kept(tmp_path: Path, layout: str) -> None:
+    toy = make_toy(tmp_path / "toy", "olmoe")
+    config = read_config(toy)
+    top_k = config.pop("num_experts_per_tok")
+    config["per_layer_config"] = {str(layer): {"num_experts_per_tok": top_k} for layer in range(3)}
+    (toy / "config.json").write_text(json.dumps(config))
+    moeits.simplify(toy, experts_per_layer=4, output=tmp_path / "out", layout=layout)
+    assert [row.top_k for row in moeits.inspect(tmp_path / "out").layers] == [top_k] * 3
+
+
+@pytest.mark.parametrize("name", ["x--payload.MixtralForCausalLM", "a/b.C", "os.system", "../x", "", "_Private"])
+def test_architectures_never_becomes_the_code_of_another_repository(tmp_path: Path, name: str) -> None:
+    toy = make_toy(tmp_path / "toy", architectures=[name])
+    with pytest.raises(CheckpointError, match="is not the name of a class"):
+        moeits.simplify(toy, tau=1.0, output=tmp_path / "out", layout="per-layer")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_contradicts_its_config_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy = make_toy(tmp_path / "toy")
+    monkeypatch.setattr("moeits.stages.prune.pruned_config", lambda config, *_: dict(config))
+    with pytest.raises(CheckpointError, match="contradict its own config"):
+        moeits.simplify(toy, experts_per_layer=4, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

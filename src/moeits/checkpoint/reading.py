@@ -43,6 +43,9 @@ DTYPES: Mapping[str, np.dtype] = MappingProxyType(
 
 # A header is names and numbers: stock safetensors refuses more than this too.
 _MOST_HEADER_BYTES = 100_000_000
+# The largest models have some hundred thousand tensors, of up to three axes. A tensor's entry opens three brackets; a
+# header that opens far more only takes memory.
+_MOST_BRACKETS, _MOST_AXES, _MOST_NAME = 3_000_000, 64, 1000
 
 # The fingerprint reads a tensor whole up to this many bytes, and beyond that this many spans of this many bytes.
 _WHOLE_BYTES, _SPANS, _SPAN_BYTES = 4096, 8, 512
@@ -325,6 +328,8 @@ def _read_shard(path: Path) -> dict[str, TensorInfo]:
 
 def _parse_header(path: Path, text: bytes, *, data_start: int) -> dict[str, TensorInfo]:
     try:
+        if text.count(b"{") + text.count(b"[") > _MOST_BRACKETS:
+            raise ValueError("its header names more than a million tensors")
         header = json.loads(text)
         header.pop("__metadata__", None)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -340,10 +345,17 @@ def _tensor_infos(path: Path, header: Mapping[str, Any], *, data_start: int) -> 
 
 
 def _tensor_info(path: Path, data_start: int, name: str, entry: Mapping[str, Any]) -> TensorInfo:
+    if len(name) > _MOST_NAME:
+        raise ValueError(f"the name {name[:40]}... has {len(name)} characters")
     begin, end = entry["data_offsets"]
     shape, dtype = tuple(entry["shape"]), str(entry["dtype"])
-    if not all(type(number) is int and number >= 0 for number in (begin, end, end - begin, *shape)):
-        raise ValueError(f"{name} has shape {entry['shape']} and data_offsets {entry['data_offsets']}")
+    if len(shape) > _MOST_AXES:
+        raise ValueError(f"{name} has {len(shape)} axes")
+    # Larger numbers than a file can have are not even printed: Python refuses to, from 4300 digits on.
+    if not all(type(number) is int and 0 <= number < 2**63 for number in (begin, end, *shape)) or end < begin:
+        raise ValueError(f"{name} has a shape or data_offsets that are not sizes")
+    if prod(shape) >= 2**63:
+        raise ValueError(f"{name} has more entries than a file can hold")
     if dtype in DTYPES and end - begin != prod(shape) * DTYPES[dtype].itemsize:
         raise ValueError(f"{name} of shape {shape} cannot have {end - begin} bytes")
     return TensorInfo(name=name, dtype=dtype, shape=shape, shard=path, offset=data_start + begin, nbytes=end - begin)

@@ -4,54 +4,23 @@ Every tensor has exactly one fate - copy, take, rename or drop - and all fates a
 number is ever recomputed, so what is kept is kept to the bit, in any dtype.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 
-from moeits.checkpoint.reading import Checkpoint, TensorInfo
+from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.side_files import copy_side_files
-from moeits.checkpoint.writing import ByteRange, NewTensor, check_output, new_checkpoint
+from moeits.checkpoint.writing import check_output, new_checkpoint
 from moeits.choosing.pruning_plan import PruningPlan, fit
-from moeits.errors import PlanError, SettingError
+from moeits.errors import CheckpointError, PlanError, SettingError
 from moeits.experts.architectures import architecture_of
 from moeits.experts.inventory import Inventory
-from moeits.experts.layout import MoELayer, MoELayout
+from moeits.experts.layout import MoELayout
 from moeits.progress import Progress, silent
 from moeits.settings import with_settings
 from moeits.sizes import parse_size
 from moeits.surgery.card import model_card
+from moeits.surgery.fates import new_tensors
 from moeits.surgery.pruned_config import LOADER_FILE, class_name, pruned_config
 from moeits.surgery.settings import Writing
-
-
-@dataclass(frozen=True)
-class Copy:
-    """Not of one expert: byte for byte, under its own name."""
-
-
-@dataclass(frozen=True)
-class Take:
-    """Of all experts: keep the rows of the kept ones."""
-
-    rows: tuple[int, ...]
-    axis: int = 0
-    """The axis of the experts."""
-
-
-@dataclass(frozen=True)
-class Rename:
-    """A kept expert's own tensor: byte for byte, under its new number."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Drop:
-    """A removed expert's own tensor."""
-
-
-Fate = Copy | Take | Rename | Drop
 
 
 @with_settings
@@ -98,6 +67,7 @@ def prune(
         writer.write_text("plan.json", plan.to_json())
         writer.write_text("README.md", model_card(checkpoint, moe, plan, layout, left_out))
         writer.write_tensors(tensors, max_shard_bytes=shard_bytes, progress=progress)
+        _check_written(writer.folder, plan)
     return plan
 
 
@@ -141,57 +111,22 @@ def check_plan(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout, *, any
             raise PlanError(f"The plan is for {before} experts in layer {i}, which has {moe.layers[i].num_experts}.")
 
 
-def fates(layer: MoELayer, kept: Sequence[int]) -> dict[str, Fate]:
-    """The fate of every tensor of one MoE block, by name. What is outside MoE blocks is copied."""
-    result: dict[str, Fate] = dict.fromkeys(layer.shared, Copy())
-    result |= {name: Take(tuple(kept), axis) for name, axis in layer.expert_axes.items()}
-    new_number = {expert: number for number, expert in enumerate(kept)}
-    for expert, tensors in layer.experts.items():
-        for tensor, name in tensors.items():
-            # All experts of a layer have the same tensors, so the new name is there: it is that of the old owner.
-            result[name] = Rename(layer.experts[new_number[expert]][tensor]) if expert in new_number else Drop()
-    decided = len(layer.shared) + len(layer.expert_axes) + sum(map(len, layer.experts.values()))
-    assert decided == len(result), "the layout should have refused a tensor that is two things at once"
-    return result
+def _check_written(folder: Path, plan: PruningPlan) -> None:
+    """What was written fits its own config: every count, every shape of a router and of the experts.
 
-
-def new_tensors(checkpoint: Checkpoint, moe: MoELayout, kept: Mapping[int, Sequence[int]]) -> list[NewTensor]:
-    """What is written, in the order of the source's shards: every tensor's fate carried out on headers alone."""
-    fate_of = {name: fate for i, layer in moe.layers.items() for name, fate in fates(layer, kept[i]).items()}
-    made = []
-    for info in checkpoint.tensors.values():
-        match fate_of.get(info.name, Copy()):
-            case Copy():
-                made.append(_moved(info, info.name))
-            case Rename(name):
-                made.append(_moved(info, name))
-            case Take(rows, axis):
-                made.append(_rows(info, rows, axis))
-            case Drop():
-                pass
-    names = [tensor.name for tensor in made]
-    assert len(names) == len(set(names)), "two tensors would get one name"
-    return made
-
-
-def _moved(info: TensorInfo, name: str) -> NewTensor:
-    whole = ByteRange(path=info.shard, offset=info.offset, length=info.nbytes)
-    return NewTensor(name=name, dtype=info.dtype, shape=info.shape, nbytes=info.nbytes, parts=(whole,))
-
-
-def _rows(info: TensorInfo, rows: Sequence[int], axis: int) -> NewTensor:
-    """Rows of a row-major tensor are contiguous bytes; neighbouring rows are moved together."""
-    before, count, after = prod(info.shape[:axis]), info.shape[axis], info.shape[axis + 1 :]
-    row_bytes = info.nbytes // (before * count)
-    parts: list[ByteRange] = []
-    for row in (outer * count + row for outer in range(before) for row in rows):
-        start = info.offset + row * row_bytes
-        if parts and parts[-1].offset + parts[-1].length == start:
-            parts[-1] = replace(parts[-1], length=parts[-1].length + row_bytes)
-        else:
-            parts.append(ByteRange(path=info.shard, offset=start, length=row_bytes))
-    shape, nbytes = (*info.shape[:axis], len(rows), *after), row_bytes * before * len(rows)
-    return NewTensor(name=info.name, dtype=info.dtype, shape=shape, nbytes=nbytes, parts=tuple(parts))
+    Raises CheckpointError, before the output gets its name.
+    """
+    wrong = "The pruned checkpoint would contradict its own config, so it is not kept"
+    try:
+        written = MoELayout.of(Checkpoint(folder, source="output"))
+    except CheckpointError as error:
+        raise CheckpointError(f"{wrong}: {error}") from None
+    counts = {i: layer.num_experts for i, layer in written.layers.items()}
+    if counts != plan.counts:
+        raise CheckpointError(
+            f"{wrong}: config.json gives "
+            f"{sorted(set(counts.values()))} experts a layer, the plan {sorted(set(plan.counts.values()))}."
+        )
 
 
 def _check_layout(layout: str, moe: MoELayout) -> None:

@@ -4,11 +4,13 @@ Equal counts rewrite the family's own count key, which every stock loader reads.
 transformers' `per_layer_config`, which stock models refuse loudly and `modeling_moeits.py` carries out.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import CheckpointError
+from moeits.experts.architectures import COUNT_KEYS
 from moeits.experts.layout import MoELayout, per_layer_config
 from moeits.version import __version__
 
@@ -22,16 +24,16 @@ def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, 
     experts are kept than the router picks, the layer's top_k is lowered with them.
     """
     own = {key: value for key, value in config.items() if key not in {"auto_map", "per_layer_config", "moeits"}}
-    count_keys = [key for key in moe.architecture.num_experts_keys if key in config]
+    count_keys = moe.architecture.count_keys(config)
     top_k_key = moe.architecture.top_k_key
     top_k = {i: min(layer.top_k, len(plan.kept[i])) for i, layer in moe.layers.items()}
-    of_layers = _without(per_layer_config(config), {*moe.architecture.num_experts_keys, top_k_key})
+    of_layers = _without(per_layer_config(config), {*moe.architecture.num_experts_keys, *COUNT_KEYS, top_k_key})
     if layout == "uniform":
         own |= dict.fromkeys(count_keys, len(next(iter(plan.kept.values()))))
         own[top_k_key] = next(iter(top_k.values()))
     else:
         for i, kept in plan.kept.items():
-            lowered = {top_k_key: top_k[i]} if top_k[i] != config[top_k_key] else {}
+            lowered = {top_k_key: top_k[i]} if top_k[i] != config.get(top_k_key) else {}
             of_layers[i] = {**of_layers.get(i, {}), **dict.fromkeys(count_keys, len(kept)), **lowered}
     if of_layers:
         own["per_layer_config"] = {str(i): values for i, values in sorted(of_layers.items())}
@@ -54,5 +56,11 @@ def class_name(config: Mapping[str, Any]) -> str:
         raise CheckpointError(
             "config.json names no class under architectures, so a checkpoint with unequal layers could not say what "
             "opens it. Add the key, or use --layout uniform."
+        )
+    # It goes into auto_map behind our own file: `other--file.Class` there would be code of another repository.
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,199}", names[0]):
+        raise CheckpointError(
+            f"architectures in config.json should name a class of transformers; {names[0][:60]!r} is not the name of a "
+            "class. Mend the key, or use --layout uniform."
         )
     return names[0]

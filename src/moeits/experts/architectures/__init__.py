@@ -13,6 +13,9 @@ from moeits.errors import UnknownArchitecture
 
 Config = Mapping[str, Any]
 
+# Names under which configs keep the number of routed experts; transformers reads some of them as others of them.
+COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
 
 def every_layer(config: Config, layer: int) -> bool:  # noqa: ARG001
     """The rule of a family whose decoder layers are all MoE layers."""
@@ -79,6 +82,12 @@ class Architecture:
     def num_experts_key(self, config: Config) -> str | None:
         """The key under which this config keeps the number of experts, if any."""
         return next((key for key in self.num_experts_keys if key in config), None)
+
+    def count_keys(self, config: Config) -> list[str]:
+        """All keys of this config that hold the number of experts: the family's own, and other names of it."""
+        own = self.num_experts_key(config)
+        aliases = [key for key in COUNT_KEYS if own and type(config.get(key)) is int and config[key] == config[own]]
+        return list(dict.fromkeys([*(key for key in self.num_experts_keys if key in config), *aliases]))
 
 
 from moeits.experts.architectures import (  # noqa: E402

@@ -1,0 +1,127 @@
+"""What becomes of every tensor: copied, taken in part, renamed, dropped or computed, decided on headers alone.
+
+Every tensor has exactly one fate, and all fates are known before a byte is written.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from types import MappingProxyType
+
+from moeits.checkpoint.reading import DTYPES, Checkpoint, TensorInfo
+from moeits.checkpoint.writing import ByteRange, NewTensor
+from moeits.experts.layout import MoELayer, MoELayout
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Not of one expert: byte for byte, under its own name."""
+
+
+@dataclass(frozen=True)
+class Take:
+    """Of all experts: keep the rows of the kept ones."""
+
+    rows: tuple[int, ...]
+    axis: int = 0
+    """The axis of the experts."""
+
+
+@dataclass(frozen=True)
+class Rename:
+    """A kept expert's own tensor: byte for byte, under its new number."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A removed expert's own tensor."""
+
+
+@dataclass(frozen=True)
+class Compute:
+    """New numbers: each part is made when it is written, so that computed tensors are never in memory together."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    parts: tuple[Callable[[], bytes], ...]
+    """Row-major bytes, one callable after another; an expert each, say."""
+
+    @property
+    def tensor(self) -> NewTensor:
+        """The header entry, known before any number is."""
+        nbytes = prod(self.shape) * DTYPES[self.dtype].itemsize
+        return NewTensor(name=self.name, dtype=self.dtype, shape=self.shape, nbytes=nbytes, parts=self.parts)
+
+
+Fate = Copy | Take | Rename | Drop | Compute
+
+
+def fates(layer: MoELayer, kept: Sequence[int]) -> dict[str, Fate]:
+    """The fate of every tensor of one MoE block, by name. What is outside MoE blocks is copied."""
+    result: dict[str, Fate] = dict.fromkeys(layer.shared, Copy())
+    result |= {name: Take(tuple(kept), axis) for name, axis in layer.expert_axes.items()}
+    new_number = {expert: number for number, expert in enumerate(kept)}
+    for expert, tensors in layer.experts.items():
+        for tensor, name in tensors.items():
+            # All experts of a layer have the same tensors, so the new name is there: it is that of the old owner.
+            result[name] = Rename(layer.experts[new_number[expert]][tensor]) if expert in new_number else Drop()
+    decided = len(layer.shared) + len(layer.expert_axes) + sum(map(len, layer.experts.values()))
+    assert decided == len(result), "the layout should have refused a tensor that is two things at once"
+    return result
+
+
+def new_tensors(
+    checkpoint: Checkpoint,
+    moe: MoELayout,
+    kept: Mapping[int, Sequence[int]],
+    computed: Mapping[str, Compute] = MappingProxyType({}),
+) -> list[NewTensor]:
+    """What is written, in the order of the source's shards: every tensor's fate carried out on headers alone.
+
+    `computed` gives some tensors of the source another fate than the plan does; one that the plan drops cannot have it.
+    """
+    fate_of = {name: fate for i, layer in moe.layers.items() for name, fate in fates(layer, kept[i]).items()}
+    for name, new in computed.items():
+        assert name in checkpoint.tensors, f"{name} is computed, but the source has no such tensor"
+        assert not isinstance(fate_of.get(name), Drop), f"{name} is computed and dropped"
+        fate_of[name] = new
+    made = []
+    for info in checkpoint.tensors.values():
+        fate = fate_of.get(info.name, Copy())
+        match fate:
+            case Copy():
+                made.append(_moved(info, info.name))
+            case Rename(name):
+                made.append(_moved(info, name))
+            case Take(rows, axis):
+                made.append(_rows(info, rows, axis))
+            case Compute():
+                made.append(fate.tensor)
+            case Drop():
+                pass
+    names = [tensor.name for tensor in made]
+    assert len(names) == len(set(names)), "two tensors would get one name"
+    return made
+
+
+def _moved(info: TensorInfo, name: str) -> NewTensor:
+    whole = ByteRange(path=info.shard, offset=info.offset, length=info.nbytes)
+    return NewTensor(name=name, dtype=info.dtype, shape=info.shape, nbytes=info.nbytes, parts=(whole,))
+
+
+def _rows(info: TensorInfo, rows: Sequence[int], axis: int) -> NewTensor:
+    """Rows of a row-major tensor are contiguous bytes; neighbouring rows are moved together."""
+    before, count, after = prod(info.shape[:axis]), info.shape[axis], info.shape[axis + 1 :]
+    row_bytes = info.nbytes // (before * count)
+    parts: list[ByteRange] = []
+    for row in (outer * count + row for outer in range(before) for row in rows):
+        start = info.offset + row * row_bytes
+        if parts and parts[-1].offset + parts[-1].length == start:
+            parts[-1] = replace(parts[-1], length=parts[-1].length + row_bytes)
+        else:
+            parts.append(ByteRange(path=info.shard, offset=start, length=row_bytes))
+    shape, nbytes = (*info.shape[:axis], len(rows), *after), row_bytes * before * len(rows)
+    return NewTensor(name=info.name, dtype=info.dtype, shape=shape, nbytes=nbytes, parts=tuple(parts))
