@@ -51,7 +51,18 @@ DOORS = {
 
 # What `pip install moeits` brings; everything else is imported inside functions, where it is needed.
 # llvmlite comes with numba, whose intrinsics are written in it.
-CORE = {"huggingface_hub", "llvmlite", "ml_dtypes", "msgspec", "numba", "numpy", "rich", "safetensors", "typer"}
+CORE = {
+    "huggingface_hub",
+    "llvmlite",
+    "ml_dtypes",
+    "msgspec",
+    "numba",
+    "numpy",
+    "regex",
+    "rich",
+    "safetensors",
+    "typer",
+}
 # Modules that cannot do without torch. They are imported inside functions only.
 NEED_TORCH = {
     "modeling_moeits",

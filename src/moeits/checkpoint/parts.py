@@ -7,6 +7,9 @@ from pathlib import Path, PurePosixPath
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 
+# What quantizers write beside config.json: ModelOpt, GPTQ, AWQ. They name modules.
+QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
+
 # What belongs to a checkpoint beside its tensors and its config. Compared in lower case: licences come as LICENSE,
 # License.txt and license.md.
 SIDE_FILES = (
@@ -26,6 +29,7 @@ SIDE_FILES = (
     "copying*",
     "notice*",
     "use_policy*",
+    *QUANTIZATION_FILES,
 )
 
 # As this package and transformers write a checkpoint.

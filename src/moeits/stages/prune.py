@@ -20,6 +20,7 @@ from moeits.sizes import parse_size
 from moeits.surgery.card import model_card
 from moeits.surgery.fates import new_tensors
 from moeits.surgery.pruned_config import LOADER_FILE, class_name, pruned_config
+from moeits.surgery.quantization import renumbered_config, renumbered_side_files
 from moeits.surgery.settings import Writing
 
 
@@ -55,12 +56,13 @@ def prune(
     layout = _chosen_layout(writing.layout, plan, moe)
     shard_bytes = _shard_bytes(writing.max_shard_size, checkpoint)
     plan = fit(plan, Inventory.of(checkpoint, moe), layout)
-    config = pruned_config(checkpoint.config, moe, plan, layout)
+    config = renumbered_config(checkpoint, moe, plan.kept, pruned_config(checkpoint.config, moe, plan, layout))
+    quantization_files = renumbered_side_files(checkpoint, moe, plan.kept)
     tensors = new_tensors(checkpoint, moe, plan.kept)
     with new_checkpoint(
         Path(output), sources=[checkpoint.folder], nbytes=sum(t.nbytes for t in tensors), overwrite=writing.overwrite
     ) as writer:
-        left_out = copy_side_files(checkpoint.folder, writer)
+        left_out = copy_side_files(checkpoint.folder, writer, rewritten=quantization_files)
         writer.write_json("config.json", config)
         if layout == "per-layer":
             writer.copy(Path(__file__).parents[1] / LOADER_FILE, LOADER_FILE)
