@@ -161,6 +161,49 @@ def test_there_must_be_something_to_resume(material, tmp_path: Path):
         moeits.heal(pruned, data=data, output=tmp_path / "out", resume=True, **SETTINGS)
 
 
+@pytest.mark.parametrize("left", ["nothing", "the file under way", "run.json"])
+def test_a_run_killed_before_its_first_saved_state_begins_anew_and_says_so(material, tmp_path: Path, left: str):
+    pruned, data = material
+    healing = {"data": data, "output": tmp_path / "out", **SETTINGS, "steps": 2}
+    if left == "run.json":
+        with pytest.raises(Stopped):
+            moeits.heal(pruned, progress=stop_at(1), **healing)
+    else:
+        (tmp_path / "out.healing").mkdir()
+    if left == "the file under way":
+        (tmp_path / "out.healing" / ".run.json.1234").write_text('{"fing')
+    healed = moeits.heal(pruned, resume=True, **healing)
+    assert any("began anew" in note for note in healed.notes)
+    assert (tmp_path / "out" / "config.json").exists()
+    assert not (tmp_path / "out.healing").exists()
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth", "adapter.safetensors", "trainer_state.json"])
+def test_a_damaged_state_is_a_sentence_that_names_it(material, interrupted: Path, name: str):
+    pruned, data = material
+    state = interrupted.with_name("out.healing") / f"checkpoint-{EVERY}"
+    (state / name).write_bytes(b"[]" if name == "trainer_state.json" else b"damaged")
+    with pytest.raises(HealingError, match=rf"checkpoint-{EVERY} cannot be resumed: a file of it is damaged"):
+        moeits.heal(pruned, data=data, output=interrupted, resume=True, **SETTINGS)
+
+
+def test_a_fault_of_the_first_step_after_a_resume_is_not_called_a_damaged_state(
+    material, interrupted: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from moeits.healing import training
+
+    class Fault(Exception):
+        """Anything but a damaged file."""
+
+    def breaks(*_):
+        raise Fault
+
+    monkeypatch.setattr(training, "objective_of", lambda *_: breaks)
+    pruned, data = material
+    with pytest.raises(Fault):
+        moeits.heal(pruned, data=data, output=interrupted, resume=True, **SETTINGS)
+
+
 def test_a_loss_that_is_no_number_stops_with_the_step_and_keeps_the_last_good_state(
     material, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -20,6 +20,8 @@ _ADAM_STATES = 2
 _OURS = re.compile(
     r"run\.json|\.run\.json\..*|checkpoint-\d+|tmp-checkpoint-.*|runs|README\.md|adapter.*|training_args\.bin"
 )
+# run.json while it is being written.
+_UNDER_WAY = ".run.json."
 # The best checkpoint, the last one, and the one being written.
 _CHECKPOINTS = 3
 
@@ -48,6 +50,8 @@ class HealingRun:
             if resume and not fresh:
                 raise HealingError(f"There is nothing to resume: {self.folder} is not there. Start without --resume.")
             return
+        if resume and self._never_began():
+            return
         if not resume:
             raise HealingError(
                 f"{self.folder} holds an interrupted healing. Go on with --resume, or forget it with --fresh."
@@ -70,13 +74,17 @@ class HealingRun:
         """Make the folder, where there is none to go on in."""
         if fresh:
             self.remove()
-        if not self.folder.exists():
-            self.folder.mkdir(parents=True)
+        if not self.folder.exists() or self._never_began():
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._write({**facts, "steps": steps})
 
     def steps(self) -> int | None:
         """The steps that the run under way was begun with; None if there is none."""
-        return self.read().get("steps") if self.folder.exists() else None
+        return self.read().get("steps") if self.folder.exists() and not self._never_began() else None
+
+    def saved_nothing(self) -> bool:
+        """Whether a run was interrupted here before its first saved state: to go on is to begin anew."""
+        return self.folder.exists() and not self.checkpoints()
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(step, folder) of each complete checkpoint, by step."""
@@ -108,7 +116,12 @@ class HealingRun:
         if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
             return False
         names = {path.name for path in self.folder.iterdir()} if self.folder.exists() else set()
-        return not names or ("run.json" in names and all(_OURS.fullmatch(name) for name in names))
+        begun = "run.json" in names or all(name.startswith(_UNDER_WAY) for name in names)
+        return begun and all(_OURS.fullmatch(name) for name in names)
+
+    def _never_began(self) -> bool:
+        """Whether a kill came between the folder and its run.json."""
+        return self._is_ours() and not (self.folder / "run.json").exists()
 
     def check_space(self, trainable: int) -> None:
         """The checkpoints of the run fit on its disk. Raises OutputError."""

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from moeits.checkpoint.reading import Checkpoint
-from moeits.errors import HealingError, OutputError
+from moeits.errors import HealingError, MoeitsError, OutputError
 from moeits.healing.adapters import adapt, check_same_weights, check_trainable, factors_of
 from moeits.healing.batches import Sequences, collate
 from moeits.healing.job import HealingJob, Schedule, Trained
@@ -89,7 +89,16 @@ class HealingTrainer(transformers.Trainer):
         save_file({n: t.detach().cpu().contiguous() for n, t in state.items() if n in trained}, folder / ADAPTER_FILE)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:  # noqa: ARG002
-        load_adapter(self._adapted, Path(resume_from_checkpoint))
+        with _damage_as_a_sentence(resume_from_checkpoint):
+            load_adapter(self._adapted, Path(resume_from_checkpoint))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _damage_as_a_sentence(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _damage_as_a_sentence(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
         load_adapter(self._adapted, Path(self.state.best_model_checkpoint or ""))
@@ -164,7 +173,9 @@ def train(job: HealingJob, progress: Progress) -> Trained:
     if reached:
         _restore(trainer, reached[0])
     else:
-        with _full_disk_as_a_sentence(job.run), _damage_as_a_sentence(saved[-1][1] if saved else None, trainer):
+        if saved:
+            check_state(saved[-1][1])
+        with _full_disk_as_a_sentence(job.run):
             trainer.train(resume_from_checkpoint=str(saved[-1][1]) if saved else None)
     energy = meter.stop()
     return Trained(
@@ -208,30 +219,31 @@ def _full_disk_as_a_sentence(run: HealingRun) -> Iterator[None]:
         raise OutputError(f"The disk of {run.folder.parent} became full while training; {kept}.") from None
 
 
-@contextmanager
-def _damage_as_a_sentence(state: Path | None, trainer: HealingTrainer) -> Iterator[None]:
-    """A state that cannot be read: torch, pickle and json each say it in their own way, before the first step."""
-    before = trainer.state.global_step
-    if state is not None and (missing := [name for name in _STATE if not (state / name).is_file()]):
-        raise HealingError(f"{state} lacks {missing[0]}, so it cannot be resumed. {_without(state)}")
-    try:
-        yield
-    except (HealingError, OutputError):
-        raise
-    except Exception as error:
-        if state is None or (trainer.state.global_step != before and _steps_of(state) != trainer.state.global_step):
-            raise
-        raise HealingError(
-            f"{state} cannot be resumed: a file of it is damaged ({type(error).__name__}). {_without(state)}"
-        ) from error
-
-
 # What Trainer restores; it goes on without a word where one of them is missing.
 _STATE = ("optimizer.pt", "scheduler.pt", "trainer_state.json", ADAPTER_FILE)
 
 
-def _steps_of(state: Path) -> int:
-    return int(state.name.rpartition("-")[2])
+def check_state(state: Path) -> None:
+    """A saved state is whole, as far as its names and Trainer's own record go. Raises HealingError."""
+    if missing := [name for name in _STATE if not (state / name).is_file()]:
+        raise HealingError(f"{state} lacks {missing[0]}, so it cannot be resumed. {_without(state)}")
+    with _damage_as_a_sentence(state):
+        transformers.TrainerState.load_from_json(str(state / "trainer_state.json"))
+
+
+@contextmanager
+def _damage_as_a_sentence(state: str | Path | None) -> Iterator[None]:
+    """Around the reading of a state alone: torch, pickle, json and safetensors each say it in their own way."""
+    try:
+        yield
+    except (MoeitsError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if state is None:
+            raise
+        raise HealingError(
+            f"{state} cannot be resumed: a file of it is damaged ({type(error).__name__}). {_without(Path(state))}"
+        ) from error
 
 
 def _without(state: Path) -> str:
@@ -289,9 +301,12 @@ def _loss_before(job: HealingJob, trainer: HealingTrainer, is_main_process: bool
 
 def _restore(trainer: HealingTrainer, checkpoint: Path) -> None:
     """Take over the result of a run that had done all its steps: its best state, else its last."""
+    check_state(checkpoint)
     trainer.state = transformers.TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
     best = trainer.state.best_model_checkpoint
-    load_adapter(trainer.model, Path(best) if best and Path(best).is_dir() else checkpoint)
+    kept = Path(best) if best and Path(best).is_dir() else checkpoint
+    with _damage_as_a_sentence(kept):
+        load_adapter(trainer.model, kept)
 
 
 def _arguments(

@@ -158,6 +158,8 @@ def heal(
     check_output(Path(output), sources=[checkpoint.folder], overwrite=overwrite)
     run = HealingRun.beside(Path(output))
     # A resumed run may be ended earlier than it was begun; its data are what it was begun with.
+    if resume and not fresh and run.saved_nothing():
+        notes.append("No state was saved before the interruption, so the training began anew.")
     whole = replace(chosen, steps=(run.steps() if resume and not fresh else None) or chosen.steps)
     tokenizer = load_tokenizer(checkpoint)
     sequences = _read_data(tokenizer, whole, data=data, valid=valid, holdout=holdout, samples=samples, seed=seed)
