@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from moeits.choosing.criteria import CRITERIA, Criterion, criterion_named, elimination_order
+from moeits.choosing.criteria.by_signal import LeastOfSignal
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import EvidenceError, MoeitsError, SettingError
 from moeits.evidence import Evidence
@@ -24,7 +25,15 @@ def evidence() -> Evidence:
     rng = np.random.default_rng(0)
     matrices = {layer: random_redundancy(rng, count) for layer, count in ((0, 9), (2, 12), (5, 1), (7, 6))}
     matrices[7] = np.zeros((6, 6))
-    return toy_evidence(matrices, top_k=2)
+    return calibrated(toy_evidence(matrices, top_k=2), rng)
+
+
+def calibrated(known: Evidence, rng: np.random.Generator) -> Evidence:
+    """With all that criteria of token signals need."""
+    names = [name for each in CRITERIA if isinstance(each, LeastOfSignal) for name in (each.name, each.level)]
+    # Errors of an elimination rise with its steps, so one ascending ranking serves for every pair of signals.
+    ranks = {layer: rng.permutation(facts.num_experts).astype(float) for layer, facts in known.layers.items()}
+    return replace(known, signals=dict.fromkeys(names, ranks))
 
 
 def test_names_are_unique_and_found_by_name() -> None:
@@ -80,7 +89,7 @@ def test_the_evidence_is_left_as_it_was(criterion: Criterion, evidence: Evidence
 
 def test_every_count_from_the_floor_up_can_be_planned(criterion: Criterion) -> None:
     rng = np.random.default_rng(1)
-    evidence = toy_evidence({layer: random_redundancy(rng, 7) for layer in range(3)}, top_k=2)
+    evidence = calibrated(toy_evidence({layer: random_redundancy(rng, 7) for layer in range(3)}, top_k=2), rng)
     kept = {count: plan(evidence, experts_per_layer=count, criterion=criterion.name) for count in range(2, 8)}
     for count, made in kept.items():
         assert {len(experts) for experts in made.kept.values()} == {count}

@@ -47,18 +47,22 @@ def routed(seed: int = 1) -> Routed:
     )
 
 
-def problem(**kinds: bool) -> tuple[LayerProblem, ExpertFeatures, torch.Tensor]:
+def problem(most_joint: int = 0, **kinds: bool) -> tuple[LayerProblem, ExpertFeatures, torch.Tensor]:
     experts, seen = stock_experts(**kinds), routed()
     features = ExpertFeatures(experts, seen, most_bytes=1 << 20)
     target = torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(2))
     start = {e: down_of(experts, e) for e in range(EXPERTS)}
-    return LayerProblem(features, start, (target, 2 * target), seen.weight), features, target
+    return LayerProblem(features, start, (target, 2 * target), seen.weight, most_joint=most_joint), features, target
 
 
 @pytest.mark.parametrize("kinds", [{}, {"transposed": True, "bias": True}], ids=["plain", "transposed with bias"])
 @pytest.mark.parametrize("ridge", [1.0, 0.01])
-def test_block_sweeps_agree_with_the_joint_normal_equations(ridge: float, kinds: dict[str, bool]) -> None:
-    made, features, target = problem(**kinds)
+@pytest.mark.parametrize("most_joint", [0, 1000], ids=["block by block", "at once"])
+def test_sweeps_and_one_step_agree_with_the_joint_normal_equations(
+    most_joint: int, ridge: float, kinds: dict[str, bool]
+) -> None:
+    made, features, target = problem(most_joint, **kinds)
+    made.solve(3.0)
     made.solve(ridge)
     root = routed().weight.double().sqrt()[:, None]
     phi = torch.zeros(TOKENS, EXPERTS * WIDTH, dtype=torch.float64)
@@ -78,8 +82,9 @@ def test_block_sweeps_agree_with_the_joint_normal_equations(ridge: float, kinds:
 
 
 @pytest.mark.parametrize("ridge", [10.0, 0.001])
-def test_the_fitted_weights_are_a_stationary_point(ridge: float) -> None:
-    made, _, _ = problem()
+@pytest.mark.parametrize("most_joint", [0, 1000], ids=["block by block", "at once"])
+def test_the_fitted_weights_are_a_stationary_point(most_joint: int, ridge: float) -> None:
+    made, _, _ = problem(most_joint)
     first = made.gradient_norm(ridge)
     made.solve(ridge)
     assert made.gradient_norm(ridge) < 1e-4 * first

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from moeits.evaluation.results import Results
     from moeits.evidence import Evidence
     from moeits.runtime import load
+    from moeits.stages.calibrate import calibrate
     from moeits.stages.compare import Comparison, compare
     from moeits.stages.evaluate import evaluate
     from moeits.stages.heal import Healing, heal
@@ -43,6 +44,7 @@ __all__ = [
     "Refitting",
     "Results",
     "__version__",
+    "calibrate",
     "compare",
     "evaluate",
     "heal",
@@ -60,6 +62,7 @@ __all__ = [
 
 # Imported when asked for: a command does so under the guard of `__main__`, where Ctrl-C is one line from the start.
 _HOMES = {
+    "calibrate": "moeits.stages.calibrate",
     "Refitting": "moeits.stages.refit",
     "refit": "moeits.stages.refit",
     "Checkpoint": "moeits.checkpoint.reading",

@@ -24,7 +24,7 @@ from moeits.console import footprint, healing, plans, refitting, results
 from moeits.errors import MoeitsError
 
 # Stages whose result is the next one's input: at a command line it would be lost without an output.
-MADE_FOR_LATER = ("score", "plan")
+MADE_FOR_LATER = ("score", "calibrate", "plan")
 
 
 def _command(stage: Callable[..., Any], show: Callable[[Any, dict[str, Any]], None]) -> Callable[..., None]:
@@ -79,6 +79,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 COMMANDS: tuple[tuple[Callable[..., Any], Callable[[Any, dict[str, Any]], None]], ...] = (
     (moeits.inspect, plans.show_inspection),
     (moeits.score, plans.show_evidence),
+    (moeits.calibrate, refitting.show_calibration),
     (moeits.plan, plans.show_plan),
     (moeits.prune, plans.show_plan),
     (moeits.simplify, plans.show_plan),

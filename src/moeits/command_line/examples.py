@@ -3,6 +3,10 @@
 EXAMPLES: dict[str, tuple[str, str]] = {
     "inspect": ("moeits inspect MODEL", "moeits inspect MODEL --max-size 60KiB"),
     "score": ("moeits score MODEL -o evidence.safetensors", "moeits score MODEL -o evidence.safetensors --memory 4GiB"),
+    "calibrate": (
+        "moeits calibrate MODEL -o signals.safetensors",
+        "moeits calibrate MODEL --data self --tokens 8192 -o own.safetensors",
+    ),
     "plan": (
         "moeits plan evidence.safetensors --reduction 0.5 -o plan.json",
         "moeits plan evidence.safetensors --criterion random --like plan.json -o control.json",

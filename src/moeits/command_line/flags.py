@@ -42,6 +42,7 @@ FLAGS: dict[str, Any] = {
     "evidence": Annotated[Path, typer.Argument(metavar="EVIDENCE", help="What moeits score wrote.")],
     "output": Annotated[Path, typer.Option(help="Where the result goes.")],
     "fresh": Annotated[bool, typer.Option("--fresh", metavar="", help="Forget finished layers of an interrupted run.")],
+    "selection": Annotated[int, typer.Option(help="Tokens on which reconstruction tries who can go.")],
     "parent": Annotated[str, typer.Option(metavar="MODEL", help="The checkpoint that it was pruned from.")],
     "plan": Annotated[Path, typer.Option(help="The plan to carry out.")],
     "any_fingerprint": Annotated[

@@ -1,8 +1,9 @@
-"""A refit, as a person sees it."""
+"""A calibration and a refit, as a person sees it."""
 
 from typing import Any
 
 from moeits.console import out, table, written
+from moeits.evidence import Evidence
 from moeits.stages.refit import Refitting
 
 
@@ -33,4 +34,23 @@ def show_refitting(refitting: Refitting, arguments: dict[str, Any]) -> None:
     )
     if not refitting.accepted:
         out("note: the held-out loss did not fall for certain, so no weight was changed. More --tokens may do.")
+    written(arguments)
+
+
+def show_calibration(evidence: Evidence, arguments: dict[str, Any]) -> None:
+    """What was watched, and how unevenly the router chooses."""
+    settings = evidence.settings
+    out(f"{settings['tokens']:,} tokens of {', '.join(settings['sources'])}, in windows of {settings['window']}")
+    rows = []
+    for layer, share in evidence.signals["frequency"].items():
+        largest = evidence.signals["largest-activation"][layer]
+        rows.append(
+            (
+                str(layer),
+                f"{share.min():.2%} to {share.max():.2%}",
+                str(int((share == 0).sum()) or ""),
+                f"{largest.max():.3g} of expert {int(largest.argmax())}",
+            )
+        )
+    table(("layer", "share of the choices", "experts no token reached", "largest output"), rows)
     written(arguments)

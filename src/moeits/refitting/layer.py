@@ -1,6 +1,6 @@
 """The refit of one layer: ridge and drift chosen on held-out tokens, old weights kept where nothing is gained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +23,12 @@ class LayerData:
     """(T, H): what brings the residual stream back to the unpruned model's."""
 
 
+def _of(wanted: torch.Tensor, given: torch.Tensor, share: float) -> float:
+    """Squared error of a mixture of what the solutions for the two targets give, side by side."""
+    at_hand, back = given.chunk(2, dim=1)
+    return float((wanted - at_hand.lerp(back, share)).square().sum(dtype=torch.float64))
+
+
 @dataclass(frozen=True, kw_only=True)
 class LayerFit:
     """How it went. Errors are those of the routed part on held-out tokens, as a share of its target's square."""
@@ -41,6 +47,28 @@ class LayerFit:
 
     def facts(self) -> dict[str, Any]:
         return {**asdict(self), "unreached": list(self.unreached)}
+
+
+def _search(
+    problem: LayerProblem,
+    errors: Callable[[], list[float]],
+    before: float,
+    drifts: Sequence[float],
+    largest_ridge: float,
+) -> tuple[float, float | None, float | None, dict[int, torch.Tensor], int]:
+    """From the strongest ridge on, while held-out tokens gain: least error, its ridge, drift and weights; sweeps."""
+    best: tuple[float, float | None, float | None, dict[int, torch.Tensor]] = (before, None, None, {})
+    sweeps, worse = 0, 0
+    for ridge in grid(largest_ridge):
+        sweeps += problem.solve(ridge)
+        error, share = min(zip(errors(), drifts, strict=True))
+        if error < best[0]:
+            best, worse = (error, ridge, share, problem.mixed(share)), 0
+        else:
+            worse += 1
+            if worse > _PATIENCE:
+                break
+    return (*best, sweeps)
 
 
 def refit_layer(
@@ -62,25 +90,15 @@ def refit_layer(
     root = held_out.routed.weight.sqrt()[:, None]
     wanted = held_out.back * root
     whole = float(wanted.square().sum(dtype=torch.float64)) or 1.0
-
-    def error(weights: dict[int, torch.Tensor]) -> float:
-        given = predicted(judge, {**everyone, **weights}, wanted)
-        return float((wanted - given).square().sum(dtype=torch.float64)) / whole
-
-    before = error({})
-    best: tuple[float, float | None, float | None, dict[int, torch.Tensor]] = (before, None, None, {})
+    before = float((wanted - predicted(judge, everyone, wanted)).square().sum(dtype=torch.float64)) / whole
     problem = LayerProblem(features, reached, (fit.at_hand, fit.back), fit.routed.weight)
-    sweeps, worse = 0, 0
-    for ridge in grid(largest_ridge):
-        sweeps += problem.solve(ridge)
-        found = min(((error(problem.mixed(share)), share) for share in drifts), key=lambda pair: pair[0])
-        if found[0] < best[0]:
-            best, worse = (found[0], ridge, found[1], problem.mixed(found[1])), 0
-        else:
-            worse += 1
-            if worse > _PATIENCE:
-                break
-    after, chosen, drift, weights = best
+    still = predicted(judge, {e: everyone[e] for e in unreached}, wanted)
+
+    def errors() -> list[float]:
+        given = predicted(judge, problem.weights, torch.cat([still, still], 1), onto=True)
+        return [_of(wanted, given, share) / whole for share in drifts]
+
+    after, chosen, drift, weights, sweeps = _search(problem, errors, before, drifts, largest_ridge)
     facts = LayerFit(
         layer=layer,
         tokens=len(fit.routed.hidden),

@@ -3,20 +3,23 @@
     min over D of  sum_t s_t || y_t - sum_e g_te D_e h_te ||^2  +  lambda sum_e || D_e - D_e0 ||^2
 
 with h_te what expert e has before its down projection and g_te the gate of the pruned model's own router, zero where e
-was not chosen; lambda = r * the mean diagonal of the weighted features' Gram matrix. It is solved block by block: one
-Cholesky factor of the width of an expert for each, Gauss-Seidel sweeps over the experts until the gradient is gone.
+was not chosen; lambda = r * the mean diagonal of the weighted features' Gram matrix. It is solved
+block by block, one Cholesky factor of the width of an expert for each, in Gauss-Seidel sweeps over the experts until
+the gradient is gone; where all kept experts together have few features, in one step.
 Matrices are kept transposed here, (I, H), as features are multiplied from the left.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 # The sweeps end when the gradient has fallen to this share of what it was at the old weights.
 _STILL = 3e-5
 _MOST_SWEEPS = 60
+# Up to so many features of all kept experts together the normal equations are solved as they are.
+_MOST_JOINT = 6144
 _GRID = tuple(float(f"{mantissa}e{power}") for power in range(4, -7, -1) for mantissa in (3, 1))
 # Rows of features made at once.
 _ROWS = 16384
@@ -87,7 +90,10 @@ def down_of(experts: Any, expert: int) -> torch.Tensor:
 
 
 class LayerProblem:
-    """One layer's regression: features, and several targets at once, each (T, H)."""
+    """One layer's regression: features, and several targets at once, each (T, H).
+
+    `weights` (I, targets x H) of each expert are the solution of the last `solve`, at first the old ones.
+    """
 
     def __init__(
         self,
@@ -95,70 +101,119 @@ class LayerProblem:
         start: Mapping[int, torch.Tensor],
         targets: Sequence[torch.Tensor],
         weight: torch.Tensor,
+        *,
+        most_joint: int = _MOST_JOINT,
     ) -> None:
         self.features = features
         self.start = {e: torch.cat([d] * len(targets), dim=1) for e, d in start.items()}
         self.width = next(iter(start.values())).shape[1]
         self.weights = dict(self.start)
-        self._grams: dict[int, torch.Tensor] = {}
         self.residual = torch.cat(list(targets), dim=1) * weight.sqrt()[:, None]
         for e in self.start:
             if (bias := features.bias(e)) is not None:
                 self.residual.index_add_(0, bias[0], torch.cat([-bias[1]] * len(targets), dim=1))
-        for e, d in self.start.items():
+        for e, d in start.items():
             tokens, phi = features.of(e)
-            self.residual.index_add_(0, tokens, phi @ d, alpha=-1)
-        self.mean_diagonal = self._mean_diagonal()
+            self.residual.index_add_(0, tokens, (phi @ d).repeat(1, len(targets)), alpha=-1)
+        entries = sum(d.shape[0] for d in start.values())
+        self.mean_diagonal = self._sum_of_squares() / entries
+        self._first = self.gradient_norm(1.0)  # nothing has moved, so no ridge pulls
+        self._solver: _Solver = (_Joint if entries <= most_joint else _Blocks)(self)
 
-    def _mean_diagonal(self) -> float:
-        total, count = 0.0, 0
-        for e, d in self.start.items():
-            total += float(self.features.of(e)[1].square().sum(dtype=torch.float64))
-            count += d.shape[0]
-        return total / count
-
-    def gram(self, expert: int) -> torch.Tensor:
-        """(I, I) float64."""
-        if expert not in self._grams:
-            _, phi = self.features.of(expert)
-            self._grams[expert] = (phi.T @ phi).double()
-        return self._grams[expert]
+    def _sum_of_squares(self) -> float:
+        return sum(float(self.features.of(e)[1].square().sum(dtype=torch.float64)) for e in self.start)
 
     def solve(self, ridge: float) -> int:
-        """Bring `weights` to the solution for r = `ridge`, from where they are; gives the number of sweeps."""
-        strength = ridge * self.mean_diagonal
-        factors = {e: _factor(self.gram(e), strength) for e in self.start}
-        first = self.gradient_norm(ridge, at_start=True)
-        sweeps, left = 0, float("inf")
-        while left > _STILL * first and sweeps < _MOST_SWEEPS:
-            sweeps, squares = sweeps + 1, 0.0
-            for e in self.start:
-                tokens, phi = self.features.of(e)
-                gradient = (phi.T @ self.residual[tokens]).double() - strength * (self.weights[e] - self.start[e])
-                squares += float(gradient.square().sum())
-                step = torch.cholesky_solve(gradient, factors[e]).float()
-                self.weights[e] = self.weights[e] + step
-                self.residual.index_add_(0, tokens, phi @ step, alpha=-1)
-            left = squares**0.5
-        return sweeps
+        """Bring `weights` to the solution for r = `ridge`; gives the number of sweeps over the experts."""
+        return self._solver.solve(ridge * self.mean_diagonal, _STILL * self._first)
 
-    def gradient_norm(self, ridge: float, *, at_start: bool = False) -> float:
-        """Half the norm of the objective's gradient, here or at the old weights."""
-        if at_start:
-            if not hasattr(self, "_first"):
-                self._first = self.gradient_norm(ridge)  # nothing has moved yet, so the ridge pulls at nothing
-            return self._first
-        strength, total = ridge * self.mean_diagonal, 0.0
-        for e in self.start:
-            tokens, phi = self.features.of(e)
-            gradient = phi.T @ self.residual[tokens] - strength * (self.weights[e] - self.start[e])
-            total += float(gradient.square().sum(dtype=torch.float64))
-        return total**0.5
+    def gradient(self, expert: int, strength: float) -> torch.Tensor:
+        """Minus half the gradient of the objective by one expert's weights, (I, targets x H) float64."""
+        tokens, phi = self.features.of(expert)
+        pull = strength * (self.weights[expert] - self.start[expert])
+        return (phi.T @ self.residual[tokens]).double() - pull
+
+    def move(self, expert: int, step: torch.Tensor) -> None:
+        """Add to the weights of one expert, and take what that gives from what is left."""
+        tokens, phi = self.features.of(expert)
+        self.weights[expert] = self.weights[expert] + step
+        self.residual.index_add_(0, tokens, phi @ step, alpha=-1)
+
+    def gradient_norm(self, ridge: float) -> float:
+        """Half the norm of the objective's gradient at `weights`."""
+        strength = ridge * self.mean_diagonal
+        return sum(float(self.gradient(e, strength).square().sum()) for e in self.start) ** 0.5
 
     def mixed(self, share: float) -> dict[int, torch.Tensor]:
         """The weights for (1 - share) of the first target and share of the second: the solution is linear in them."""
         h = self.width
         return {e: (1 - share) * w[:, :h] + share * w[:, h:] for e, w in self.weights.items()}
+
+
+class _Solver(Protocol):
+    def solve(self, strength: float, still: float) -> int:
+        """Move the weights to the minimum for this lambda, until no gradient above `still` is left."""
+
+
+class _Blocks:
+    """Gauss-Seidel over the experts: as large a matrix as one expert is wide, however many there are."""
+
+    def __init__(self, problem: LayerProblem) -> None:
+        self._problem = problem
+        self._grams: dict[int, torch.Tensor] = {}
+
+    def solve(self, strength: float, still: float) -> int:
+        problem = self._problem
+        factors = {e: _factor(self._gram(e), strength) for e in problem.start}
+        sweeps, left = 0, float("inf")
+        while left > still and sweeps < _MOST_SWEEPS:
+            sweeps, squares = sweeps + 1, 0.0
+            for e in problem.start:
+                gradient = problem.gradient(e, strength)
+                squares += float(gradient.square().sum())
+                problem.move(e, torch.cholesky_solve(gradient, factors[e]).float())
+            left = squares**0.5
+        return sweeps
+
+    def _gram(self, expert: int) -> torch.Tensor:
+        if expert not in self._grams:
+            _, phi = self._problem.features.of(expert)
+            self._grams[expert] = (phi.T @ phi).double()
+        return self._grams[expert]
+
+
+class _Joint:
+    """All experts at once, where their features together are few: one Gram matrix, a factor for each ridge."""
+
+    def __init__(self, problem: LayerProblem) -> None:
+        self._problem = problem
+        edges = [0]
+        for d in problem.start.values():
+            edges.append(edges[-1] + d.shape[0])
+        self._rows = {e: slice(*edges[n : n + 2]) for n, e in enumerate(problem.start)}
+        self._gram = torch.zeros(edges[-1], edges[-1], dtype=torch.float64)
+        self._to_target = torch.zeros(edges[-1], problem.residual.shape[1], dtype=torch.float64)
+        for begin in range(0, len(problem.residual), _ROWS // 4):
+            self._take(begin, begin + _ROWS // 4)
+        self._old = torch.cat(list(problem.start.values())).double()
+
+    def _take(self, begin: int, end: int) -> None:
+        left = self._problem.residual[begin:end]
+        dense = torch.zeros(len(left), len(self._gram))
+        for e, rows in self._rows.items():
+            tokens, phi = self._problem.features.of(e)
+            some = slice(*torch.searchsorted(tokens, torch.tensor([begin, end])).tolist())
+            dense[tokens[some] - begin, rows] = phi[some]
+        self._gram += (dense.T @ dense).double()
+        self._to_target += (dense.T @ left).double()
+
+    def solve(self, strength: float, still: float) -> int:  # noqa: ARG002 - it is exact
+        # `_to_target` is of the residual at the old weights, so this is how far they move from there.
+        moved = torch.cholesky_solve(self._to_target, _factor(self._gram, strength))
+        for e, rows in self._rows.items():
+            problem = self._problem
+            problem.move(e, (self._old[rows] + moved[rows]).float() - problem.weights[e])
+        return 1
 
 
 def _factor(gram: torch.Tensor, strength: float) -> torch.Tensor:
@@ -167,14 +222,16 @@ def _factor(gram: torch.Tensor, strength: float) -> torch.Tensor:
     return torch.linalg.cholesky(ridged)
 
 
-def predicted(features: ExpertFeatures, weights: Mapping[int, torch.Tensor], like: torch.Tensor) -> torch.Tensor:
-    """Root s times what the routed experts give with these down projections; as `like`, (T, H)."""
-    out = torch.zeros_like(like)
+def predicted(
+    features: ExpertFeatures, weights: Mapping[int, torch.Tensor], like: torch.Tensor, *, onto: bool = False
+) -> torch.Tensor:
+    """Root s times what the routed experts give with these down projections; as `like`, or added to it."""
+    out = like.clone() if onto else torch.zeros_like(like)
     for e, d in weights.items():
         tokens, phi = features.of(e)
         out.index_add_(0, tokens, phi @ d)
         if (bias := features.bias(e)) is not None:
-            out.index_add_(0, *bias)
+            out.index_add_(0, bias[0], bias[1].repeat(1, out.shape[1] // bias[1].shape[1]))
     return out
 
 

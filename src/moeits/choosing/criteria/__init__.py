@@ -30,9 +30,29 @@ class Criterion(Protocol):
         """The elimination order of one layer, to the last expert. Scores are there if it needs them."""
 
 
-from moeits.choosing.criteria import chance_corrected, moeits, random  # noqa: E402
+from moeits.choosing.criteria import (  # noqa: E402
+    chance_corrected,
+    ean_mean,
+    ean_sum,
+    frequency,
+    moeits,
+    random,
+    reap,
+    reconstruction,
+    router_score,
+)
 
-CRITERIA: tuple[Criterion, ...] = (moeits.CRITERION, random.CRITERION, chance_corrected.CRITERION)
+CRITERIA: tuple[Criterion, ...] = (
+    moeits.CRITERION,
+    random.CRITERION,
+    chance_corrected.CRITERION,
+    reap.CRITERION,
+    ean_mean.CRITERION,
+    ean_sum.CRITERION,
+    frequency.CRITERION,
+    router_score.CRITERION,
+    reconstruction.CRITERION,
+)
 
 
 def elimination_order(

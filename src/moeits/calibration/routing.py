@@ -1,0 +1,149 @@
+"""What the routed experts of one layer do at some tokens, and who can go with the least harm to what they give."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
+
+import torch
+
+from moeits.calibration.layered import LiveLayer, Watched
+from moeits.errors import CalibrationError
+from moeits.refitting.ridge import before_down, down_of
+
+
+class Sums:
+    """The token signals of one layer, taken in batch by batch; float64."""
+
+    def __init__(self, experts: int) -> None:
+        self.count = torch.zeros(experts, dtype=torch.float64)
+        self.gates, self.norms, self.gated = (torch.zeros_like(self.count) for _ in range(3))
+        self.largest = torch.zeros_like(self.count)
+        self.together = torch.zeros(experts, experts, dtype=torch.float64)
+
+    def take(self, layer: LiveLayer, seen: Watched) -> None:
+        """Take in what one `run` of the layer showed."""
+        experts = len(self.count)
+        routed = torch.zeros(len(seen.chosen), experts, dtype=torch.float64)
+        routed.scatter_(1, seen.chosen.cpu(), 1.0)
+        self.together += routed.T @ routed
+        self.count += routed.sum(0)
+        for e in range(experts):
+            tokens, slot = torch.where(seen.chosen == e)
+            if len(tokens):
+                out = output_of(layer.experts, e, seen.hidden[tokens])
+                norm, gate = out.norm(dim=1).double().cpu(), seen.gates[tokens, slot].double().cpu()
+                self.gates[e] += gate.sum()
+                self.norms[e] += norm.sum()
+                self.gated[e] += (gate * norm).sum()
+                self.largest[e] = torch.maximum(self.largest[e], out.abs().max().double().cpu())
+
+    def signals(self) -> dict[str, Any]:
+        """Name -> (E,) or (E, E). Of an expert that no token reached every number is 0: nothing is divided by 0."""
+        reached = self.count.clamp(min=1)
+        found = {
+            "frequency": self.count / self.count.sum().clamp(min=1),
+            "router-score": self.gates,
+            "ean-sum": self.norms,
+            "ean-mean": self.norms / reached,
+            "reap": self.gated / reached,
+            "largest-activation": self.largest,
+            "coactivation": self.together.fill_diagonal_(0),
+        }
+        return {name: values.numpy() for name, values in found.items()}
+
+
+def output_of(experts: Any, expert: int, hidden: torch.Tensor) -> torch.Tensor:
+    """(t, H): the output of one expert, not weighted."""
+    out = before_down(experts, expert, hidden) @ down_of(experts, expert)
+    return out + experts.down_proj_bias[expert] if experts.has_bias else out
+
+
+class Router:
+    """A stock router that can be asked again with experts gone, from its logits alone.
+
+    Its own `forward` is run with a weight of ones and zeros, which picks the kept experts' logits. So softmax or
+    sigmoid, biases of selection and renormalisation are the stock class's. Groups do not limit the choice here: with
+    experts gone one by one they are not of equal size.
+    """
+
+    def __init__(self, router: Any, logits: torch.Tensor) -> None:
+        self._logits = logits
+        self._stock = deepcopy(router)
+        self._bias = {name: b.clone() for name, b in self._stock.named_buffers()}
+        for name in ("num_group", "n_group", "topk_group"):
+            if getattr(self._stock, name, None):
+                setattr(self._stock, name, 1)
+        self._top_k = self._stock.top_k
+        self._stock.hidden_dim = logits.shape[1]
+        if getattr(self._stock, "bias", None) is not None:
+            self._stock.bias = None  # it is in the logits
+
+    def weights(self, kept: Sequence[int]) -> torch.Tensor:
+        """(T, E): the gates with these experts left, 0 for those not chosen."""
+        ids = torch.tensor(kept)
+        self._stock.num_experts, self._stock.top_k = len(kept), min(self._top_k, len(kept))
+        self._stock.weight = torch.nn.Parameter(torch.eye(self._logits.shape[1])[ids], requires_grad=False)
+        for name, values in self._bias.items():
+            self._stock.register_buffer(name, values[ids])
+        _, gates, chosen = self._stock(self._logits)
+        return torch.zeros_like(self._logits).scatter_(1, ids[chosen], gates.float())
+
+
+def backward_elimination(gram: torch.Tensor, router: Router, *, least: int = 1) -> tuple[list[int], list[float]]:
+    """Experts in the order in which they go, all but the last, and the error after each, as a share of the output.
+
+    `gram` (T, E, E) holds the products of the experts' outputs at each token, so that what a subset S gives differs
+    from what all give by sum_t d_t' G_t d_t, d_t = w^S(x_t) - w(x_t). Each step takes whoever raises that least.
+    Routers that need `least` experts are not asked about fewer: the last ones follow by the sum of their gates.
+    """
+    alive, removed, errors = list(range(gram.shape[1])), [], []
+    full = router.weights(alive)
+    whole = float(_form(gram, full)) or 1.0
+    while len(alive) > least:
+        tried = [(float(_form(gram, router.weights([e for e in alive if e != out]) - full)), out) for out in alive]
+        error, goes = min(tried)
+        alive.remove(goes)
+        removed.append(goes)
+        errors.append(error / whole)
+    last = sorted(alive, key=lambda e: float(full[:, e].sum()))[:-1]
+    return removed + last, errors + [1.0] * len(last)
+
+
+def _form(gram: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
+    return ((d[:, None] @ gram)[:, 0] * d).sum(dtype=torch.float64)
+
+
+def reconstruction(layer: LiveLayer, seen: Watched) -> dict[str, Any]:
+    """Signals of the elimination on the tokens of one `run`: the step at which each expert goes, and the error then.
+
+    Errors are the largest so far, so that a later step is never the cheaper one. Raises CalibrationError for a router
+    that is not understood.
+    """
+    experts = layer.experts.down_proj.shape[0]
+    try:
+        logits = layer.router(seen.hidden)[0].float().reshape(-1, experts)
+        router = Router(layer.router, logits)
+        again = router.weights(range(experts))
+    except (AttributeError, IndexError, RuntimeError, StopIteration, TypeError, ValueError) as error:
+        raise CalibrationError(
+            f"The router {type(layer.block).__name__} cannot be asked again with experts gone ({error}). Plan by reap."
+        ) from None
+    limited = getattr(layer.router, "num_group", None) or 1
+    own = torch.zeros_like(again).scatter_(1, seen.chosen, seen.gates.float())
+    if limited == 1 and not torch.allclose(again, own, atol=1e-4, rtol=1e-3):
+        raise CalibrationError(f"The router {type(layer.block).__name__} does not choose by its logits. Plan by reap.")
+    gram = torch.cat([_gram(layer.experts, part) for part in seen.hidden.split(512)])
+    removed, errors = backward_elimination(gram, router, least=layer.moe.least_per_group if layer.moe else 1)
+    step, levels = torch.full((experts,), float(experts - 1)), torch.full((experts,), 1.0)
+    most = 0.0
+    for number, (expert, value) in enumerate(zip(removed, errors, strict=True)):
+        most = max(most, value)
+        step[expert], levels[expert] = number, most
+    last = next(e for e in range(experts) if e not in removed)
+    levels[last] = max(most, 1.0)
+    return {"reconstruction": step.double().numpy(), "reconstruction-error": levels.double().numpy()}
+
+
+def _gram(experts: Any, hidden: torch.Tensor) -> torch.Tensor:
+    outputs = torch.stack([output_of(experts, e, hidden) for e in range(experts.down_proj.shape[0])], 1)
+    return outputs @ outputs.transpose(1, 2)

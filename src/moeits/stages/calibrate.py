@@ -1,0 +1,121 @@
+"""Checkpoint x tokens -> token signals of every expert, from the stock model's own layers, run one at a time."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moeits.calibration.settings import Machine, Tokens
+from moeits.checkpoint.reading import Checkpoint
+from moeits.errors import SettingError
+from moeits.evidence import Evidence
+from moeits.experts.architectures import architecture_of
+from moeits.experts.inventory import Inventory
+from moeits.experts.layout import MoELayout
+from moeits.files import check_file_output
+from moeits.finished import FinishedLayers
+from moeits.progress import Progress, silent
+from moeits.runtime import checked_device, need
+from moeits.settings import with_settings
+from moeits.sizes import parse_size
+
+
+@with_settings
+def calibrate(
+    model: str | Path | Checkpoint,
+    *,
+    output: str | Path | None = None,
+    texts: Tokens,
+    machine: Machine,
+    selection: int = 4096,
+    revision: str | None = None,
+    fresh: bool = False,
+    progress: Progress = silent,
+) -> Evidence:
+    """Watch every expert at work on some tokens: how often it is chosen, what it adds, who can go with least harm.
+
+    The stock model is run one decoder layer at a time, so no whole model is in memory, unless `data` is `self`.
+    Signals: frequency, router-score, ean-sum, ean-mean, reap (gates as the model uses them), coactivation,
+    largest-activation, and reconstruction, by backward elimination on `selection` of the tokens. A killed run goes on
+    where it was unless `fresh`.
+
+    Raises CalibrationError for tokens that will not do, CheckpointError for a broken checkpoint, OutputError if the
+    result cannot be written.
+    """
+    if not 64 <= selection <= 10**6:
+        raise SettingError(f"--selection {selection} is out of range: it is from 64 to 1000000 tokens.")
+    checkpoint = (
+        model if isinstance(model, Checkpoint) else Checkpoint.open(model, revision=revision, check=architecture_of)
+    )
+    layout = MoELayout.of(checkpoint)
+    output = None if output is None else Path(output)
+    if output is not None:
+        check_file_output(output, inputs=[checkpoint.folder])
+    most_bytes, device = parse_size(machine.memory, "--memory"), checked_device(machine.device)
+    from moeits.calibration.texts import windows_of
+
+    windows = windows_of(checkpoint, texts, progress)
+    settings = {**windows.facts, "selection": min(selection, int(windows.fit.size))}
+    del settings["held_out_tokens"]
+    finished = FinishedLayers(output, fingerprint=checkpoint.fingerprint, settings=settings, fresh=fresh)
+    beside = Path.cwd() if output is None else output.parent
+    layers = _all_layers(checkpoint, windows.fit, settings["selection"], finished, most_bytes, beside, device, progress)
+    names = list(next(iter(layers.values())))
+    evidence = Evidence(
+        inventory=Inventory.of(checkpoint, layout),
+        settings=settings,
+        signals={name: {layer: values[name] for layer, values in layers.items()} for name in names},
+    )
+    if output is not None:
+        evidence.save(output)
+        finished.remove()
+    return evidence
+
+
+def _all_layers(
+    checkpoint: Checkpoint,
+    tokens: np.ndarray,
+    selection: int,
+    finished: FinishedLayers,
+    most_bytes: int,
+    beside: Path,
+    device: str,
+    progress: Progress,
+) -> dict[int, dict[str, np.ndarray]]:
+    """Layer -> the arrays of its signals by name."""
+    from moeits.calibration.activations import Activations
+    from moeits.calibration.layered import LayeredModel
+    from moeits.calibration.stream import Stream
+
+    layers: dict[int, dict[str, np.ndarray]] = {}
+    with Activations(most_bytes=most_bytes, beside=beside) as room, need("torch", extra="load").no_grad():
+        stream = Stream.begin(LayeredModel(checkpoint, device=device), tokens, room)
+        for i in range(len(stream.model)):
+            with stream.model.layer(i) as live:
+                known = finished.get(i) if live.moe is not None else None
+                if live.moe is None or known is not None:
+                    for part in stream.parts():
+                        stream.hidden[part] = stream.run(live, i, part).cpu()
+                else:
+                    known = _watch(stream, live, i, selection)
+                    finished.put(i, known)
+                if known is not None:
+                    layers[i] = known
+            progress("calibrating layers", i + 1, len(stream.model))
+    return layers
+
+
+def _watch(stream: Any, live: Any, i: int, selection: int) -> dict[str, np.ndarray]:
+    """Run a layer on all tokens, and keep what it shows."""
+    from moeits.calibration.routing import Sums, reconstruction
+
+    sums, steps = Sums(live.moe.num_experts), None
+    few = slice(0, -(-selection // stream.tokens.shape[1]))
+    with live.watched() as seen:
+        picked = stream.run(live, i, few)
+        steps = reconstruction(live, seen)
+        del picked
+        for part in stream.parts():
+            stream.hidden[part] = stream.run(live, i, part).cpu()
+            sums.take(live, seen)
+    return {**sums.signals(), **steps}
