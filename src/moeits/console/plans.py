@@ -29,6 +29,8 @@ def show_plan(plan: PruningPlan, arguments: dict[str, Any]) -> None:
         f"{summary['reduction_of_all']:.2%} of all parameters; "
         f"{format_size(summary['bytes_before'])} -> {format_size(summary['bytes_after'])} of tensors"
     )
+    if plan.settings.get("mtp"):
+        out(f"note: layers for multi-token prediction, whose experts no plan covers, are {plan.settings['mtp']}.")
     if summary.get("layers_on_noise_floor"):
         out(_noise_warning(summary["layers_on_noise_floor"], len(plan.kept)))
     written(arguments)

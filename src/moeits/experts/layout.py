@@ -7,7 +7,7 @@ is done.
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from moeits.checkpoint.reading import Checkpoint, TensorInfo
 from moeits.errors import CheckpointError, UnscorableWeight
 from moeits.experts.architectures import Architecture, architecture_of
+from moeits.experts.mtp import MtpLayers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,7 @@ class MoELayout:
 
     architecture: Architecture
     layers: Mapping[int, MoELayer]
+    mtp: MtpLayers = field(default_factory=MtpLayers)
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "MoELayout":
@@ -80,7 +82,8 @@ class MoELayout:
         layers = {i: _read_layer(architecture, checkpoint.config, i, by_layer[i]) for i in expected}
         if not layers:
             raise CheckpointError(f"{checkpoint.source} has no MoE layer: there is nothing to simplify.")
-        return cls(architecture=architecture, layers=layers)
+        mtp = MtpLayers.of(architecture, checkpoint.config, checkpoint.tensors)
+        return cls(architecture=architecture, layers=layers, mtp=mtp)
 
     def read(self, checkpoint: Checkpoint, layer: int, expert: int, projection: str) -> np.ndarray:
         """Weight of one projection of one expert, (outputs, inputs), in its stored dtype; the same for every layout."""

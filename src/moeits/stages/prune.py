@@ -19,6 +19,7 @@ from moeits.settings import with_settings
 from moeits.sizes import parse_size
 from moeits.surgery.card import model_card
 from moeits.surgery.fates import new_tensors
+from moeits.surgery.mtp import drops_mtp, plan_with_mtp, without_mtp
 from moeits.surgery.pruned_config import LOADER_FILE, class_name, pruned_config
 from moeits.surgery.quantization import renumbered_config, renumbered_side_files
 from moeits.surgery.settings import Writing
@@ -40,9 +41,10 @@ def prune(
     Paper: Algorithm 2; method.md, section 3. Returns the plan as it was carried out. `layout` is `per-layer` (each
     layer its own count; opened by `moeits.load` or with trust_remote_code), `uniform` (the same count everywhere,
     opened by everything; an uneven plan is evened out along its order), or `auto`: uniform if the plan's counts are
-    equal, else per-layer. Shards are at most `max_shard_size`, by default as large as the source's. With
-    `any_fingerprint` the plan may have been made for another form of this model: the parent of a quantised one, or the
-    same experts fused. The output appears under its name only when complete.
+    equal, else per-layer. No plan covers the experts of layers for multi-token prediction: a uniform checkpoint is
+    written without these layers (`drop_mtp`), others keep them whole. Shards are at most `max_shard_size`, by default
+    as large as the source's. With `any_fingerprint` the plan may have been made for another form of this model: the
+    parent of a quantised one, or the same experts fused. The output appears under its name only when complete.
 
     Raises PlanError if the plan is of another checkpoint or does not fit it, CheckpointError if the checkpoint is
     broken, OutputError if the output exists, lies in the source, or cannot be written.
@@ -53,12 +55,14 @@ def prune(
     moe = MoELayout.of(checkpoint)
     plan = plan if isinstance(plan, PruningPlan) else PruningPlan.load(plan)
     check_plan(plan, checkpoint, moe, any_fingerprint=any_fingerprint)
-    layout = _chosen_layout(writing.layout, plan, moe)
+    drop_mtp = drops_mtp(plan, asked=writing.drop_mtp)
+    layout = _chosen_layout(writing.layout, plan, moe, drop_mtp=drop_mtp)
     shard_bytes = _shard_bytes(writing.max_shard_size, checkpoint)
-    plan = fit(plan, Inventory.of(checkpoint, moe), layout)
+    plan = plan_with_mtp(fit(plan, Inventory.of(checkpoint, moe), layout), checkpoint, moe, dropped=drop_mtp)
     config = renumbered_config(checkpoint, moe, plan.kept, pruned_config(checkpoint.config, moe, plan, layout))
+    config = without_mtp(config) if drop_mtp else config
     quantization_files = renumbered_side_files(checkpoint, moe, plan.kept)
-    tensors = new_tensors(checkpoint, moe, plan.kept)
+    tensors = new_tensors(checkpoint, moe, plan.kept, dropped=moe.mtp.tensors if drop_mtp else ())
     with new_checkpoint(
         Path(output), sources=[checkpoint.folder], nbytes=sum(t.nbytes for t in tensors), overwrite=writing.overwrite
     ) as writer:
@@ -75,17 +79,19 @@ def prune(
 
 def check_request(checkpoint: Checkpoint, moe: MoELayout, *, output: str | Path, writing: Writing) -> None:
     """What can be wrong with a call of `prune` before there is a plan. Raises SettingError or OutputError."""
-    _check_layout(writing.layout, moe)
+    _check_layout(writing.layout, moe, drop_mtp=writing.drop_mtp)
     _shard_bytes(writing.max_shard_size, checkpoint)
     check_output(Path(output), sources=[checkpoint.folder], overwrite=writing.overwrite)
 
 
-def check_layout(checkpoint: Checkpoint, moe: MoELayout, layout: str, plan: PruningPlan | None) -> None:
+def check_layout(checkpoint: Checkpoint, moe: MoELayout, writing: Writing, plan: PruningPlan | None) -> None:
     """A checkpoint of unequal counts has a class that opens it; without a plan the counts may turn out unequal.
 
     Raises CheckpointError.
     """
-    if layout != "uniform" and (plan is None or _chosen_layout(layout, plan, moe) == "per-layer"):
+    if writing.layout != "uniform" and (
+        plan is None or _chosen_layout(writing.layout, plan, moe, drop_mtp=writing.drop_mtp) == "per-layer"
+    ):
         class_name(checkpoint.config)
 
 
@@ -131,7 +137,12 @@ def _check_written(folder: Path, plan: PruningPlan) -> None:
         )
 
 
-def _check_layout(layout: str, moe: MoELayout) -> None:
+def _check_layout(layout: str, moe: MoELayout, *, drop_mtp: bool) -> None:
+    if layout == "uniform" and moe.mtp.have_experts and not drop_mtp:
+        raise SettingError(
+            f"--layout uniform has one number of experts for all layers, but {moe.mtp} would keep its experts, which "
+            "no plan covers. Leave it out with --drop-mtp, or use --layout per-layer."
+        )
     if layout == "uniform" and not _has_one_top_k(moe):
         top_ks = sorted({layer.top_k for layer in moe.layers.values()})
         raise SettingError(
@@ -140,10 +151,11 @@ def _check_layout(layout: str, moe: MoELayout) -> None:
         )
 
 
-def _chosen_layout(layout: str, plan: PruningPlan, moe: MoELayout) -> str:
-    _check_layout(layout, moe)
+def _chosen_layout(layout: str, plan: PruningPlan, moe: MoELayout, *, drop_mtp: bool) -> str:
+    _check_layout(layout, moe, drop_mtp=drop_mtp)
     if layout == "auto":
-        return "uniform" if len(set(plan.counts.values())) == 1 and _has_one_top_k(moe) else "per-layer"
+        equal = len(set(plan.counts.values())) == 1 and (drop_mtp or not moe.mtp.have_experts)
+        return "uniform" if equal and _has_one_top_k(moe) else "per-layer"
     return layout
 
 

@@ -63,7 +63,7 @@ def simplify(
         rehearsed = plan(_rehearsal(evidence), budget=budget, choice=choice)
         # Only counts that are asked for are known before scoring.
         counts_known = budget.like is not None or budget.experts_per_layer is not None
-        check_layout(checkpoint, moe, writing.layout, rehearsed if counts_known else None)
+        check_layout(checkpoint, moe, writing, rehearsed if counts_known else None)
         evidence = score(checkpoint, scoring=scoring, resources=resources, progress=progress)
     chosen = plan(evidence, budget=budget, choice=choice)
     done = prune(checkpoint, plan=chosen, output=pruned, writing=writing, progress=progress)

@@ -11,6 +11,7 @@ from moeits.choosing.pruning_plan import PruningPlan
 from moeits.evidence import NOISE_MARGIN
 from moeits.experts.layout import MoELayout
 from moeits.sizes import format_size
+from moeits.surgery import mtp
 from moeits.version import __version__
 
 _LOADS_UNIFORM = """\
@@ -58,6 +59,7 @@ def model_card(checkpoint: Checkpoint, moe: MoELayout, plan: PruningPlan, layout
     )
     edited = not plan.follows_order({i: layer.num_experts for i, layer in moe.layers.items()})
     by_hand = "\n**The kept experts were edited by hand:** they are not those that this leaves." if edited else ""
+    draft_head = _mtp_note(moe, plan)
     return f"""---
 {front}
 ---
@@ -80,7 +82,7 @@ P(down), the share of routed-expert parameters removed: {summary["reduction"]:.2
 
 Criterion `{plan.criterion}`; {_settings_sentence(plan.settings)}.{by_hand}
 `plan.json` is the whole recipe: anybody with the source can repeat it with `moeits prune SOURCE --plan plan.json`.
-{_noise_note(summary, len(plan.kept))}{code}
+{_noise_note(summary, len(plan.kept))}{draft_head}{code}
 ## How to load it
 
 {_LOADS_UNIFORM if layout == "uniform" else _LOADS_PER_LAYER}
@@ -111,6 +113,19 @@ def _noise_note(summary: Mapping[str, Any], layers: int) -> str:
         "independent weights would show;\nthere scores say little of who is redundant, and a random choice may be as "
         "good or better.\n"
     )
+
+
+def _mtp_note(moe: MoELayout, plan: PruningPlan) -> str:
+    """What became of layers for multi-token prediction, which no plan covers."""
+    match plan.settings.get(mtp.SETTING):
+        case mtp.DROPPED if moe.mtp.names:
+            return f"\nLeft out: {moe.mtp}. Speculative decoding needs another draft model.\n"
+        case mtp.KEPT:
+            return (
+                f"\nKept whole: {moe.mtp}, with all experts; the plan does not cover it. Engines that use it read the\n"
+                "number of experts of other layers for it. A uniform layout leaves it out, with `--drop-mtp`.\n"
+            )
+    return ""
 
 
 def _front_matter(source: Path, name: str) -> dict[str, Any]:

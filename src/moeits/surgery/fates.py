@@ -3,7 +3,7 @@
 Every tensor has exactly one fate, and all fates are known before a byte is written.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from types import MappingProxyType
@@ -78,12 +78,15 @@ def new_tensors(
     moe: MoELayout,
     kept: Mapping[int, Sequence[int]],
     computed: Mapping[str, Compute] = MappingProxyType({}),
+    dropped: Collection[str] = (),
 ) -> list[NewTensor]:
     """What is written, in the order of the source's shards: every tensor's fate carried out on headers alone.
 
     `computed` gives some tensors of the source another fate than the plan does; one that the plan drops cannot have it.
+    `dropped` are tensors outside MoE blocks that are left out.
     """
     fate_of = {name: fate for i, layer in moe.layers.items() for name, fate in fates(layer, kept[i]).items()}
+    fate_of |= dict.fromkeys(dropped, Drop())
     for name, new in computed.items():
         assert name in checkpoint.tensors, f"{name} is computed, but the source has no such tensor"
         assert not isinstance(fate_of.get(name), Drop), f"{name} is computed and dropped"

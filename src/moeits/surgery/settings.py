@@ -25,6 +25,9 @@ class Writing:
         metavar="SIZE",
         shown_default="the source's largest",
     )
+    drop_mtp: bool = setting(
+        False, help="Leave out the layers for multi-token prediction, whose experts no plan covers.", panel=OUTPUT
+    )
     overwrite: bool = setting(False, help="Replace a checkpoint at the output.", panel=OUTPUT)
 
     def __post_init__(self) -> None:
