@@ -251,6 +251,14 @@ def test_damaged_results_are_one_sentence_that_says_where(tmp_path, path, to, sa
     assert len(str(refused.value)) < 300 + len(str(tmp_path))
 
 
+def test_results_that_name_no_local_files_are_read(tmp_path):
+    """Those of hub data, or of a version that did not keep them."""
+    facts = json.loads(json.dumps(results({"t": [1, 0]}).facts()))
+    facts["tasks"]["t"].pop("files", None)
+    (tmp_path / "hub.json").write_text(json.dumps(facts))
+    assert compare(tmp_path / "hub.json", tmp_path / "hub.json").tasks
+
+
 def test_a_loss_that_is_not_a_number_is_called_so(tmp_path):
     made = results(nats=[float("nan")], tokens=[1])
     (tmp_path / "r.json").write_text(made.to_json())

@@ -58,7 +58,7 @@ class TaskFacts(TypedDict):
     chance: Number | None
     version: Number | str | None
     prompts: PromptCounts | None
-    files: dict[str, str]
+    files: NotRequired[dict[str, str]]
 
 
 class PerplexityFacts(TypedDict):
