@@ -24,6 +24,7 @@ from moeits.healing.template import Template
 from moeits.progress import Progress, silent
 from moeits.runtime import checked_dtype, context_of, load_tokenizer, processes, quiet
 from moeits.surgery.pruned_config import LOADER_FILE
+from moeits.surgery.written import check_written
 from moeits.version import __version__
 
 FORMAT = 1
@@ -322,6 +323,7 @@ def _write(
             if (source.folder / name).is_file():
                 writer.copy(source.folder / name, name)
         writer.write_json("config.json", source.config)
+        check_written(writer.folder, job.moe)
         if keep_adapter:
             save_adapter(writer.folder / ADAPTER_FOLDER, job, trained.factors)
         healing = replace(healing, loss_merged=_loss_on_disk(job, writer))

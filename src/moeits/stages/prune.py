@@ -10,7 +10,7 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.side_files import copy_side_files
 from moeits.checkpoint.writing import check_output, new_checkpoint
 from moeits.choosing.pruning_plan import PruningPlan, fit
-from moeits.errors import CheckpointError, PlanError, SettingError
+from moeits.errors import PlanError, SettingError
 from moeits.experts.architectures import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
@@ -23,6 +23,7 @@ from moeits.surgery.mtp import drops_mtp, plan_with_mtp, without_mtp
 from moeits.surgery.pruned_config import LOADER_FILE, class_name, pruned_config
 from moeits.surgery.quantization import renumbered_config, renumbered_side_files
 from moeits.surgery.settings import Writing
+from moeits.surgery.written import check_written
 
 
 @with_settings
@@ -73,7 +74,7 @@ def prune(
         writer.write_text("plan.json", plan.to_json())
         writer.write_text("README.md", model_card(checkpoint, moe, plan, layout, left_out))
         writer.write_tensors(tensors, max_shard_bytes=shard_bytes, progress=progress)
-        _check_written(writer.folder, plan)
+        check_written(writer.folder, moe, plan.counts)
     return plan
 
 
@@ -117,24 +118,6 @@ def check_plan(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout, *, any
     for i, before in (plan.experts_before() or {}).items():
         if before != moe.layers[i].num_experts:
             raise PlanError(f"The plan is for {before} experts in layer {i}, which has {moe.layers[i].num_experts}.")
-
-
-def _check_written(folder: Path, plan: PruningPlan) -> None:
-    """What was written fits its own config: every count, every shape of a router and of the experts.
-
-    Raises CheckpointError, before the output gets its name.
-    """
-    wrong = "The pruned checkpoint would contradict its own config, so it is not kept"
-    try:
-        written = MoELayout.of(Checkpoint(folder, source="output"))
-    except CheckpointError as error:
-        raise CheckpointError(f"{wrong}: {error}") from None
-    counts = {i: layer.num_experts for i, layer in written.layers.items()}
-    if counts != plan.counts:
-        raise CheckpointError(
-            f"{wrong}: config.json gives "
-            f"{sorted(set(counts.values()))} experts a layer, the plan {sorted(set(plan.counts.values()))}."
-        )
 
 
 def _check_layout(layout: str, moe: MoELayout, *, drop_mtp: bool) -> None:

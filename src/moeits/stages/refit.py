@@ -25,6 +25,7 @@ from moeits.runtime import checked_device, need
 from moeits.settings import with_settings
 from moeits.sizes import parse_size
 from moeits.surgery.pruned_config import LOADER_FILE
+from moeits.surgery.written import check_written
 from moeits.version import __version__
 
 FORMAT = 1
@@ -245,5 +246,6 @@ def _write(
             if (pruned.folder / name).is_file():
                 writer.copy(pruned.folder / name, name)
         writer.write_json("config.json", pruned.config)
+        check_written(writer.folder, MoELayout.of(pruned))
         writer.write_json("refit.json", made.facts())
         writer.write_text("README.md", refitted_card(pruned.folder, made.facts()))

@@ -1,0 +1,45 @@
+"""The last look at a checkpoint before it gets its name: its headers against its own config and its source."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from moeits.checkpoint.reading import Checkpoint
+from moeits.errors import CheckpointError
+from moeits.experts.layout import MoELayout, per_layer_config
+
+
+def check_written(folder: Path, source: MoELayout, counts: Mapping[int, int] | None = None) -> None:
+    """Every count of experts, and every shape of routers and experts, is what config.json there says.
+
+    `counts` are the experts that each layer keeps, by default all of the source. Raises CheckpointError, which says
+    where it is not so.
+    """
+    counts = {i: layer.num_experts for i, layer in source.layers.items()} if counts is None else counts
+    try:
+        checkpoint = Checkpoint(folder, source="output")
+        written = MoELayout.of(checkpoint)
+        _check_layers(written, source, counts)
+        uncut = all(counts[i] == layer.num_experts for i, layer in source.layers.items())
+        if written.mtp.have_experts and not uncut and not per_layer_config(checkpoint.config):
+            raise CheckpointError(f"{written.mtp} has other experts than the one number there.")
+    except CheckpointError as error:
+        # Without what to do about a checkpoint that somebody else wrote.
+        what = str(error).partition(". ")[0].rstrip(".")
+        raise CheckpointError(
+            f"The new checkpoint would contradict its own config, so it is not kept: {what}. Please report this."
+        ) from None
+
+
+def _check_layers(written: MoELayout, source: MoELayout, counts: Mapping[int, int]) -> None:
+    if differing := sorted(set(written.layers) ^ set(counts)):
+        raise CheckpointError(f"by config.json not the same layers as before have experts: {differing}.")
+    for i, layer in written.layers.items():
+        if layer.num_experts != counts[i]:
+            raise CheckpointError(
+                f"layer {i} has {layer.num_experts} experts by config.json and {next(iter(layer.router))}, "
+                f"where {counts[i]} are kept."
+            )
+        if layer.sizes != source.layers[i].sizes:
+            raise CheckpointError(
+                f"experts or router rows of {layer.block.rstrip('.')} do not have the size that they had."
+            )
