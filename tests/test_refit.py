@@ -208,3 +208,16 @@ def test_what_cannot_be_refitted_is_said(place: Path, tmp_path: Path) -> None:
     refused(SettingError, "--drift 2 is out of range", drift=2.0)
     refused(SettingError, "names no source", data=" , ")
     refused(CalibrationError, "Give more text, or ask for fewer", tokens=10**8)
+
+
+def test_simplify_chooses_by_reconstruction_and_refits_in_one_go(place: Path) -> None:
+    settings = {"experts_per_layer": 3, "criterion": "reconstruction", "tokens": 2048}
+    with pytest.raises(SettingError, match="heal what --refit leaves"):
+        moeits.simplify(place / "toy", output=place / "both", refit=True, heal="x.jsonl", **settings)
+    plan = moeits.simplify(place / "toy", output=place / "one-go", refit=True, **settings)
+    assert plan.criterion == "reconstruction"
+    assert (place / "one-go" / "refit.json").is_file()
+    assert not (place / "one-go.pruned").exists()
+    (place / "again-one.pruned").mkdir()
+    with pytest.raises(MoeitsError, match="moeits refit"):
+        moeits.simplify(place / "toy", output=place / "again-one", refit=True, **settings)

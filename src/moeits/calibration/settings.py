@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from moeits.errors import SettingError
-from moeits.settings import EXPERT, setting
+from moeits.settings import EXPERT, WHAT, setting
 
 BUNDLED = "bundled"
 
@@ -46,3 +46,20 @@ class Machine:
         "4GiB", help="Activations beyond this are kept on disk, beside the output.", panel=EXPERT, metavar="SIZE"
     )
     device: str | None = setting(None, help="cpu, cuda:0, ...", panel=EXPERT, shown_default="the first accelerator")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watching:
+    """Of `simplify`: on what tokens experts are watched and refitted."""
+
+    refit: bool = setting(False, help="Refit the kept experts' down projections in closed form.", panel=WHAT)
+    data: str = setting(
+        BUNDLED,
+        help="For --refit, and for criteria that watch experts: bundled, self, or texts (.jsonl).",
+        metavar="bundled|self|FILE",
+    )
+    tokens: int = setting(32768, help="How many of its tokens.")
+
+    def texts(self, seed: int) -> Tokens:
+        """The tokens."""
+        return Tokens(data=self.data, tokens=self.tokens, seed=seed)

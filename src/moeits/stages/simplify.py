@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
+from moeits.calibration.settings import Machine, Watching
 from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.replaceable import remove_checkpoint
 from moeits.checkpoint.writing import check_output
 from moeits.choosing.criteria import criterion_named
+from moeits.choosing.criteria.by_signal import LeastOfSignal
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.choosing.settings import Budget, Choice
-from moeits.errors import OutputError
+from moeits.errors import OutputError, SettingError
 from moeits.evidence import Evidence
 from moeits.experts.architectures import architecture_of
 from moeits.experts.inventory import Inventory
@@ -21,10 +23,12 @@ from moeits.experts.layout import MoELayout
 from moeits.progress import Progress, silent
 from moeits.settings import with_settings
 from moeits.signals.settings import Resources, Scoring
+from moeits.stages.calibrate import calibrate
 from moeits.stages.heal import check_healing
 from moeits.stages.heal import heal as heal_stage
 from moeits.stages.plan import plan
 from moeits.stages.prune import check_layout, check_request, prune
+from moeits.stages.refit import refit as refit_stage
 from moeits.stages.score import score
 from moeits.surgery.settings import Writing
 
@@ -39,6 +43,7 @@ def simplify(
     scoring: Scoring,
     resources: Resources,
     writing: Writing,
+    watching: Watching,
     heal: str | Path | None = None,
     recipe: str = "paper",
     revision: str | None = None,
@@ -47,30 +52,65 @@ def simplify(
     """Make a checkpoint smaller: `score`, `plan` and `prune` in one go, with the arguments of all three.
 
     Paper: Algorithm 1. With `heal` (data) the pruned checkpoint is healed by `recipe`; until that is done it lies in
-    OUTPUT.pruned, from where `moeits heal OUTPUT.pruned --resume` goes on after a kill. Otherwise nothing is kept in
-    between. What is wrong with an argument, or out of reach of a budget, is said before anything is scored. Returns the
-    plan as it was carried out. Raises what the stages raise.
+    OUTPUT.pruned, from where `moeits heal OUTPUT.pruned --resume` goes on after a kill; with `refit` from where
+    `moeits refit OUTPUT.pruned` does. Otherwise nothing is kept in between. Criteria that watch experts calibrate
+    instead of scoring. What is wrong with an argument, or out of reach of a budget, is said before anything is scored.
+    Returns the plan as it was carried out. Raises what the stages raise.
     """
     checkpoint = Checkpoint.open(model, revision=revision, check=architecture_of)
     moe = MoELayout.of(checkpoint)
     check_request(checkpoint, moe, output=output, writing=writing)
-    pruned = Path(output) if heal is None else Path(output).with_name(Path(output).name + ".pruned")
-    if heal is not None:
+    pruned = _beside(Path(output)) if watching.refit or heal is not None else Path(output)
+    if watching.refit:
+        _check_refit(checkpoint, pruned, Path(output), heal, writing)
+    elif heal is not None:
         _check_left_over(checkpoint, pruned, Path(output), heal, recipe, overwrite=writing.overwrite)
         check_healing(checkpoint, data=heal, recipe=recipe)
-    evidence = Evidence(inventory=Inventory.of(checkpoint, moe))
-    if criterion_named(choice.criterion).needs_redundancy:
-        rehearsed = plan(_rehearsal(evidence), budget=budget, choice=choice)
-        # Only counts that are asked for are known before scoring.
-        counts_known = budget.like is not None or budget.experts_per_layer is not None
-        check_layout(checkpoint, moe, writing, rehearsed if counts_known else None)
+    criterion = criterion_named(choice.criterion)
+    if isinstance(criterion, LeastOfSignal):
+        evidence = calibrate(checkpoint, texts=watching.texts(choice.seed), machine=Machine(), progress=progress)
+    else:
+        evidence = Evidence(inventory=Inventory.of(checkpoint, moe))
+    if criterion.needs_redundancy:
+        _rehearse(checkpoint, moe, evidence, budget, choice, writing)
         evidence = score(checkpoint, scoring=scoring, resources=resources, progress=progress)
     chosen = plan(evidence, budget=budget, choice=choice)
     done = prune(checkpoint, plan=chosen, output=pruned, writing=writing, progress=progress)
-    if heal is not None:
+    if watching.refit:
+        given = {"texts": watching.texts(choice.seed), "overwrite": writing.overwrite}
+        refit_stage(pruned, parent=checkpoint.folder, output=output, progress=progress, **given)
+        remove_checkpoint(pruned)
+    elif heal is not None:
         heal_stage(pruned, data=heal, output=output, recipe=recipe, overwrite=writing.overwrite, progress=progress)
         remove_checkpoint(pruned)
     return done
+
+
+def _beside(output: Path) -> Path:
+    """Where the pruned checkpoint lies until what is made from it is done."""
+    return output.with_name(output.name + ".pruned")
+
+
+def _rehearse(
+    checkpoint: Checkpoint, moe: MoELayout, facts: Evidence, budget: Budget, choice: Choice, writing: Writing
+) -> None:
+    """What is out of reach is said before anything is scored."""
+    rehearsed = plan(_rehearsal(facts), budget=budget, choice=choice)
+    # Only counts that are asked for are known before scoring.
+    counts_known = budget.like is not None or budget.experts_per_layer is not None
+    check_layout(checkpoint, moe, writing, rehearsed if counts_known else None)
+
+
+def _check_refit(checkpoint: Checkpoint, pruned: Path, output: Path, heal: object, writing: Writing) -> None:
+    """Nothing of an interrupted refit is in the way. Raises OutputError, which says how to go on with it."""
+    if heal is not None:
+        raise SettingError("--refit and --heal do not go in one command: heal what --refit leaves, with moeits heal.")
+    if os.path.lexists(pruned):
+        go_on = shlex.join(["moeits", "refit", str(pruned), "--parent", "MODEL", "--output", str(output)])
+        raise OutputError(
+            f"{pruned} is left over from an earlier run. Remove it to begin again, or go on with: {go_on}"
+        )
+    check_output(pruned, sources=[checkpoint.folder], overwrite=writing.overwrite)
 
 
 def _check_left_over(
