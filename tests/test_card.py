@@ -1,16 +1,23 @@
 """The model card: what a pruned checkpoint says of itself on the hub."""
 
+import re
 import shutil
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from typer.testing import CliRunner
 
 import moeits
+from moeits.card_slot import BEGIN, results_slot, with_results
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.criteria import criterion_named
+from moeits.choosing.pruning_plan import PruningPlan
+from moeits.command_line.app import app
 from moeits.experts.layout import MoELayout
+from moeits.surgery.card import OLDEST_TRANSFORMERS, Afterwards, model_card
 from tests.toys import make_toy, read_config
 
 LICENSED = """---
@@ -57,7 +64,7 @@ def test_a_card_that_cannot_be_read_does_not_stop_anything(tmp_path: Path, toy: 
 @pytest.mark.parametrize(
     ("layout", "says", "never"),
     [
-        ("per-layer", "trust_remote_code=True", "vLLM, SGLang, llama.cpp (after"),
+        ("per-layer", "trust_remote_code=True", "llama.cpp (after"),
         ("uniform", "without remote code", "trust_remote_code"),
     ],
 )
@@ -137,9 +144,69 @@ def test_what_a_criterion_removes_is_called_as_it_says(
     assert "with unlucky experts removed" in card_of(tmp_path / "out").text
 
 
+NESTED = "---\nlicense: " + "[" * 5000 + "]" * 5000 + "\n---\n"
+
+
+def test_the_control_runs_as_the_card_prints_it(tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = toy.rename(tmp_path / "source")
+    plan = moeits.simplify(source, tau=0.5, output=tmp_path / "out")
+    (command,) = re.findall("^moeits simplify .*$", card_of(tmp_path / "out").text, re.MULTILINE)
+    assert command.split()[2] == "source", "of a local checkpoint its name, not its folder"
+    monkeypatch.chdir(tmp_path / "out")
+    ran = CliRunner().invoke(app, command.replace(" source ", " ../source ").split()[1:])
+    assert ran.exit_code == 0, ran.output
+    assert PruningPlan.load(tmp_path / "control" / "plan.json").counts == plan.counts
+
+
+def test_nothing_is_said_that_nobody_did(tmp_path: Path, toy: Path) -> None:
+    for layout in ("uniform", "per-layer"):
+        moeits.simplify(toy, tau=0.5, output=tmp_path / layout, layout=layout)
+        text = card_of(tmp_path / layout).text
+        assert "by us" not in text.lower()
+        assert "a sample of the bytes" in text, "the fingerprint is not a checksum of everything"
+        assert all(word in text for word in ("AutoTokenizer", ".generate(", f"transformers {OLDEST_TRANSFORMERS}"))
+
+
+def test_the_oldest_transformers_is_the_one_that_is_asked_for() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert f"transformers>={OLDEST_TRANSFORMERS}" in project["project"]["optional-dependencies"]["load"]
+
+
+def test_a_model_of_the_hub_is_named_with_its_relation(toy: Path) -> None:
+    plan = replace(moeits.plan(moeits.score(toy), tau=0.5), source="org/name@main")
+    data = ModelCard(model_card(plan.source, toy, read_config(toy), plan)).data
+    assert (data.base_model, data.base_model_relation) == ("org/name", "finetune")
+
+
+def test_a_licence_nested_deeply_stops_nothing(tmp_path: Path, toy: Path) -> None:
+    (toy / "README.md").write_text(NESTED)
+    moeits.simplify(toy, experts_per_layer=4, output=tmp_path / "out")
+    assert card_of(tmp_path / "out").data.license is None
+
+
+def test_a_measured_loss_is_not_denied_and_the_plan_is_not_all_that_was_done(toy: Path) -> None:
+    plan = moeits.plan(moeits.score(toy), tau=0.5)
+    trained = Afterwards("The weights were trained.", "## Healing\n\n| pruned | 1.5 |")
+    text = model_card("toy", toy, read_config(toy), plan, afterwards=[trained])
+    assert "How much the model lost" not in text
+    assert "nothing was trained" not in text
+    assert "the whole recipe" not in text
+    assert text.index("## Healing") < text.index(BEGIN) < text.index("## How to load it")
+
+
+def test_results_fill_their_slot_and_leave_the_rest_as_it_was_edited() -> None:
+    card = f"# Mine\n\nwords\n\n{results_slot('## Not measured')}\n\nmore words\n"
+    filled = with_results(card, "## Results")
+    assert filled == card.replace("## Not measured", "## Results")
+    assert with_results(filled, "## Results") == filled
+    assert with_results("# Mine\n", "## Results") == f"# Mine\n\n{results_slot('## Results')}\n"
+
+
 def test_a_choice_that_is_little_better_than_chance_is_called_so(tmp_path: Path, shared: Path) -> None:
     plan = moeits.simplify(shared / "models" / "moe-tiny-mixtral", tau=1.0, output=tmp_path / "out")
     assert plan.summary["layers_on_noise_floor"] == [0, 1, 2, 3]
-    assert "In 4 of 4 layers no pair of experts is 10% more redundant" in card_of(tmp_path / "out").text
+    text = card_of(tmp_path / "out").text
+    assert "In 4 of 4 layers no pair of experts is 10% more redundant" in text
+    assert "with some experts removed" in text, "not redundant ones"
     moeits.simplify(make_toy(tmp_path / "toy"), tau=1.0, output=tmp_path / "other")
     assert "better than chance" not in card_of(tmp_path / "other").text

@@ -1,12 +1,14 @@
 """Healing from file to file: its options, its other layouts, and one sentence for every bad input."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import moeits
+from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError, HealingError, MissingExtra, MoeitsError, OutputError, SettingError
 from tests.healing_toys import conversations, make_pruned, texts, write_rows, write_tokenizer
 from tests.toys import fuse, make_toy, read_config, read_tensors
@@ -213,6 +215,31 @@ def test_the_energy_of_a_training_is_measured_when_it_is_asked_for(pruned: Path,
     assert "in ESP" in card
 
 
+def test_the_card_says_what_was_trained_and_denies_no_measured_loss(pruned: Path, data: Path, tmp_path: Path):
+    """Whatever the pruned checkpoint's own README holds, the card is made from facts."""
+    (pruned / "README.md").write_bytes(b"mod\xe8le: nothing was trained\n")
+    healing = moeits.heal(pruned, data=data, output=tmp_path / "out", **TINY)
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "healed by a short LoRA training" in card
+    assert f"| merged, as it is here | {healing.loss_merged:.4f} |" in card
+    for denied in ("How much the model lost.", "nothing was trained", "the whole recipe"):
+        assert denied not in card
+
+
+def test_room_for_the_result_is_looked_for_before_the_training(
+    pruned: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from moeits.checkpoint import writing
+
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(writing.shutil, "disk_usage", lambda _: usage)
+    told: list[str] = []
+    with pytest.raises(OutputError, match="free, the checkpoint needs"):
+        moeits.heal(pruned, data=data, output=tmp_path / "out", progress=lambda what, *_: told.append(what), **TINY)
+    assert told == []
+    assert not (tmp_path / "out.healing").exists()
+
+
 # ------------------------------------------------------------------------------------------------------- bad input
 
 
@@ -304,10 +331,9 @@ def test_a_quantized_checkpoint_is_one_sentence_that_says_what_to_do(pruned: Pat
 
 
 def test_a_full_disk_is_said_before_training(pruned: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import shutil
-
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(100, 99, 1))
-    refuse("the checkpoints of this training need", pruned, data, tmp_path / "out", OutputError)
+    enough = Checkpoint.open(pruned).nbytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2 * enough, enough, enough))
+    refuse("the checkpoints of this training need", pruned, data, tmp_path / "out", OutputError, rank=64)
 
 
 def test_an_output_that_exists_is_refused_before_training(pruned: Path, data: Path, tmp_path: Path):

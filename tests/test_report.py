@@ -255,10 +255,10 @@ def test_a_payback_is_no_more_exact_than_its_energies_and_says_where_they_were_m
 def test_a_card_gains_results_once_and_loses_the_sentence_that_there_are_none(run: Path, tmp_path: Path) -> None:
     pruned, toy = tmp_path / "pruned", tmp_path / "toy"
     moeits.simplify(toy, output=pruned, tau=1)
-    assert "Not measured here" in (pruned / "README.md").read_text()
+    assert "## Not measured" in (pruned / "README.md").read_text()
     moeits.report([run], card=pruned)
     once = (pruned / "README.md").read_text()
-    assert "Not measured here" not in once
+    assert "## Not measured" not in once
     assert "| unpruned | 60.0 ± 4.9 |" in once
     assert once.startswith("---\n")
     rows = {line.split("|")[1].strip() for line in once.splitlines() if line.startswith("| MoEITS")}

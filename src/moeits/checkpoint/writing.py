@@ -113,7 +113,7 @@ def new_checkpoint(
         missing = [parent for parent in output.parents if not parent.exists()]
         with _termination_as_exit():
             output.parent.mkdir(parents=True, exist_ok=True)
-            _check_space(output, nbytes)
+            check_space(output, nbytes)
             partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
             yield CheckpointWriter(partial)
             partial.chmod(0o777 & ~_umask())
@@ -219,8 +219,10 @@ def check_output(output: Path, *, sources: Iterable[Path], overwrite: bool) -> N
         raise OutputError(f"{output} cannot be written: {error}. Choose another --output.") from None
 
 
-def _check_space(output: Path, nbytes: int) -> None:
-    free = shutil.disk_usage(output.parent).free
+def check_space(output: Path, nbytes: int) -> None:
+    """A checkpoint of so many bytes fits on the disk of `output`. Raises OutputError."""
+    disk = next(parent for parent in output.absolute().parents if parent.exists())
+    free = shutil.disk_usage(disk).free
     if nbytes > free:
         raise OutputError(
             f"{output.parent} has {format_size(free)} free, the checkpoint needs {format_size(nbytes)}. Make room, or "

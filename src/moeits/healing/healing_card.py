@@ -1,22 +1,16 @@
-"""What the card of a healed checkpoint says: the pruned one's card, and how it was healed."""
+"""What the card of a healed checkpoint says of the healing."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-_UNTRAINED = "that are left are those of the source, bit for bit; nothing was trained."
-_TRAINED = "that are left were healed by a short LoRA training, see below."
-_BEFORE = "## Not measured here"
+from moeits.surgery.card import Afterwards
+
+_TRAINED = "The weights that are left were healed by a short LoRA training, see below."
 
 
-def healed_card(pruned: Path, healing: Mapping[str, Any]) -> str:
-    """README.md of the healed checkpoint, from the pruned one's folder and the facts of healing.json."""
-    path = pruned / "README.md"
-    card = path.read_text(encoding="utf-8") if path.is_file() else f"# {healing['source']}, healed\n"
-    card = card.replace(_UNTRAINED, _TRAINED)
-    section = _section(healing)
-    before, at, after = card.partition(_BEFORE)
-    return f"{before}{section}\n{at}{after}" if at else f"{card.rstrip()}\n\n{section}"
+def healed(facts: Mapping[str, Any]) -> Afterwards:
+    """The healing of the facts of healing.json, as a card tells it."""
+    return Afterwards(_TRAINED, _section(facts))
 
 
 def _section(healing: Mapping[str, Any]) -> str:

@@ -1,26 +1,19 @@
-"""What the card of a refitted checkpoint says: the pruned one's card, and how it was refitted."""
+"""What the card of a refitted checkpoint says of the refit."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-_UNTOUCHED = "that are left are those of the source, bit for bit; nothing was trained."
+from moeits.surgery.card import UNTRAINED, Afterwards
+
 _REFITTED = (
-    "that are left are those of the source, bit for bit, but for the down projections named in `refit.json`, which "
-    "were\nrefitted in closed form, see below; nothing was trained."
+    "The weights that are left are those of the source, bit for bit, but for the down projections named in\n"
+    "`refit.json`, which were refitted in closed form, see below; nothing was trained."
 )
-_BEFORE = "## Not measured here"
 
 
-def refitted_card(pruned: Path, facts: Mapping[str, Any]) -> str:
-    """README.md of the refitted checkpoint, from the pruned one's folder and the facts of refit.json."""
-    path = pruned / "README.md"
-    card = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else f"# {facts['source']}, refitted\n"
-    if facts["accepted"]:
-        card = card.replace(_UNTOUCHED, _REFITTED)
-    section = _section(facts)
-    before, at, after = card.partition(_BEFORE)
-    return f"{before}{section}\n{at}{after}" if at else f"{card.rstrip()}\n\n{section}"
+def refitted(facts: Mapping[str, Any]) -> Afterwards:
+    """The refit of the facts of refit.json, as a card tells it."""
+    return Afterwards(_REFITTED if facts["accepted"] else UNTRAINED, _section(facts))
 
 
 def _section(facts: Mapping[str, Any]) -> str:

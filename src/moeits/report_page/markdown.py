@@ -1,8 +1,8 @@
 """The report's tables in Markdown, for a paper or a model card."""
 
-import re
 from collections.abc import Iterator, Sequence
 
+from moeits.card_slot import with_results
 from moeits.printable import markdown_text
 from moeits.report_page.artefacts import Run
 from moeits.report_page.blocks import Block, Section
@@ -11,8 +11,6 @@ from moeits.report_page.sections import sections_of
 
 # Sections whose tables say what came out; the others are about how it is drawn or made.
 _OF_RESULTS = ("accuracy", "footprint", "ledger", "healing", "rows", "runs")
-BEGIN, END = "<!-- moeits results: written by moeits report --card -->", "<!-- end of moeits results -->"
-_UNMEASURED = re.compile(r"## Not measured here\n.*?(?=\n## |\Z)", re.DOTALL)
 
 
 def tables(runs: Sequence[Run], extra: Sequence[Section] = (), *, level: int = 2) -> str:
@@ -59,11 +57,5 @@ def _table(block: Block) -> str:
 
 
 def card_with_results(card: str, runs: Sequence[Run]) -> str:
-    """A model card with the results of its runs: in place of older ones, and of the sentence that there are none."""
-    results = f"{BEGIN}\n\n## Results\n\n{tables(runs, level=3).strip()}\n\n{END}"
-    if BEGIN in card and END in card:
-        before, rest = card.split(BEGIN, 1)
-        return before + results + rest.split(END, 1)[1]
-    if _UNMEASURED.search(card):
-        return _UNMEASURED.sub(lambda _: results + "\n", card, count=1)
-    return f"{card.rstrip()}\n\n{results}\n"
+    """A model card with the results of its runs, in place of older ones or of the sentence that there are none."""
+    return with_results(card, f"## Results\n\n{tables(runs, level=3).strip()}")

@@ -8,13 +8,14 @@ from typing import Any
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.side_files import copy_side_files
-from moeits.checkpoint.writing import CheckpointWriter, check_output, new_checkpoint
+from moeits.checkpoint.writing import CheckpointWriter, check_output, check_space, new_checkpoint
+from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import HealingError, SettingError
 from moeits.experts.layout import MoELayout
 from moeits.healing.adapter_files import ADAPTER_FOLDER, save_adapter
 from moeits.healing.batches import MOST_HELD_OUT, Sequencer, TrainingData
 from moeits.healing.conversations import Row, read_rows
-from moeits.healing.healing_card import healed_card
+from moeits.healing.healing_card import healed
 from moeits.healing.job import HealingJob, Schedule, Trained
 from moeits.healing.merging import merged_tensors
 from moeits.healing.recipe import FIELDS, HealingRecipe, recipe_named
@@ -23,6 +24,7 @@ from moeits.healing.targets import targets_of
 from moeits.healing.template import Template
 from moeits.progress import Progress, silent
 from moeits.runtime import checked_dtype, context_of, load_tokenizer, processes, quiet
+from moeits.surgery.card import model_card
 from moeits.surgery.pruned_config import LOADER_FILE
 from moeits.surgery.written import check_written
 from moeits.version import __version__
@@ -156,7 +158,9 @@ def heal(
         fresh=fresh,
     )
     asked = targets_of(checkpoint, moe, chosen.targets)
+    plan = _plan_of(checkpoint)
     check_output(Path(output), sources=[checkpoint.folder], overwrite=overwrite)
+    check_space(Path(output), checkpoint.nbytes)
     run = HealingRun.beside(Path(output))
     # A resumed run may be ended earlier than it was begun; its data are what it was begun with.
     if resume and not fresh and run.saved_nothing():
@@ -186,7 +190,7 @@ def heal(
         if not trained.is_main_process:
             return healing
         healing = _write(
-            job, trained, healing, Path(output), keep_adapter=keep_adapter, overwrite=overwrite, progress=progress
+            job, trained, healing, plan, Path(output), keep_adapter=keep_adapter, overwrite=overwrite, progress=progress
         )
     job.run.remove()
     return healing
@@ -306,6 +310,7 @@ def _write(
     job: HealingJob,
     trained: Trained,
     healing: Healing,
+    plan: PruningPlan | None,
     output: Path,
     *,
     keep_adapter: bool,
@@ -328,8 +333,19 @@ def _write(
             save_adapter(writer.folder / ADAPTER_FOLDER, job, trained.factors)
         healing = replace(healing, loss_merged=_loss_on_disk(job, writer))
         writer.write_json("healing.json", healing.facts())
-        writer.write_text("README.md", healed_card(source.folder, healing.facts()))
+        writer.write_text("README.md", _card(source, plan, healing))
     return healing
+
+
+def _card(pruned: Checkpoint, plan: PruningPlan | None, healing: Healing) -> str:
+    name = pruned.source if plan is None else plan.source
+    return model_card(name, pruned.folder, pruned.config, plan, afterwards=[healed(healing.facts())])
+
+
+def _plan_of(pruned: Checkpoint) -> PruningPlan | None:
+    """The plan that a checkpoint was pruned by, if it carries one. Raises PlanError if that cannot be read."""
+    path = pruned.folder / "plan.json"
+    return PruningPlan.load(path) if path.is_file() else None
 
 
 def _loss_on_disk(job: HealingJob, writer: CheckpointWriter) -> float | None:

@@ -4,7 +4,9 @@ Every tensor has exactly one fate - copy, take, rename or drop - and all fates a
 number is ever recomputed, so what is kept is kept to the bit, in any dtype.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.side_files import copy_side_files
@@ -72,10 +74,17 @@ def prune(
         if layout == "per-layer":
             writer.copy(Path(__file__).parents[1] / LOADER_FILE, LOADER_FILE)
         writer.write_text("plan.json", plan.to_json())
-        writer.write_text("README.md", model_card(checkpoint, moe, plan, layout, left_out))
+        writer.write_text("README.md", _card(checkpoint, moe, config, plan, left_out))
         writer.write_tensors(tensors, max_shard_bytes=shard_bytes, progress=progress)
         check_written(writer.folder, moe, plan.counts)
     return plan
+
+
+def _card(
+    checkpoint: Checkpoint, moe: MoELayout, config: Mapping[str, Any], plan: PruningPlan, left_out: list[str]
+) -> str:
+    mtp_layers = str(moe.mtp) if moe.mtp.names else ""
+    return model_card(checkpoint.source, checkpoint.folder, config, plan, left_out=left_out, mtp_layers=mtp_layers)
 
 
 def check_request(checkpoint: Checkpoint, moe: MoELayout, *, output: str | Path, writing: Writing) -> None:

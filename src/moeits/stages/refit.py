@@ -19,11 +19,12 @@ from moeits.experts.layout import MoELayout
 from moeits.finished import FinishedLayers
 from moeits.progress import Progress, silent
 from moeits.refitting.files import FittedLayers, partial_output
-from moeits.refitting.refit_card import refitted_card
+from moeits.refitting.refit_card import refitted
 from moeits.refitting.settings import Fitting
 from moeits.runtime import checked_device, need
 from moeits.settings import with_settings
 from moeits.sizes import parse_size
+from moeits.surgery.card import model_card
 from moeits.surgery.pruned_config import LOADER_FILE
 from moeits.surgery.written import check_written
 from moeits.version import __version__
@@ -248,4 +249,6 @@ def _write(
         writer.write_json("config.json", pruned.config)
         check_written(writer.folder, MoELayout.of(pruned))
         writer.write_json("refit.json", made.facts())
-        writer.write_text("README.md", refitted_card(pruned.folder, made.facts()))
+        plan = PruningPlan.load(pruned.folder / "plan.json")
+        card = model_card(plan.source, pruned.folder, pruned.config, plan, afterwards=[refitted(made.facts())])
+        writer.write_text("README.md", card)

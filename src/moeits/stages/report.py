@@ -80,7 +80,14 @@ def _write_card(checkpoint: Path, runs: Sequence[Run]) -> None:
         )
     if not any(rows_of(run) or any(point.footprint for point in run.points) for run in own):
         raise EvaluationError("These runs have no results to add to a card. Evaluate first: moeits sweep --evaluate.")
-    write_whole(path, card_with_results(path.read_text(encoding="utf-8"), own).encode(), card_of=checkpoint)
+    write_whole(path, card_with_results(_text_of(path), own).encode(), card_of=checkpoint)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{path} cannot be read as UTF-8 text, so no results can be added to it.") from error
 
 
 def _of_checkpoint(checkpoint: Path, run: Run) -> Run | None:

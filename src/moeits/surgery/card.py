@@ -1,155 +1,253 @@
-"""The model card of a pruned checkpoint: what it was made from, how, what is left, and how to load it."""
+"""The model card of a checkpoint that moeits wrote: what it was made from, how, what is left, and how to load it.
+
+The card is made from facts each time: the plan, what the weights went through afterwards, and the config. The one part
+that is filled in later is the slot of results, between two marks.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moeits.checkpoint.reading import Checkpoint
+from moeits.card_slot import results_slot
 from moeits.choosing.criteria import CRITERIA
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.evidence import NOISE_MARGIN
-from moeits.experts.layout import MoELayout
 from moeits.sizes import format_size
 from moeits.surgery import mtp
 from moeits.version import __version__
 
+OLDEST_TRANSFORMERS = "5.20"
+UNTRAINED = "The weights that are left are those of the source, bit for bit; nothing was trained."
+
 _LOADS_UNIFORM = """\
-All layers keep the same number of experts, so stock loaders open it, without remote code:
+All layers keep the same number of experts, so stock classes open it, without remote code:
 
 ```python
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained("PATH")
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("PATH", dtype="auto")
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+prompt = tokenizer("The capital of France is", return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))
 ```
 
-Run by us: transformers. Expected, not run: vLLM, SGLang, llama.cpp (after conversion), MLX; they read one number of
-experts from config.json.
+Needs transformers {oldest} or later; older ones that know this family may do. vLLM, SGLang, llama.cpp (after
+conversion) and MLX read one number of experts from config.json, as here; nobody has tried them on this checkpoint.
 """
 
 _LOADS_PER_LAYER = """\
-Layers keep different numbers of experts. Open it with moeits, or with the small generic file it carries
-(`modeling_moeits.py` resizes the layers of the stock class; there is no forked modelling code):
+Layers keep different numbers of experts. `modeling_moeits.py`, a small file beside the weights, resizes the layers of
+the stock class; there is no forked modelling code:
 
 ```python
-import moeits
-model = moeits.load("PATH")
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained("PATH", dtype="auto", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+prompt = tokenizer("The capital of France is", return_tensors="pt")
+print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))
 ```
 
-Run by us: transformers, lm-evaluation-harness. vLLM, SGLang, llama.cpp and MLX read one number of experts for all
-layers and do not open it: for them, prune again from the same plan with `--layout uniform`.
+`moeits.load("PATH")` opens it without remote code. Needs transformers {oldest} or later. vLLM, SGLang, llama.cpp and
+MLX read one number of experts for all layers and do not open it: for them, prune again from the same plan with
+`--layout uniform`.
 """
 
 
-def model_card(checkpoint: Checkpoint, moe: MoELayout, plan: PruningPlan, layout: str, left_out: list[str]) -> str:
-    """README.md of a pruned checkpoint, with front matter as the hub reads it."""
+@dataclass(frozen=True)
+class Afterwards:
+    """What the weights went through after experts were removed."""
+
+    weights: str
+    """A sentence that says of the weights what was done to them."""
+    section: str
+    """A section of the card, heading included."""
+
+
+def model_card(
+    name: str,
+    folder: Path,
+    config: Mapping[str, Any],
+    plan: PruningPlan | None,
+    *,
+    afterwards: Sequence[Afterwards] = (),
+    left_out: Sequence[str] = (),
+    mtp_layers: str = "",
+) -> str:
+    """README.md, with front matter as the hub reads it.
+
+    `name` is the hub id or folder name of what was pruned; `folder` is where its card, which tells the licence, lies.
+    `config` is that of the checkpoint the card is for. Without a `plan` nothing is known of a pruning. `left_out` is
+    code of the source's own, and `mtp_layers` names its layers for multi-token prediction.
+    """
     from huggingface_hub import ModelCardData
 
-    name = checkpoint.source.split("@")[0]
-    front = ModelCardData(**_front_matter(checkpoint.folder, name)).to_yaml().strip()
+    name = name.split("@")[0]
+    per_layer = "per_layer_config" in config
+    loads = (_LOADS_PER_LAYER if per_layer else _LOADS_UNIFORM).replace("{oldest}", OLDEST_TRANSFORMERS)
+    parts = [
+        f"---\n{ModelCardData(**_front_matter(folder, name)).to_yaml().strip()}\n---",
+        _opening(name, plan, afterwards),
+        *([] if plan is None else [_sizes(plan)]),
+        *(each.section.strip() for each in afterwards),
+        results_slot(_unmeasured(name, plan, afterwards)),
+        f"## How to load it\n\n{loads.strip()}",
+        *(
+            []
+            if plan is None
+            else [_how(plan, afterwards, _mtp_note(plan, mtp_layers) + _code_note(plan, left_out)), _experts(plan)]
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _opening(name: str, plan: PruningPlan | None, afterwards: Sequence[Afterwards]) -> str:
     source = f"[{name}](https://huggingface.co/{name})" if "/" in name else f"The local checkpoint {name}"
+    weights = " ".join(each.weights for each in afterwards) or UNTRAINED
+    if plan is None:
+        return f"# {name.split('/')[-1]}\n\n{source}, changed by moeits {__version__}. {weights}"
+    left, before = (plan.summary.get(which, "?") for which in ("experts_kept", "experts_before"))
+    return (
+        f"# {name.split('/')[-1]}, {left} of {before} experts\n\n"
+        f"{source} with {_chosen_by(plan)} experts removed by moeits {__version__}, which implements MoEITS\n"
+        f"(arXiv 2604.10603). {weights}"
+    )
+
+
+def _sizes(plan: PruningPlan) -> str:
     summary = plan.summary
-    code = (
-        f"\nThe source brings modelling code of its own ({', '.join(left_out)}). It was never run and is left out: "
-        f"transformers has {moe.architecture.model_type} natively.\n"
-        if left_out
+    rows = [
+        ("routed experts", "experts_before", "experts_kept", "{:,}".format),
+        ("parameters", "parameters_before", "parameters_after", "{:,}".format),
+        ("bytes of tensors", "bytes_before", "bytes_after", format_size),
+    ]
+    table = [
+        f"| {label} | {shown(summary[before])} | {shown(summary[after])} |"
+        for label, before, after, shown in rows
+        if before in summary and after in summary
+    ]
+    share = (
+        f"\n\nP(down), the share of routed-expert parameters removed: {summary['reduction']:.2%}; of all parameters:\n"
+        f"{summary['reduction_of_all']:.2%}."
+        if {"reduction", "reduction_of_all"} <= summary.keys()
         else ""
     )
-    edited = not plan.follows_order({i: layer.num_experts for i, layer in moe.layers.items()})
+    return "\n".join(["| | before | after |", "| --- | ---: | ---: |", *table]) + share
+
+
+def _unmeasured(name: str, plan: PruningPlan | None, afterwards: Sequence[Afterwards]) -> str:
+    """What nobody can know from this card; a measured loss above is not denied."""
+    if plan is None:
+        return "## Not measured\n\nWhat it can do on tasks, and how that compares with the model it was made from."
+    lost = (
+        "What it can do on tasks beside the unpruned model; the losses above are of one text."
+        if afterwards
+        else "How much the model lost."
+    )
+    return f"""## Not measured
+
+{lost} Compare it with the unpruned model, and with a random choice of the same counts, before you trust it. The random
+choice is written by this command, in this folder:
+
+```bash
+moeits simplify {name} --criterion random --like plan.json --output ../control
+```"""
+
+
+def _how(plan: PruningPlan, afterwards: Sequence[Afterwards], notes: str) -> str:
+    edited = not plan.follows_order(plan.experts_before() or plan.counts)
     by_hand = "\n**The kept experts were edited by hand:** they are not those that this leaves." if edited else ""
-    draft_head = _mtp_note(moe, plan)
-    return f"""---
-{front}
----
-
-# {name.split("/")[-1]}, {summary["experts_kept"]} of {summary["experts_before"]} experts
-
-{source} with {_chosen_by(plan.criterion)} experts removed by moeits {__version__}, which implements MoEITS
-(arXiv 2604.10603). The weights that are left are those of the source, bit for bit; nothing was trained.
-
-| | before | after |
-| --- | ---: | ---: |
-| routed experts | {summary["experts_before"]} | {summary["experts_kept"]} |
-| parameters | {summary["parameters_before"]:,} | {summary["parameters_after"]:,} |
-| bytes of tensors | {format_size(summary["bytes_before"])} | {format_size(summary["bytes_after"])} |
-
-P(down), the share of routed-expert parameters removed: {summary["reduction"]:.2%}; of all parameters:
-{summary["reduction_of_all"]:.2%}.
-
-## How it was made
+    repeats = "the recipe of the pruning, though not of what came after it" if afterwards else "the whole recipe"
+    return f"""## How it was made
 
 Criterion `{plan.criterion}`; {_settings_sentence(plan.settings)}.{by_hand}
-`plan.json` is the whole recipe: anybody with the source can repeat it with `moeits prune SOURCE --plan plan.json`.
-{_noise_note(summary, len(plan.kept))}{draft_head}{code}
-## How to load it
-
-{_LOADS_UNIFORM if layout == "uniform" else _LOADS_PER_LAYER}
-## Experts per layer
-
-| layer | before | after |
-| ---: | ---: | ---: |
-{_rows(moe, plan)}
-
-## Not measured here
-
-How much the model lost. Compare it with the unpruned model, and with a random choice of the same counts, before you
-trust it (`moeits plan --criterion random --like plan.json`).
-"""
+`plan.json` is {repeats}: anybody with the source can prune it again with
+`moeits prune SOURCE --plan plan.json --output OUTPUT`. The plan was made for the
+fingerprint `{plan.fingerprint[:16]}`, taken over the names, dtypes, shapes and a sample of the bytes of all tensors.
+{_noise_note(plan)}{notes}""".rstrip()
 
 
-def _chosen_by(criterion: str) -> str:
-    """What the removed experts are, by who chose them; the control must not pass for the method."""
-    return next((each.chosen for each in CRITERIA if each.name == criterion), "some")
-
-
-def _noise_note(summary: Mapping[str, Any], layers: int) -> str:
-    on_floor = summary.get("layers_on_noise_floor") or ()
-    if not on_floor:
+def _code_note(plan: PruningPlan, left_out: Sequence[str]) -> str:
+    if not left_out:
         return ""
     return (
-        f"\nIn {len(on_floor)} of {layers} layers no pair of experts is {NOISE_MARGIN:.0%} more redundant than "
-        "independent weights would show;\nthere scores say little of who is redundant, and a random choice may be as "
-        "good or better.\n"
+        f"\nThe source brings modelling code of its own ({', '.join(left_out)}). It was never run and is left out: "
+        f"transformers has {plan.model_type} natively.\n"
     )
 
 
-def _mtp_note(moe: MoELayout, plan: PruningPlan) -> str:
+def _mtp_note(plan: PruningPlan, layers: str) -> str:
     """What became of layers for multi-token prediction, which no plan covers."""
     match plan.settings.get(mtp.SETTING):
-        case mtp.DROPPED if moe.mtp.names:
-            return f"\nLeft out: {moe.mtp}. Speculative decoding needs another draft model.\n"
-        case mtp.KEPT:
+        case mtp.DROPPED if layers:
+            return f"\nLeft out: {layers}. Speculative decoding needs another draft model.\n"
+        case mtp.KEPT if layers:
             return (
-                f"\nKept whole: {moe.mtp}, with all experts; the plan does not cover it. Engines that use it read the\n"
+                f"\nKept whole: {layers}, with all experts; the plan does not cover it. Engines that use it read the\n"
                 "number of experts of other layers for it. A uniform layout leaves it out, with `--drop-mtp`.\n"
             )
     return ""
 
 
-def _front_matter(source: Path, name: str) -> dict[str, Any]:
-    front: dict[str, Any] = {"library_name": "transformers", "tags": ["moe", "pruning", "moeits"]}
+def _experts(plan: PruningPlan) -> str:
+    before = plan.experts_before() or {}
+    rows = (f"| {layer} | {before.get(layer, '?')} | {len(kept)} |" for layer, kept in plan.kept.items())
+    return "\n".join(["## Experts per layer\n", "| layer | before | after |", "| ---: | ---: | ---: |", *rows])
+
+
+def _chosen_by(plan: PruningPlan) -> str:
+    """What the removed experts are, by who chose them; no more is said of them than is so.
+
+    The control must not pass for the method, nor chance for redundancy.
+    """
+    criterion = next((each for each in CRITERIA if each.name == plan.criterion), None)
+    if criterion is None or (criterion.needs_redundancy and plan.summary.get("layers_on_noise_floor")):
+        return "some"
+    return criterion.chosen
+
+
+def _noise_note(plan: PruningPlan) -> str:
+    on_floor = plan.summary.get("layers_on_noise_floor") or ()
+    if not on_floor:
+        return ""
+    return (
+        f"\nIn {len(on_floor)} of {len(plan.kept)} layers no pair of experts is {NOISE_MARGIN:.0%} more redundant than "
+        "independent weights would show;\nthere scores say little of who is redundant, and a random choice may be as "
+        "good or better.\n"
+    )
+
+
+def _front_matter(folder: Path, name: str) -> dict[str, Any]:
+    front: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["moe", "pruning", "moeits"],
+    }
     if "/" in name:
-        front["base_model"] = name
-    return {**front, **_licence(source)}
+        # The hub has four relations; of those a checkpoint with its weights changed for good is a finetune.
+        front |= {"base_model": name, "base_model_relation": "finetune"}
+    return {**front, **_licence(folder)}
 
 
-def _licence(source: Path) -> dict[str, Any]:
+def _licence(folder: Path) -> dict[str, Any]:
     """The licence fields of the source's own card, if it has one that can be read."""
     from huggingface_hub import metadata_load
     from yaml import YAMLError  # huggingface_hub brings it
 
     try:
-        front = metadata_load(source / "README.md") or {}
-    except (OSError, ValueError, YAMLError):
+        front = metadata_load(folder / "README.md") or {}
+    except (OSError, ValueError, YAMLError, RecursionError):
         return {}
-    return {field: front[field] for field in ("license", "license_name", "license_link", "language") if field in front}
+    fields = ("license", "license_name", "license_link", "language")
+    return {field: front[field] for field in fields if _is_text(front.get(field))}
+
+
+def _is_text(value: Any) -> bool:
+    texts = value if isinstance(value, list) else [value]
+    return bool(texts) and all(isinstance(text, str) and text for text in texts)
 
 
 def _settings_sentence(settings: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {json.dumps(value)}" for name, value in settings.items() if value is not None)
-
-
-def _rows(moe: MoELayout, plan: PruningPlan) -> str:
-    return "\n".join(f"| {i} | {layer.num_experts} | {len(plan.kept[i])} |" for i, layer in moe.layers.items())
