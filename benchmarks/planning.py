@@ -3,10 +3,10 @@
 import numpy as np
 
 from benchmarks.measuring import seconds, spread, table
+from moeits.choosing.planner import Planner
 from moeits.evidence import Evidence
 from moeits.experts.inventory import Inventory, LayerFacts
 from moeits.experts.layout import ExpertSizes
-from moeits.stages.plan import Planner
 
 REPEATS = 5
 SHAPES = {

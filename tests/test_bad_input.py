@@ -404,7 +404,10 @@ SETTINGS = {
     "too many experts": (["--experts-per-layer", "7"], "--experts-per-layer 7 is out of reach"),
     "a floor of zero": (["--tau", "1", "--min-experts", "0"], "--min-experts 0 is out of range"),
     "an unknown criterion": (["--tau", "1", "--criterion", "moits"], "Did you mean 'moeits'?"),
-    "a random choice by tau": (["--tau", "1", "--criterion", "random"], "takes no tau"),
+    "a random choice by tau": (
+        ["--tau", "1", "--criterion", "random"],
+        "--criterion random has none: give --reduction",
+    ),
     "a plan to follow that is missing": (["--like", "none.json"], "There is no plan none.json"),
     "an unknown layout": (["--tau", "1", "--layout", "square"], "--layout square is not one of"),
     "a shard size in words": (["--tau", "1", "--max-shard-size", "big"], "--max-shard-size big is no size"),

@@ -46,7 +46,7 @@ def test_names_are_unique_and_found_by_name() -> None:
 
 def test_an_order_removes_all_experts_but_one_each_once(criterion: Criterion, evidence: Evidence) -> None:
     for layer, facts in evidence.layers.items():
-        order = criterion.order(evidence, layer, np.random.default_rng(0))
+        order = criterion.rank(evidence, layer, np.random.default_rng(0))
         assert order.num_experts == facts.num_experts
         assert len(order.removed) == len(set(order.removed)) == facts.num_experts - 1
         assert set(order.removed) < set(range(facts.num_experts)) or facts.num_experts == 1
@@ -55,7 +55,7 @@ def test_an_order_removes_all_experts_but_one_each_once(criterion: Criterion, ev
 
 def test_levels_if_there_are_any_never_rise(criterion: Criterion, evidence: Evidence) -> None:
     for layer in evidence.layers:
-        order = criterion.order(evidence, layer, np.random.default_rng(0))
+        order = criterion.rank(evidence, layer, np.random.default_rng(0))
         if order.levels is not None:
             assert len(order.levels) == len(order.removed)
             assert list(order.levels) == sorted(order.levels, reverse=True)
@@ -63,27 +63,27 @@ def test_levels_if_there_are_any_never_rise(criterion: Criterion, evidence: Evid
 
 
 def test_the_same_evidence_and_seed_give_the_same_order(criterion: Criterion, evidence: Evidence) -> None:
-    first, again = (criterion.order(evidence, 2, np.random.default_rng(3)) for _ in range(2))
+    first, again = (criterion.rank(evidence, 2, np.random.default_rng(3)) for _ in range(2))
     assert first == again
 
 
 def test_only_a_criterion_that_needs_a_seed_uses_it(criterion: Criterion, evidence: Evidence) -> None:
-    orders = {criterion.order(evidence, 2, np.random.default_rng(seed)).removed for seed in range(5)}
+    orders = {criterion.rank(evidence, 2, np.random.default_rng(seed)).removed for seed in range(5)}
     assert (len(orders) > 1) == criterion.needs_seed
 
 
 def test_only_a_criterion_that_needs_no_scores_plans_without_them(criterion: Criterion, evidence: Evidence) -> None:
-    unscored = replace(evidence, redundancy={}, floor={})
-    if criterion.needs_redundancy:
-        with pytest.raises(EvidenceError, match="Score the model again"):
+    unscored = replace(evidence, redundancy={}, floor={}, signals={})
+    if criterion.needs:
+        with pytest.raises(EvidenceError, match="Make it with: moeits "):
             elimination_order(criterion, unscored, 0, np.random.default_rng(0))
     else:
-        assert criterion.order(unscored, 0, np.random.default_rng(0)).num_experts == 9
+        assert criterion.rank(unscored, 0, np.random.default_rng(0)).num_experts == 9
 
 
 def test_the_evidence_is_left_as_it_was(criterion: Criterion, evidence: Evidence) -> None:
     before = {layer: matrix.copy() for layer, matrix in evidence.redundancy.items()}
-    criterion.order(evidence, 2, np.random.default_rng(0))
+    criterion.rank(evidence, 2, np.random.default_rng(0))
     assert all(np.array_equal(before[layer], matrix) for layer, matrix in evidence.redundancy.items())
 
 
@@ -112,8 +112,10 @@ def test_a_plan_of_any_criterion_is_read_back_as_it_was_written(
 
 
 def test_a_criterion_without_levels_refuses_a_tau_in_a_sentence(criterion: Criterion, evidence: Evidence) -> None:
-    if criterion.order(evidence, 0, np.random.default_rng(0)).levels is not None:
+    if criterion.rank(evidence, 0, np.random.default_rng(0)).levels is not None:
         assert plan(evidence, tau=0.5, criterion=criterion.name).settings["tau"] == 0.5
         return
-    with pytest.raises(MoeitsError, match="takes no tau"):
+    with pytest.raises(
+        MoeitsError, match=r"--tau is measured by scores, and --criterion .* has none: give --reduction"
+    ):
         plan(evidence, tau=0.5, criterion=criterion.name)

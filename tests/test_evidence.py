@@ -247,7 +247,7 @@ def test_a_layer_without_its_matrix_cannot_be_planned(tmp_path: Path) -> None:
     evidence = made_up()
     del evidence.redundancy[2]  # type: ignore[attr-defined]
     evidence.save(tmp_path / "evidence")
-    with pytest.raises(EvidenceError, match=r"no redundancy of layer 2\. Score the model again"):
+    with pytest.raises(EvidenceError, match=r"needs redundancy, and the evidence has none of layer 2"):
         plan(tmp_path / "evidence", tau=1)
 
 

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,6 +35,10 @@ class Evidence:
     """Decoder layer -> (E, E) float64: the redundancy expected if the experts were independent."""
     signals: Mapping[str, Mapping[int, np.ndarray]] = field(default_factory=dict)
     """Name of a signal -> decoder layer -> (E, E) or (E,): what else is known of pairs, or of single experts."""
+
+    def known(self, name: str) -> Mapping[int, np.ndarray]:
+        """What is known by that name, "redundancy" or a signal: decoder layer -> (E, E) or (E,); empty if nothing."""
+        return self.redundancy if name == "redundancy" else self.signals.get(name, {})
 
     @property
     def layers(self) -> Mapping[int, LayerFacts]:
@@ -127,6 +131,27 @@ class Evidence:
             raise EvidenceError(
                 f"{path} is not evidence that moeits score wrote: {error}. Score the model again."
             ) from None
+
+
+def merged(several: Sequence[Evidence]) -> Evidence:
+    """Evidence of one checkpoint from several scorings: the first, with what the others know beside it.
+
+    Raises EvidenceError if they are of different checkpoints, or two of them measured the redundancy.
+    """
+    if not several:
+        raise EvidenceError("There is no evidence: give at least one file that moeits score wrote.")
+    first = max(several, key=lambda each: bool(each.redundancy))
+    for other in several:
+        if other.fingerprint != first.fingerprint:
+            raise EvidenceError(
+                f"The evidence is of two checkpoints: {first.source} ({first.fingerprint[:12]}) and {other.source} "
+                f"({other.fingerprint[:12]}). Give files of one."
+            )
+        if other is not first and other.redundancy:
+            raise EvidenceError("Two of the files hold redundancies. Give one of them, and files of other signals.")
+    signals = {name: by_layer for each in several for name, by_layer in each.signals.items()}
+    settings = {name: value for each in (*several, first) for name, value in each.settings.items()}
+    return replace(first, signals=signals, settings=settings)
 
 
 def _line(error: object) -> str:

@@ -25,10 +25,16 @@ class EliminationOrder:
 
     def steps_at(self, tau: float) -> int:
         """How many steps Algorithm 3 takes at this tau: those whose level is above the threshold."""
+        return self.steps_above(self.mean + tau * self.iqr)
+
+    def steps_above(self, threshold: float) -> int:
+        """How many steps have a level above this one."""
         if self.levels is None:
-            raise PlanError("This criterion has no threshold, so it takes no tau: give --experts-per-layer or --like.")
+            raise PlanError(
+                "This criterion has no scores to measure a threshold by: give a reduction, a size or counts."
+            )
         # Levels never rise, so the steps taken are a prefix; bisection wants them ascending.
-        return bisect_left(self.levels, -(self.mean + tau * self.iqr), key=neg)
+        return bisect_left(self.levels, -threshold, key=neg)
 
     def by_groups(self, groups: int) -> "EliminationOrder":
         """The order of a router that is limited by `groups`, equal runs of ids that must stay of equal size.

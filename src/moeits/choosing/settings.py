@@ -6,9 +6,11 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from moeits.choosing.allocations import ALLOCATIONS
 from moeits.choosing.criteria import CRITERIA
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import SettingError
+from moeits.experts.inventory import MOST_EXPERTS
 from moeits.settings import EXPERT, WHAT, setting
 
 
@@ -80,6 +82,14 @@ class Choice:
     criterion: str = setting(
         "moeits", help="Who goes first.", panel=WHAT, choices=tuple(each.name for each in CRITERIA)
     )
+    allocation: str | None = setting(
+        None,
+        help="How removals are shared out among layers.",
+        panel=EXPERT,
+        choices=tuple(each.name for each in ALLOCATIONS),
+        shown_default="the criterion's own",
+    )
+    multiple_of: int = setting(1, help="Counts of experts are multiples of this.", panel=EXPERT)
     min_experts: int | None = setting(
         None, help="No layer keeps fewer experts than this.", panel=EXPERT, shown_default="the layer's top_k"
     )
@@ -90,5 +100,7 @@ class Choice:
             raise SettingError(
                 f"--min-experts {_shown(self.min_experts)} is out of range: a layer keeps at least one expert."
             )
+        if not 1 <= self.multiple_of <= MOST_EXPERTS:
+            raise SettingError(f"--multiple-of {_shown(self.multiple_of)} is out of range: give 1 or more.")
         if self.seed < 0:
             raise SettingError(f"--seed {_shown(self.seed)} is out of range: give 0 or more.")

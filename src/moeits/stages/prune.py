@@ -59,7 +59,7 @@ def prune(
     plan = plan if isinstance(plan, PruningPlan) else PruningPlan.load(plan)
     check_plan(plan, checkpoint, moe, any_fingerprint=any_fingerprint)
     drop_mtp = drops_mtp(plan, asked=writing.drop_mtp)
-    layout = _chosen_layout(writing.layout, plan, moe, drop_mtp=drop_mtp)
+    layout = _chosen_layout(writing.layout, plan.counts, moe, drop_mtp=drop_mtp)
     shard_bytes = _shard_bytes(writing.max_shard_size, checkpoint)
     plan = plan_with_mtp(fit(plan, Inventory.of(checkpoint, moe), layout), checkpoint, moe, dropped=drop_mtp)
     config = renumbered_config(checkpoint, moe, plan.kept, pruned_config(checkpoint.config, moe, plan, layout))
@@ -94,13 +94,13 @@ def check_request(checkpoint: Checkpoint, moe: MoELayout, *, output: str | Path,
     check_output(Path(output), sources=[checkpoint.folder], overwrite=writing.overwrite)
 
 
-def check_layout(checkpoint: Checkpoint, moe: MoELayout, writing: Writing, plan: PruningPlan | None) -> None:
-    """A checkpoint of unequal counts has a class that opens it; without a plan the counts may turn out unequal.
+def check_layout(checkpoint: Checkpoint, moe: MoELayout, writing: Writing, counts: Mapping[int, int] | None) -> None:
+    """A checkpoint of unequal counts has a class that opens it; counts that are not known yet may turn out unequal.
 
     Raises CheckpointError.
     """
     if writing.layout != "uniform" and (
-        plan is None or _chosen_layout(writing.layout, plan, moe, drop_mtp=writing.drop_mtp) == "per-layer"
+        counts is None or _chosen_layout(writing.layout, counts, moe, drop_mtp=writing.drop_mtp) == "per-layer"
     ):
         class_name(checkpoint.config)
 
@@ -143,10 +143,10 @@ def _check_layout(layout: str, moe: MoELayout, *, drop_mtp: bool) -> None:
         )
 
 
-def _chosen_layout(layout: str, plan: PruningPlan, moe: MoELayout, *, drop_mtp: bool) -> str:
+def _chosen_layout(layout: str, counts: Mapping[int, int], moe: MoELayout, *, drop_mtp: bool) -> str:
     _check_layout(layout, moe, drop_mtp=drop_mtp)
     if layout == "auto":
-        equal = len(set(plan.counts.values())) == 1 and (drop_mtp or not moe.mtp.have_experts)
+        equal = len(set(counts.values())) == 1 and (drop_mtp or not moe.mtp.have_experts)
         return "uniform" if equal and _has_one_top_k(moe) else "per-layer"
     return layout
 

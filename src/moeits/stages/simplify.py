@@ -2,17 +2,14 @@
 
 import os
 import shlex
-from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
 
 from moeits.calibration.settings import Machine, Watching
 from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.replaceable import remove_checkpoint
 from moeits.checkpoint.writing import check_output
 from moeits.choosing.criteria import criterion_named
-from moeits.choosing.criteria.by_signal import LeastOfSignal
+from moeits.choosing.limits import Limits
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.choosing.settings import Budget, Choice
 from moeits.errors import OutputError, SettingError
@@ -66,14 +63,13 @@ def simplify(
     elif heal is not None:
         _check_left_over(checkpoint, pruned, Path(output), heal, recipe, overwrite=writing.overwrite)
         check_healing(checkpoint, data=heal, recipe=recipe)
-    criterion = criterion_named(choice.criterion)
-    if isinstance(criterion, LeastOfSignal):
-        evidence = calibrate(checkpoint, texts=watching.texts(choice.seed), machine=Machine(), progress=progress)
-    else:
-        evidence = Evidence(inventory=Inventory.of(checkpoint, moe))
-    if criterion.needs_redundancy:
-        _rehearse(checkpoint, moe, evidence, budget, choice, writing)
+    evidence = Evidence(inventory=Inventory.of(checkpoint, moe))
+    _check_within_reach(checkpoint, moe, evidence, budget, choice, writing)
+    needs = criterion_named(choice.criterion).needs
+    if "redundancy" in needs:
         evidence = score(checkpoint, scoring=scoring, resources=resources, progress=progress)
+    elif needs:
+        evidence = calibrate(checkpoint, texts=watching.texts(choice.seed), machine=Machine(), progress=progress)
     chosen = plan(evidence, budget=budget, choice=choice)
     done = prune(checkpoint, plan=chosen, output=pruned, writing=writing, progress=progress)
     if watching.refit:
@@ -91,14 +87,14 @@ def _beside(output: Path) -> Path:
     return output.with_name(output.name + ".pruned")
 
 
-def _rehearse(
+def _check_within_reach(
     checkpoint: Checkpoint, moe: MoELayout, facts: Evidence, budget: Budget, choice: Choice, writing: Writing
 ) -> None:
-    """What is out of reach is said before anything is scored."""
-    rehearsed = plan(_rehearsal(facts), budget=budget, choice=choice)
-    # Only counts that are asked for are known before scoring.
-    counts_known = budget.like is not None or budget.experts_per_layer is not None
-    check_layout(checkpoint, moe, writing, rehearsed if counts_known else None)
+    """What floors, groups or the layout forbid is said before anything is scored."""
+    limits = Limits(facts.inventory, choice)
+    limits.check(budget)
+    asked = limits.counts(budget)
+    check_layout(checkpoint, moe, writing, asked and asked[0])
 
 
 def _check_refit(checkpoint: Checkpoint, pruned: Path, output: Path, heal: object, writing: Writing) -> None:
@@ -129,16 +125,3 @@ def _check_left_over(
         )
     if healing.exists():
         raise OutputError(f"{healing} is left over from an earlier healing. Remove it to begin again.")
-
-
-def _rehearsal(facts: Evidence) -> Evidence:
-    """Evidence with made-up scores: what cannot be planned with it cannot be planned at all.
-
-    Scoring takes its time, so a budget that makes no sense, or that floors and groups forbid, is found out before.
-    """
-    apart = {i: np.abs(np.subtract.outer(*2 * [np.arange(layer.num_experts)])) for i, layer in facts.layers.items()}
-    return replace(
-        facts,
-        redundancy={i: matrix.astype(float) for i, matrix in apart.items()},
-        floor={i: np.zeros(matrix.shape) for i, matrix in apart.items()},
-    )

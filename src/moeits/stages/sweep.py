@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moeits.checkpoint.reading import Checkpoint
+from moeits.choosing.planner import Planner
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.choosing.settings import Choice
 from moeits.errors import SettingError
@@ -16,7 +17,6 @@ from moeits.measurement.ledger import Ledger
 from moeits.progress import Progress, silent
 from moeits.settings import with_settings
 from moeits.signals.settings import Resources, Scoring
-from moeits.stages.plan import Planner
 from moeits.stages.score import score
 from moeits.sweeping.points import PointWork
 from moeits.sweeping.run_folder import PointFolder, RunFolder

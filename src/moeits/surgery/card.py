@@ -203,7 +203,7 @@ def _chosen_by(plan: PruningPlan) -> str:
     The control must not pass for the method, nor chance for redundancy.
     """
     criterion = next((each for each in CRITERIA if each.name == plan.criterion), None)
-    if criterion is None or (criterion.needs_redundancy and plan.summary.get("layers_on_noise_floor")):
+    if criterion is None or ("redundancy" in criterion.needs and plan.summary.get("layers_on_noise_floor")):
         return "some"
     return criterion.chosen
 

@@ -4,7 +4,6 @@ Budgets, floors and plans are the same for all of them. To add one: write its fi
 (docs/extending.md).
 """
 
-import difflib
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -12,22 +11,30 @@ import numpy as np
 from moeits.choosing.elimination import EliminationOrder
 from moeits.errors import EvidenceError, SettingError
 from moeits.evidence import Evidence
+from moeits.settings import did_you_mean
+from moeits.signals import SIGNALS
 
 
 class Criterion(Protocol):
     """A rule of removal."""
 
     name: ClassVar[str]
-    needs_redundancy: ClassVar[bool]
-    """False for a criterion that can plan from the headers of a checkpoint alone."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it must know of the experts: "redundancy", or names of signals; nothing if headers are enough."""
+
     needs_seed: ClassVar[bool]
     """True for a criterion whose choice is random; its seed is then part of the plan's settings."""
+
+    allocation: ClassVar[str]
+    """How its removals are shared out among layers, unless another allocation is asked for."""
 
     chosen: ClassVar[str]
     """What the experts that it removes are called on a card, such as "redundant"."""
 
-    def order(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:
-        """The elimination order of one layer, to the last expert. Scores are there if it needs them."""
+    def rank(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:
+        """The elimination order of one layer, to the last expert. What it needs is there."""
 
 
 from moeits.choosing.criteria import (  # noqa: E402
@@ -62,16 +69,27 @@ def elimination_order(
 
     Raises EvidenceError if the criterion needs scores and there are none.
     """
-    if criterion.needs_redundancy and layer not in evidence.redundancy:
-        raise EvidenceError(f"The evidence has no redundancy of layer {layer}. Score the model again.")
-    return criterion.order(evidence, layer, rng).by_groups(evidence.layers[layer].groups)
+    for name in criterion.needs:
+        if layer not in evidence.known(name):
+            raise EvidenceError(
+                f"--criterion {criterion.name} needs {name}, and the evidence has none of layer {layer}. "
+                f"Make it with: {made_by(name)}"
+            )
+    return criterion.rank(evidence, layer, rng).by_groups(evidence.layers[layer].groups)
+
+
+def made_by(name: str) -> str:
+    """The command that finds what a criterion needs."""
+    if name == "redundancy":
+        return "moeits score MODEL --output evidence.safetensors"
+    if name in {signal.name for signal in SIGNALS}:
+        return f"moeits score MODEL --signals {name} --output evidence.safetensors"
+    return "moeits calibrate MODEL --output signals.safetensors"
 
 
 def criterion_named(name: str) -> Criterion:
     """The criterion of that name. Raises SettingError if there is none, with the nearest known name."""
     known = {criterion.name: criterion for criterion in CRITERIA}
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise SettingError(f"There is no criterion {name!r}.{hint} Known: {', '.join(known)}.")
+        raise SettingError(f"There is no criterion {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
     return known[name]

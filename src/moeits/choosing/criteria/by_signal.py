@@ -6,7 +6,6 @@ from typing import ClassVar
 import numpy as np
 
 from moeits.choosing.elimination import EliminationOrder
-from moeits.errors import EvidenceError
 from moeits.evidence import Evidence
 
 
@@ -17,24 +16,21 @@ class LeastOfSignal:
     name: ClassVar[str]
     chosen: ClassVar[str]
     level: ClassVar[str]
-    needs_redundancy: ClassVar[bool] = False
     needs_seed: ClassVar[bool] = False
+    allocation: ClassVar[str] = "uniform"
 
-    def order(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:  # noqa: ARG002
-        """Raises EvidenceError if the evidence has no such signal."""
-        signal, level = (evidence.signals.get(name, {}).get(layer) for name in (self.name, self.level))
-        if signal is None or level is None:
-            raise EvidenceError(
-                f"The criterion {self.name} needs what moeits calibrate finds, and the evidence has no {self.name} of "
-                f"layer {layer}. Make it with: moeits calibrate MODEL --output signals.safetensors"
-            )
-        removed = tuple(map(int, np.argsort(signal, kind="stable")))
-        levels = -level
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((self.name, self.level)))
+
+    def rank(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:  # noqa: ARG002
+        signal, levels = evidence.known(self.name)[layer], -evidence.known(self.level)[layer]
+        removed = tuple(map(int, np.argsort(signal, kind="stable")))[:-1]
         upper, lower = np.percentile(levels, [75, 25])
         return EliminationOrder(
             num_experts=len(signal),
-            removed=removed[:-1],
-            levels=tuple(float(levels[e]) for e in removed[:-1]),
+            removed=removed,
+            levels=tuple(float(levels[expert]) for expert in removed),
             mean=float(levels.mean()),
             iqr=float(upper - lower),
         )

@@ -15,14 +15,15 @@ class ChanceCorrected:
     """The order of MoEITS on R minus its floor (docs/method.md, section 5); a tau is measured there too."""
 
     name: ClassVar[str] = "chance-corrected"
-    needs_redundancy: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("redundancy",)
     needs_seed: ClassVar[bool] = False
+    allocation: ClassVar[str] = "threshold"
     chosen: ClassVar[str] = "redundant beyond chance"
 
-    def order(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:
+    def rank(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:
         floor = evidence.floor.get(layer, 0.0)
         above = replace(evidence, redundancy={layer: evidence.redundancy[layer] - floor})
-        return moeits.CRITERION.order(above, layer, rng)
+        return moeits.CRITERION.rank(above, layer, rng)
 
 
 CRITERION = ChanceCorrected()

@@ -14,11 +14,12 @@ class MoEITS:
     """Of the most redundant pair, remove the expert that is more redundant with all the others."""
 
     name: ClassVar[str] = "moeits"
-    needs_redundancy: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("redundancy",)
     needs_seed: ClassVar[bool] = False
+    allocation: ClassVar[str] = "threshold"
     chosen: ClassVar[str] = "redundant"
 
-    def order(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:  # noqa: ARG002
+    def rank(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:  # noqa: ARG002
         redundancy = evidence.redundancy[layer]
         mean, iqr = threshold_statistics(redundancy, evidence.settings.get("diagonal", "zero"))
         removed, levels = eliminate(redundancy)

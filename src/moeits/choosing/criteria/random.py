@@ -11,14 +11,15 @@ from moeits.evidence import Evidence
 
 @dataclass(frozen=True)
 class Random:
-    """A random permutation per layer; it has no levels, so it takes counts and no tau."""
+    """A random permutation per layer; it has no levels, so it takes every budget but a tau."""
 
     name: ClassVar[str] = "random"
-    needs_redundancy: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
     needs_seed: ClassVar[bool] = True
+    allocation: ClassVar[str] = "uniform"
     chosen: ClassVar[str] = "randomly chosen"
 
-    def order(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:
+    def rank(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:
         count = evidence.layers[layer].num_experts
         return EliminationOrder(num_experts=count, removed=tuple(map(int, rng.permutation(count)[:-1])))
 

@@ -1,0 +1,102 @@
+"""How removals are shared out among layers, and budgets that every criterion takes."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from moeits.choosing.allocations import ALLOCATIONS, Allocation, allocation_named
+from moeits.choosing.criteria import CRITERIA
+from moeits.choosing.planner import Planner
+from moeits.choosing.settings import Choice
+from moeits.errors import BudgetOutOfReach, EvidenceError, SettingError
+from moeits.evidence import Evidence, merged
+from moeits.stages.plan import plan
+from tests.toys import random_redundancy, toy_evidence
+
+
+def made_up(*counts: int, top_k: int = 2) -> Evidence:
+    rng = np.random.default_rng(0)
+    return toy_evidence({layer: random_redundancy(rng, count) for layer, count in enumerate(counts)}, top_k=top_k)
+
+
+@pytest.fixture(params=ALLOCATIONS, ids=lambda allocation: allocation.name)
+def allocation(request: pytest.FixtureRequest) -> Allocation:
+    return request.param
+
+
+def test_further_up_the_dial_no_layer_loses_more(allocation: Allocation) -> None:
+    planner = Planner(made_up(9, 12, 6))
+    low, high = allocation.range(planner.orders, planner.most_steps)
+    along = [planner.steps_at(at, allocation) for at in np.linspace(low, high, 50)]
+    assert along[0] == planner.most_steps
+    assert set(along[-1].values()) == {0}
+    for lower, upper in pairwise(along):
+        assert all(lower[layer] >= upper[layer] for layer in lower)
+
+
+def test_every_allocation_meets_a_budget_and_no_more_than_needed(allocation: Allocation) -> None:
+    for wanted in (0.0, 0.2, 0.5, 0.7):
+        made = plan(made_up(9, 12, 6), reduction=wanted, allocation=allocation.name)
+        assert made.summary["reduction"] >= wanted
+        assert made.settings.get("allocation", "threshold") == allocation.name
+        assert min(made.counts.values()) >= 2
+
+
+@pytest.mark.parametrize("criterion", [each.name for each in CRITERIA if not each.needs or "redundancy" in each.needs])
+def test_every_criterion_takes_a_share_and_a_size(criterion: str) -> None:
+    evidence = made_up(8, 8, 8)
+    half = plan(evidence, reduction="50%", criterion=criterion)
+    assert 0.5 <= half.summary["reduction"] < 0.6
+    assert plan(evidence, max_size=half.summary["bytes_after"], criterion=criterion).counts == half.counts
+
+
+def test_global_levels_take_the_highest_of_all_layers_first() -> None:
+    evidence = made_up(8, 8)
+    evidence = replace(evidence, redundancy={0: evidence.redundancy[0] * 0.01, 1: evidence.redundancy[1]})
+    made = plan(evidence, reduction=0.3, allocation="global")
+    assert made.counts == {0: 8, 1: 3}
+    assert set(plan(evidence, reduction=0.3, allocation="uniform").counts.values()) == {5}
+
+
+def test_random_says_why_it_takes_no_tau_and_takes_the_rest() -> None:
+    evidence = made_up(8, 8)
+    with pytest.raises(SettingError, match=r"--tau is measured by scores, and --criterion random has none: give --red"):
+        plan(evidence, tau=1.0, criterion="random")
+    with pytest.raises(SettingError, match=r"--allocation global is measured by scores"):
+        plan(evidence, reduction=0.5, criterion="random", allocation="global")
+    assert plan(evidence, reduction=0.5, criterion="random").counts == {0: 4, 1: 4}
+
+
+def test_counts_are_multiples_of_what_is_asked_for(allocation: Allocation) -> None:
+    made = plan(made_up(12, 16, 8), reduction=0.4, allocation=allocation.name, multiple_of=4)
+    assert made.summary["reduction"] >= 0.4
+    assert all(count % 4 == 0 for count in made.counts.values())
+    with pytest.raises(BudgetOutOfReach, match=r"which is not a multiple of 4"):
+        plan(made_up(12), experts_per_layer=6, multiple_of=4)
+
+
+def test_what_does_not_go_together_is_said() -> None:
+    evidence = made_up(8, 8)
+    with pytest.raises(SettingError, match="the counts are given already"):
+        plan(evidence, experts_per_layer=4, allocation="uniform")
+    with pytest.raises(SettingError, match="--tau is the dial of --allocation threshold, not of uniform"):
+        plan(evidence, tau=1.0, allocation="uniform")
+    with pytest.raises(SettingError, match="Did you mean 'uniform'"):
+        plan(evidence, reduction=0.5, choice=Choice(allocation="uniforn"))
+    assert allocation_named("threshold").dial == "tau"
+
+
+def test_evidence_of_one_checkpoint_is_taken_together() -> None:
+    scored = made_up(8, 8)
+    beside = Evidence(inventory=scored.inventory, signals={"weight-norm": {0: np.ones(8), 1: np.ones(8)}})
+    both = merged([beside, scored])
+    assert both.redundancy is scored.redundancy
+    assert both.signals == beside.signals
+    assert plan([beside, scored], tau=0.5) == plan(scored, tau=0.5)
+    other = replace(beside, inventory=replace(beside.inventory, fingerprint="1" * 64))
+    with pytest.raises(EvidenceError, match="of two checkpoints"):
+        merged([scored, other])
+    with pytest.raises(EvidenceError, match="Two of the files hold redundancies"):
+        merged([scored, made_up(8, 8)])
