@@ -32,7 +32,9 @@ def show_refitting(refitting: Refitting, arguments: dict[str, Any]) -> None:
             ("refitted", f"{loss['refitted']:.4f}", f"{loss['kl_to_parent']['refitted']:.4f}", gained),
         ],
     )
-    if not refitting.accepted:
+    if refitting.accepted:
+        out("note: those tokens are of the fitted sources; text of another kind can lose, so evaluate it as well.")
+    else:
         out("note: the held-out loss did not fall for certain, so no weight was changed. More --tokens may do.")
     written(arguments)
 

@@ -36,4 +36,7 @@ Ridge regression of the kept experts' down projections on what each layer of {fa
 | unpruned | {loss["unpruned"]:.4f} |
 | pruned | {loss["pruned"]:.4f} |
 | refitted | {loss["refitted"]:.4f} |
+
+Those tokens are of the same sources as the fitted ones. Text of another kind can lose where this gains: judge the model
+on such text before you trust it.
 """
