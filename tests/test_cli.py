@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -372,3 +373,20 @@ def test_score_shows_what_has_no_noise_floor_and_names_what_is_kept_beside(
         (row,) = (line.split() for line in said.splitlines() if line.split()[:2] == [str(layer), "6"])
         assert row[3:] == [f"{largest:.5f}", "-", "-"]
     assert "beside it, for each layer: aimer, nmi" in said
+
+
+def test_plan_takes_evidence_of_one_checkpoint_from_several_files(run: Callable[..., tuple[str, str]]) -> None:
+    scored = moeits.score(make_toy(Path("toy")), signals="aimer")
+    replace(scored, redundancy={}, floor={}).save("signals")
+    replace(scored, signals={}).save("scores")
+    run("plan", "scores", "signals", "--criterion", "aimer", "--experts-per-layer", 3, "--output", "plan.json")
+    assert json.loads(Path("plan.json").read_text())["criterion"] == "aimer"
+
+
+def test_simplify_measures_the_signal_that_its_criterion_needs(run: Callable[..., tuple[str, str]]) -> None:
+    toy = make_toy(Path("toy"))
+    run("simplify", toy, "--criterion", "aimer", "--reduction", 0.4, "--output", "smaller")
+    plan = moeits.plan(moeits.score(toy, signals="aimer"), criterion="aimer", reduction=0.4)
+    assert json.loads(Path("smaller/plan.json").read_text())["kept"] == {
+        str(layer): list(kept) for layer, kept in plan.kept.items()
+    }

@@ -10,6 +10,7 @@ from moeits.choosing.criteria.by_signal import LeastOfSignal
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import EvidenceError, MoeitsError, SettingError
 from moeits.evidence import Evidence
+from moeits.signals import EXPERT_SIGNALS, ExpertSignal
 from moeits.stages.plan import plan
 from tests.toys import random_redundancy, toy_evidence
 
@@ -33,7 +34,9 @@ def calibrated(known: Evidence, rng: np.random.Generator) -> Evidence:
     names = [name for each in CRITERIA if isinstance(each, LeastOfSignal) for name in (each.name, each.level)]
     # Errors of an elimination rise with its steps, so one ascending ranking serves for every pair of signals.
     ranks = {layer: rng.permutation(facts.num_experts).astype(float) for layer, facts in known.layers.items()}
-    return replace(known, signals=dict.fromkeys(names, ranks))
+    signals = dict.fromkeys(names, ranks) | {signal.name: ranks for signal in EXPERT_SIGNALS}
+    pairs = {layer: random_redundancy(rng, facts.num_experts) for layer, facts in known.layers.items()}
+    return replace(known, signals={**signals, "router-cosine": pairs})
 
 
 def test_names_are_unique_and_found_by_name() -> None:
@@ -119,3 +122,12 @@ def test_a_criterion_without_levels_refuses_a_tau_in_a_sentence(criterion: Crite
         MoeitsError, match=r"--tau is measured by scores, and --criterion .* has none: give --reduction"
     ):
         plan(evidence, tau=0.5, criterion=criterion.name)
+
+
+@pytest.mark.parametrize("signal", EXPERT_SIGNALS, ids=lambda signal: signal.name)
+def test_of_an_expert_signal_the_end_that_it_says_goes_first(signal: type[ExpertSignal], evidence: Evidence) -> None:
+    values = np.array([3.0, 1.0, 2.0, 5.0, 4.0, 0.0])
+    measured = replace(evidence, signals={signal.name: {7: values}})
+    order = criterion_named(signal.name).rank(measured, 7, np.random.default_rng(0))
+    smallest_first = (5, 1, 2, 0, 4, 3)
+    assert order.removed == (smallest_first if signal.goes_first == "smallest" else smallest_first[::-1])[:-1]

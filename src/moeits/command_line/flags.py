@@ -39,7 +39,12 @@ FLAGS: dict[str, Any] = {
             metavar="PATH", help="A checkpoint folder, a hub id (no weights are fetched), or a plan (.json)."
         ),
     ],
-    "evidence": Annotated[Path, typer.Argument(metavar="EVIDENCE", help="What moeits score wrote.")],
+    "evidence": Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="EVIDENCE [MORE...]", help="What moeits score or calibrate wrote; several files of one checkpoint."
+        ),
+    ],
     "output": Annotated[Path, typer.Option(help="Where the result goes.")],
     "fresh": Annotated[bool, typer.Option("--fresh", metavar="", help="Forget finished layers of an interrupted run.")],
     "selection": Annotated[int, typer.Option(help="Tokens on which reconstruction tries who can go.")],

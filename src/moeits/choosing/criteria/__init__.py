@@ -4,7 +4,7 @@ Budgets, floors and plans are the same for all of them. To add one: write its fi
 (docs/extending.md).
 """
 
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -18,26 +18,32 @@ from moeits.signals import SIGNALS
 class Criterion(Protocol):
     """A rule of removal."""
 
-    name: ClassVar[str]
+    @property
+    def name(self) -> str:
+        """As `--criterion` has it."""
 
     @property
     def needs(self) -> tuple[str, ...]:
         """What it must know of the experts: "redundancy", or names of signals; nothing if headers are enough."""
 
-    needs_seed: ClassVar[bool]
-    """True for a criterion whose choice is random; its seed is then part of the plan's settings."""
+    @property
+    def needs_seed(self) -> bool:
+        """True for a criterion whose choice is random; its seed is then part of the plan's settings."""
 
-    allocation: ClassVar[str]
-    """How its removals are shared out among layers, unless another allocation is asked for."""
+    @property
+    def allocation(self) -> str:
+        """How its removals are shared out among layers, unless another allocation is asked for."""
 
-    chosen: ClassVar[str]
-    """What the experts that it removes are called on a card, such as "redundant"."""
+    @property
+    def chosen(self) -> str:
+        """What the experts that it removes are called on a card, such as "redundant"."""
 
     def rank(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:
         """The elimination order of one layer, to the last expert. What it needs is there."""
 
 
 from moeits.choosing.criteria import (  # noqa: E402
+    aimer,
     chance_corrected,
     ean_mean,
     ean_sum,
@@ -46,7 +52,10 @@ from moeits.choosing.criteria import (  # noqa: E402
     random,
     reap,
     reconstruction,
+    router_cosine,
+    router_norm,
     router_score,
+    weight_norm,
 )
 
 CRITERIA: tuple[Criterion, ...] = (
@@ -59,6 +68,10 @@ CRITERIA: tuple[Criterion, ...] = (
     frequency.CRITERION,
     router_score.CRITERION,
     reconstruction.CRITERION,
+    aimer.CRITERION,
+    weight_norm.CRITERION,
+    router_norm.CRITERION,
+    router_cosine.CRITERION,
 )
 
 

@@ -1,0 +1,40 @@
+"""Whoever is at the end of an expert signal that it calls the first to go: what aimer and the norms have in common."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moeits.choosing.elimination import EliminationOrder
+from moeits.evidence import Evidence
+from moeits.signals import ExpertSignal
+
+
+@dataclass(frozen=True)
+class ByExpertSignal:
+    """The order of a signal (E,) read off the weights, the lower id first on ties. Its values are the levels."""
+
+    signal: type[ExpertSignal]
+    chosen: str
+    needs_seed: bool = False
+    allocation: str = "uniform"
+
+    @property
+    def name(self) -> str:
+        return self.signal.name
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return (self.signal.name,)
+
+    def rank(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:  # noqa: ARG002
+        values = evidence.known(self.name)[layer]
+        levels = values if self.signal.goes_first == "largest" else -values
+        removed = tuple(map(int, np.argsort(-levels, kind="stable")))[:-1]
+        upper, lower = np.percentile(levels, [75, 25])
+        return EliminationOrder(
+            num_experts=len(levels),
+            removed=removed,
+            levels=tuple(float(levels[expert]) for expert in removed),
+            mean=float(levels.mean()),
+            iqr=float(upper - lower),
+        )
