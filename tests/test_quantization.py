@@ -166,10 +166,24 @@ def test_gptq_keeps_the_order_and_the_settings_of_its_dynamic_patterns(toy: Path
 def test_what_cannot_be_translated_is_refused_with_the_pattern(
     toy: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, why: str
 ) -> None:
-    monkeypatch.setattr("moeits.surgery.quantization._SECONDS", 0.2)
+    monkeypatch.setattr("moeits.surgery.quantization._SECONDS_OF_ONE", 0.2)
     with pytest.raises(CheckpointError, match=why) as error:
         renumbered(toy, UNLIKE, {"ignore": [pattern]})
     assert json.dumps(pattern[:40])[1:-1] in str(error.value)
+
+
+def test_patterns_that_take_too_long_together_are_refused(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moeits.surgery.quantization._SECONDS", 0.0)
+    with pytest.raises(CheckpointError, match="matching all patterns takes too long"):
+        renumbered(toy, ALIKE, {"ignore": [r"re:.*experts\.3\..*"]})
+
+
+def test_settings_nested_too_deeply_are_a_sentence(toy: Path) -> None:
+    nested: Any = ["lm_head"]
+    for _ in range(5000):
+        nested = [nested]
+    with pytest.raises(CheckpointError, match=r"config\.json is nested too deeply"):
+        renumbered(toy, ALIKE, nested)
 
 
 def test_a_name_without_its_layer_follows_its_expert_where_layers_agree(toy: Path) -> None:

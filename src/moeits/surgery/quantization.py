@@ -5,13 +5,16 @@ that it matched before, and else becomes patterns that do. Patterns come from st
 """
 
 import re
+import sys
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import translate
 from functools import cached_property
 from math import prod
-from time import monotonic
-from typing import Any
+from operator import itemgetter
+from time import process_time
+from typing import Any, TypeVar
 
 from moeits.checkpoint.parts import QUANTIZATION_FILES
 from moeits.checkpoint.reading import Checkpoint, read_json
@@ -24,8 +27,12 @@ CONFIG_KEYS = ("quantization_config", "compression_config", "quantization")
 # GPTQModel's dynamic: settings by regular expression, with these prefixes or none.
 _PREFIXES = ("re:", "+:", "-:")
 _LONGEST_PATTERN, _MOST_REPEATS = 2000, 10_000
-_SECONDS = 10.0
-"""For all patterns of one file. A hundred patterns on 60 layers of 256 experts take about that."""
+_SECONDS_OF_ONE, _SECONDS = 2.0, 20.0
+"""For all patterns of one file: of 60 layers of 256 experts some 50 that begin with `.*`, or all names as patterns."""
+
+_ESCAPED = re.compile(r"\\.")
+# To find what alternates outside of groups; of nested groups the outer parts stay, which errs on the slow side.
+_GROUP = re.compile(r"\[[^]]*\]|\([^()]*\)")
 
 _PLAIN_EXPERT = re.compile(r"(?:^|\.)experts\.(\d{1,9})(?=\.|$)")
 _PLAIN_LAYER = re.compile(r"(?:^|\.)layers\.(\d{1,9})\.")
@@ -76,7 +83,8 @@ class Renumbering:
     kept: Mapping[int, Sequence[int]]
     where: str
     """What to call the file in a message."""
-    deadline: float = field(default_factory=lambda: monotonic() + _SECONDS)
+    deadline: float = field(default_factory=lambda: process_time() + _SECONDS)
+    """By the clock of this process, which does not run while others do."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, moe: MoELayout, kept: Mapping[int, Sequence[int]], where: str) -> "Renumbering":
@@ -93,7 +101,10 @@ class Renumbering:
         """
         unmoved = all(list(kept) == list(range(len(kept))) for kept in self.kept.values())
         uncut = all(len(kept) == self.moe.layers[i].num_experts for i, kept in self.kept.items())
-        return value if unmoved and uncut else self._walk(value, regular=False)
+        try:
+            return value if unmoved and uncut else self._walk(value, regular=False)
+        except RecursionError:
+            raise CheckpointError(f"{self.where} is nested too deeply. Download this file again.") from None
 
     def _walk(self, value: Any, *, regular: bool) -> Any:
         if isinstance(value, Mapping):
@@ -148,15 +159,19 @@ class Renumbering:
         return {i: {expert: number for number, expert in enumerate(kept)} for i, kept in self.kept.items()}
 
     @cached_property
-    def _names(self) -> dict[int, list[tuple[str, int, str]]]:
-        """Layer -> (name, expert, what follows its number) of all modules and weights of its experts."""
-        return {i: list(self._names_of(layer)) for i, layer in self.moe.layers.items()}
+    def _names(self) -> list[tuple[str, int, int, str]]:
+        """All modules and weights of experts by name: (name, layer, expert, what follows its number)."""
+        return sorted(name for layer in self.moe.layers.values() for name in self._names_of(layer))
 
-    def _names_of(self, layer: MoELayer) -> Iterator[tuple[str, int, str]]:
+    @cached_property
+    def _other_names(self) -> list[tuple[str]]:
+        return sorted((name,) for name in self.others)
+
+    def _names_of(self, layer: MoELayer) -> Iterator[tuple[str, int, int, str]]:
         modules = _modules(layer, self.moe)
         for expert in range(layer.num_experts):
             for tail in ("", *modules, *(f"{module}.weight" for module in modules)):
-                yield self._name(layer, expert, tail), expert, tail
+                yield self._name(layer, expert, tail), layer.index, expert, tail
 
     def _name(self, layer: MoELayer, expert: int | str, tail: str) -> str:
         return (layer.block + self.moe.architecture.expert.format(expert=expert, tensor=tail)).rstrip(".")
@@ -164,17 +179,12 @@ class Renumbering:
     def _matched(self, pattern: "_Pattern") -> Matched:
         """The modules of experts that a pattern matches, under their old names."""
         matches = self._matcher(pattern)
-        return frozenset(
-            (i, expert, tail)
-            for i, layer in self.moe.layers.items()
-            if layer.block.startswith(pattern.literal) or pattern.literal.startswith(layer.block)
-            for name, expert, tail in self._names[i]
-            if name.startswith(pattern.literal) and matches(name)
-        )
+        candidates = _beginning_with(pattern.literal, self._names)
+        return frozenset((i, expert, tail) for name, i, expert, tail in candidates if matches(name))
 
     def _matched_others(self, pattern: "_Pattern") -> frozenset[str]:
         matches = self._matcher(pattern)
-        return frozenset(name for name in self.others if name.startswith(pattern.literal) and matches(name))
+        return frozenset(name for (name,) in _beginning_with(pattern.literal, self._other_names) if matches(name))
 
     def _on_new_names(self, matched: Matched) -> Matched:
         """Old names are the new names of others, as far as there are as many."""
@@ -204,8 +214,10 @@ class Renumbering:
             raise self._refusal(pattern.text, "it is not a regular expression") from None
 
         def matches(name: str) -> bool:
+            if process_time() > self.deadline:
+                raise self._refusal(pattern.text, "matching all patterns takes too long")
             try:
-                return compiled.match(name, timeout=max(self.deadline - monotonic(), 0.001)) is not None
+                return compiled.match(name, timeout=_SECONDS_OF_ONE) is not None
             except TimeoutError:
                 raise self._refusal(pattern.text, "matching it takes too long") from None
 
@@ -252,9 +264,17 @@ class Renumbering:
 
     def _of_experts(self, layers: Sequence[int], numbers: str) -> str:
         """A regular expression for the modules of experts of some layers."""
-        blocks = "|".join(re.escape(self.moe.layers[i].block) for i in layers)
+        templates: dict[tuple[str, str], list[str]] = {}
+        for i in layers:
+            head, _, tail = self.moe.layers[i].block.partition(f".{i}.")
+            templates.setdefault((head, tail), []).append(str(i))
+        blocks = "|".join(
+            rf"{re.escape(head)}\.(?:{'|'.join(numbers)})\.{re.escape(tail)}"
+            for (head, tail), numbers in templates.items()
+        )
         before, after = self.moe.architecture.expert.split(".{tensor}")[0].split("{expert}")
-        return f"(?:{blocks}){re.escape(before)}(?:{numbers}){re.escape(after)}"
+        start = blocks if len(templates) == 1 else f"(?:{blocks})"
+        return f"{start}{re.escape(before)}(?:{numbers}){re.escape(after)}"
 
     def _ending(self, tails: Sequence[str]) -> str:
         if set(tails) == {"", *self._tails}:
@@ -306,7 +326,7 @@ class _Pattern:
         """With what every name begins that matches."""
         if self.glob:
             return re.split(r"[*?\[]", self.body)[0]
-        if "|" in self.body:
+        if "|" in _GROUP.sub("", _ESCAPED.sub("", self.body)):
             return ""
         plain = re.match(r"(?:[\w-]|\\\.)*", self.body)
         assert plain is not None
@@ -316,6 +336,15 @@ class _Pattern:
 
     def with_body(self, body: str) -> "_Pattern":
         return _Pattern(prefix=self.prefix, body=body, glob=self.glob)
+
+
+_Row = TypeVar("_Row", bound=tuple[Any, ...])
+
+
+def _beginning_with(literal: str, rows: list[_Row]) -> list[_Row]:
+    """Of rows sorted by the names that they begin with those whose name begins with this."""
+    first = bisect_left(rows, literal, key=itemgetter(0))
+    return rows[first : bisect_left(rows, literal + chr(sys.maxunicode), lo=first, key=itemgetter(0))]
 
 
 def _modules(layer: MoELayer, moe: MoELayout) -> list[str]:
