@@ -271,18 +271,18 @@ def test_a_checkpoint_without_a_tokenizer_is_one_sentence(data: Path, tmp_path: 
 def test_settings_that_make_no_sense_are_one_sentence(pruned: Path, data: Path, tmp_path: Path):
     out = tmp_path / "out"
     refuse("longer than the model's context of 64", pruned, data, out, SettingError, sequence_length=65)
-    refuse("--targets gates makes no sense: it is router", pruned, data, out, SettingError, targets="gates")
-    refuse("--recipe fast makes no sense", pruned, data, out, SettingError, recipe="fast")
-    refuse("--rank 0 makes no sense", pruned, data, out, SettingError, rank=0)
+    refuse("--targets gates is not one of router", pruned, data, out, SettingError, targets="gates")
+    refuse("--recipe fast is not one of paper", pruned, data, out, SettingError, recipe="fast")
+    refuse("--rank 0 is out of range", pruned, data, out, SettingError, rank=0)
     refuse("need each other", pruned, data, out, SettingError, objective="distillation")
-    refuse("--holdout 1 makes no sense", pruned, data, out, SettingError, holdout=1.0)
+    refuse("--holdout 1 is out of range", pruned, data, out, SettingError, holdout=1.0)
     refuse("--template chat needs a chat template", pruned, data, out, template="chat")
     refuse("no dtype 'foo' here. Known: auto, float32, bfloat16", pruned, data, out, SettingError, dtype="foo")
     refuse("--country Spain makes no sense", pruned, data, out, SettingError, country="Spain")
-    refuse("--seed -1 makes no sense", pruned, data, out, SettingError, seed=-1)
-    refuse("--evaluate-every 0 makes no sense", pruned, data, out, SettingError, evaluate_every=0)
-    refuse("--save-every -3 makes no sense", pruned, data, out, SettingError, save_every=-3)
-    refuse("--report-to nonsense makes no sense. Known: .*wandb", pruned, data, out, SettingError, report_to="nonsense")
+    refuse("--seed -1 is out of range", pruned, data, out, SettingError, seed=-1)
+    refuse("--evaluate-every 0 is out of range", pruned, data, out, SettingError, evaluate_every=0)
+    refuse("--save-every -3 is out of range", pruned, data, out, SettingError, save_every=-3)
+    refuse("--report-to nonsense is not one of .*wandb", pruned, data, out, SettingError, report_to="nonsense")
 
 
 def test_a_service_to_report_to_that_is_not_installed_is_named(pruned: Path, data: Path, tmp_path: Path, monkeypatch):

@@ -26,11 +26,6 @@ def _one_of(choices: Iterable[str], text: str) -> Any:
     return Annotated[str, typer.Option(metavar="|".join(choices), help=text)]
 
 
-def _recipe(kind: type, text: str) -> Any:
-    """A field of the healing recipe."""
-    return Annotated[kind | None, typer.Option(help=text, show_default="as the recipe has it")]
-
-
 FLAGS: dict[str, Any] = {
     "model": Annotated[str, typer.Argument(metavar="MODEL", help="A local folder, or a hub id (org/name).")],
     "path": Annotated[
@@ -118,51 +113,7 @@ FLAGS: dict[str, Any] = {
         str | None, typer.Option(metavar="DATA", help="Heal what is left on these data, as moeits heal does.")
     ],
     "recipe": _one_of(RECIPES, "How it is healed; small is for CPUs."),
-    "targets": _recipe(str, "What gets LoRA: router, experts, attention, shared_experts, by commas."),
-    "rank": _recipe(int, "Rank r of LoRA."),
-    "alpha": _recipe(float, "Adapters are scaled by alpha / rank."),
-    "dropout": _recipe(float, "Dropout on the adapters' inputs."),
-    "batch_size": _recipe(int, "Sequences per device and micro-batch."),
-    "accumulation": _recipe(int, "Micro-batches per step."),
-    "steps": _recipe(int, "Updates of the optimiser."),
-    "learning_rate": _recipe(float, "Its highest value."),
-    "schedule": _recipe(str, "Learning rate: cosine, linear or constant_with_warmup."),
-    "warmup": _recipe(float, "Share of the steps in which the learning rate rises."),
-    "weight_decay": _recipe(float, "Weight decay of AdamW."),
-    "neftune": _recipe(float, "Noise on the embeddings (NEFTune alpha)."),
-    "sequence_length": _recipe(int, "Tokens of a sequence, at most the model's context."),
-    "loss_on": _recipe(str, "Tokens that are trained: whole or answer."),
-    "packing": Annotated[
-        bool | None,
-        typer.Option(
-            "--packing/--no-packing", help="Fill sequences with several texts.", show_default="as the recipe has it"
-        ),
-    ],
-    "template": _recipe(str, "auto (chat if the model has one), chat or instruction."),
-    "objective": _recipe(str, "language-modelling, or distillation from --teacher."),
-    "temperature": _recipe(float, "Temperature of the distillation."),
-    "balance": _recipe(float, "Weight of the routers' load-balancing term, per layer."),
     "teacher": Annotated[str | None, typer.Option(help="The unpruned model, for --objective distillation.")],
-    "valid": Annotated[Path | None, typer.Option(help="Held-out rows of their own.", show_default="--holdout")],
-    "holdout": Annotated[float, typer.Option(help="Share of the rows that is held out.")],
-    "samples": Annotated[int | None, typer.Option(help="Use this many rows, at random.", show_default="all needed")],
-    "heal seed": Annotated[int, typer.Option(help="Seed of data order, dropout and the adapters' start.")],
-    "heal dtype": Annotated[
-        str, typer.Option(help="Of the frozen model: auto (bfloat16 on a GPU, float32 on a CPU), float32, bfloat16.")
-    ],
-    "heal fresh": Annotated[bool, typer.Option("--fresh", metavar="", help="Forget an interrupted healing.")],
-    "gradient_checkpointing": Annotated[
-        bool,
-        typer.Option("--gradient-checkpointing", metavar="", help="Less memory, more time: compute activations twice."),
-    ],
-    "evaluate_every": Annotated[
-        int | None, typer.Option(help="Steps between two held-out losses.", show_default="a fifth of the steps")
-    ],
-    "save_every": Annotated[
-        int | None, typer.Option(help="Steps between two saved states.", show_default="as --evaluate-every")
-    ],
-    "report_to": Annotated[str | None, typer.Option(help="wandb, mlflow, trackio, ..., by commas.")],
-    "resume": Annotated[bool, typer.Option("--resume", metavar="", help="Go on with an interrupted healing.")],
     "keep_adapter": Annotated[
         bool, typer.Option("--keep-adapter", metavar="", help="Also save the adapter, for peft.")
     ],
@@ -176,9 +127,9 @@ SHARED = (Budget, Choice, Scoring, Resources, Writing)
 # Panels of the flags above; those of settings say it themselves.
 _PANELS = {
     WHAT: "tau plan",
-    HEALING: "heal recipe",
-    OUTPUT: "output overwrite json card format published fresh resume keep_adapter",
-    EXPERT: "revision any_fingerprint report_to",
+    HEALING: "heal data recipe teacher",
+    OUTPUT: "output overwrite json card format published fresh keep_adapter",
+    EXPERT: "revision any_fingerprint",
 }
 _PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names.split()}
 

@@ -11,6 +11,7 @@
     merging        base + adapter -> tensors of the pruned checkpoint's own layout
     adapter_files  the adapter in peft's own form
     healing_card   what the model card says about it
+    settings       which rows are trained on, and how a run goes
 
 `adapters`, `objective` and `training` define classes of torch, so they import torch; nothing imports them before
 `moeits.heal` is called.

@@ -11,6 +11,7 @@ from moeits.healing.batches import TrainingData
 from moeits.healing.merging import FactorsByName
 from moeits.healing.recipe import HealingRecipe
 from moeits.healing.run import HealingRun
+from moeits.healing.settings import Training
 from moeits.healing.targets import Target
 from moeits.measurement.energy import Energy, check_country
 from moeits.runtime import need, processes
@@ -34,28 +35,19 @@ class Schedule:
     fresh: bool
 
     @classmethod
-    def of(
-        cls,
-        recipe: HealingRecipe,
-        *,
-        evaluate_every: int | None,
-        save_every: int | None,
-        report_to: str | None,
-        country: str | None,
-        **others: Any,
-    ) -> "Schedule":
+    def of(cls, recipe: HealingRecipe, training: Training) -> "Schedule":
         """Five looks and five checkpoints, unless told otherwise. Raises SettingError, MissingExtra."""
-        for name, steps in (("evaluate", evaluate_every), ("save", save_every)):
-            if steps is not None and steps < 1:
-                raise SettingError(f"--{name}-every {steps} makes no sense: give 1 step or more.")
-        every = evaluate_every or max(1, recipe.steps // 5)
-        services = tuple(name.strip() for name in (report_to or "").split(",") if name.strip())
+        every = training.evaluate_every or max(1, recipe.steps // 5)
+        services = tuple(name.strip() for name in (training.report_to or "").split(",") if name.strip())
         return cls(
             evaluate_every=every,
-            save_every=-(-(save_every or every) // every) * every,
+            save_every=-(-(training.save_every or every) // every) * every,
             report_to=tuple(map(_checked_service, services)),
-            country=check_country(country),
-            **others,
+            gradient_checkpointing=training.gradient_checkpointing,
+            energy=training.energy,
+            country=check_country(training.country),
+            resume=training.resume,
+            fresh=training.fresh,
         )
 
 
@@ -63,7 +55,7 @@ def _checked_service(name: str) -> str:
     """A service that Trainer can report to from here."""
     services = need("transformers.integrations.integration_utils", extra="heal")
     if name not in services.INTEGRATION_TO_CALLBACK:
-        raise SettingError(f"--report-to {name} makes no sense. Known: {', '.join(services.INTEGRATION_TO_CALLBACK)}.")
+        raise SettingError(f"--report-to {name} is not one of {', '.join(services.INTEGRATION_TO_CALLBACK)}.")
     if name not in services.get_available_reporting_integrations():
         raise MissingExtra(f"--report-to {name} needs {name}, which is not installed: pip install {name}")
     return name

@@ -1,11 +1,12 @@
 """What is trained, for how long and on what loss: the paper's section 5.2 as one frozen value, and named others."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from moeits.errors import SettingError
 from moeits.experts.architectures import Architecture
+from moeits.settings import HEALING, setting
 
 GROUPS = ("router", "experts", "attention", "shared_experts")
 SCHEDULES = ("cosine", "linear", "constant_with_warmup")
@@ -16,52 +17,60 @@ OBJECTIVES = ("language-modelling", "distillation")
 
 def _check(name: str, value: Any, holds: bool, wanted: str) -> None:
     if not holds:
-        raise SettingError(f"--{name.replace('_', '-')} {value} makes no sense: {wanted}.")
+        raise SettingError(f"--{name.replace('_', '-')} {value} is out of range: {wanted}.")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    _check(name, value, value in choices, f"it is {', '.join(choices[:-1])} or {choices[-1]}")
+    if value not in choices:
+        raise SettingError(f"--{name.replace('_', '-')} {value} is not one of {', '.join(choices)}.")
+
+
+def _of_paper(default: Any, help: str, **facts: Any) -> Any:
+    """A field of a recipe. Its default is the paper's, which another recipe may replace."""
+    value = ",".join(default) if isinstance(default, tuple) else "off" if default is False else default
+    return setting(default, help=help, panel=HEALING, shown_default=f"paper: {value}", **facts)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(","))
 
 
 @dataclass(frozen=True, kw_only=True)
 class HealingRecipe:
     """How a pruned model is trained. The defaults are the paper's (5.2; what it leaves open: method.md, section 4)."""
 
-    targets: tuple[str, ...] = ("router", "experts")
-    """Groups of weights that get LoRA: router, experts, attention, shared_experts. Everything else is frozen."""
-    rank: int = 64
-    """r of LoRA, for every weight matrix of its own: gate, up and down of each expert."""
-    alpha: float = 16.0
-    """The adapter is scaled by alpha / rank."""
-    dropout: float = 0.1
-    """Share of an adapter's inputs that is dropped, per token."""
-    batch_size: int = 16
-    """Sequences per device and micro-batch."""
-    accumulation: int = 4
-    """Micro-batches per step."""
-    steps: int = 500
-    """Updates of the optimiser."""
-    learning_rate: float = 2e-4
-    schedule: str = "cosine"
-    warmup: float = 0.05
-    """Share of the steps in which the learning rate rises from 0."""
-    weight_decay: float = 0.05
-    neftune: float = 5.0
-    """Noise on the embeddings while training (NEFTune); 0 for none."""
-    sequence_length: int = 2048
-    """Tokens; never more than the model's context."""
-    loss_on: str = "whole"
-    """Tokens whose loss is minimised: of the whole text, or of answers only."""
-    packing: bool = False
-    """Fill sequences with several texts, one after the other, instead of padding each."""
-    template: str = "auto"
-    """chat: the model's chat template; instruction: Instruction / Input / Response; auto: chat if the model has one."""
-    objective: str = "language-modelling"
-    """language-modelling, or distillation: the KL divergence from the teacher's next-token distribution."""
-    temperature: float = 1.0
-    """Of the distillation."""
-    balance: float = 0.0
-    """Weight of the routers' load-balancing term; 0 for none, as in the paper."""
+    targets: tuple[str, ...] = _of_paper(
+        ("router", "experts"),
+        f"Groups of weights that get LoRA, by commas: {', '.join(GROUPS)}. All else is frozen.",
+        parse=_names,
+        metavar="NAME,NAME",
+    )
+    rank: int = _of_paper(64, "Rank r of LoRA, for every matrix of its own: gate, up and down of each expert.")
+    alpha: float = _of_paper(16.0, "Adapters are scaled by alpha / rank.")
+    dropout: float = _of_paper(0.1, "Share of an adapter's inputs that is dropped, per token.")
+    batch_size: int = _of_paper(16, "Sequences per device and micro-batch.")
+    accumulation: int = _of_paper(4, "Micro-batches per step.")
+    steps: int = _of_paper(500, "Updates of the optimiser.")
+    learning_rate: float = _of_paper(2e-4, "The highest learning rate.")
+    schedule: str = _of_paper("cosine", "Course of the learning rate.", choices=SCHEDULES)
+    warmup: float = _of_paper(0.05, "Share of the steps in which the learning rate rises from 0.")
+    weight_decay: float = _of_paper(0.05, "Weight decay of AdamW.")
+    neftune: float = _of_paper(5.0, "Noise on the embeddings while training (NEFTune alpha); 0 for none.")
+    sequence_length: int = _of_paper(2048, "Tokens of a sequence, at most the model's context.")
+    loss_on: str = _of_paper("whole", "Tokens that are trained: of the whole text, or of answers.", choices=LOSSES_ON)
+    packing: bool = _of_paper(False, "Fill sequences with several texts instead of padding each.", negatable=True)
+    template: str = _of_paper(
+        "auto",
+        "chat: the model's chat template; instruction: Instruction / Input / Response; auto: chat if there is one.",
+        choices=TEMPLATES,
+    )
+    objective: str = _of_paper(
+        "language-modelling",
+        "distillation: the KL divergence from the next-token distribution of --teacher.",
+        choices=OBJECTIVES,
+    )
+    temperature: float = _of_paper(1.0, "Temperature of the distillation.")
+    balance: float = _of_paper(0.0, "Weight of the routers' load-balancing term, per layer; 0 for none.")
 
     def __post_init__(self) -> None:
         for name in ("rank", "batch_size", "accumulation", "steps", "sequence_length"):
@@ -99,11 +108,9 @@ class HealingRecipe:
         """The recipe with some fields replaced; None leaves a field alone. Raises SettingError."""
         given = {name: value for name, value in changes.items() if value is not None}
         if isinstance(given.get("targets"), str):
-            given["targets"] = tuple(part.strip() for part in given["targets"].split(","))
+            given["targets"] = _names(given["targets"])
         return replace(self, **given)
 
-
-FIELDS = tuple(field.name for field in fields(HealingRecipe))
 
 PAPER = HealingRecipe()
 RECIPES: Mapping[str, HealingRecipe] = {

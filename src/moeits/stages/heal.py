@@ -18,22 +18,20 @@ from moeits.healing.conversations import Row, read_rows
 from moeits.healing.healing_card import healed
 from moeits.healing.job import HealingJob, Schedule, Trained
 from moeits.healing.merging import merged_tensors
-from moeits.healing.recipe import FIELDS, HealingRecipe, recipe_named
+from moeits.healing.recipe import HealingRecipe, recipe_named
 from moeits.healing.run import HealingRun
+from moeits.healing.settings import Rows, Training
 from moeits.healing.targets import targets_of
 from moeits.healing.template import Template
 from moeits.progress import Progress, silent
-from moeits.runtime import checked_dtype, context_of, load_tokenizer, processes, quiet
+from moeits.runtime import context_of, load_tokenizer, processes, quiet
+from moeits.settings import Given, with_settings
 from moeits.surgery.card import model_card
 from moeits.surgery.pruned_config import LOADER_FILE
 from moeits.surgery.written import check_written
 from moeits.version import __version__
 
 FORMAT = 1
-# What the frozen model may be held in. float16 would need its loss scaled, which bfloat16 does without.
-DTYPES = ("auto", "float32", "bfloat16")
-# numpy's generators take no more.
-_LARGEST_SEED = 2**32 - 1
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -79,45 +77,17 @@ class Healing:
         }
 
 
+@with_settings
 def heal(
     model: str | Path,
     *,
     data: str | Path,
     output: str | Path,
     recipe: str = "paper",
-    targets: str | None = None,
-    rank: int | None = None,
-    alpha: float | None = None,
-    dropout: float | None = None,
-    batch_size: int | None = None,
-    accumulation: int | None = None,
-    steps: int | None = None,
-    learning_rate: float | None = None,
-    schedule: str | None = None,
-    warmup: float | None = None,
-    weight_decay: float | None = None,
-    neftune: float | None = None,
-    sequence_length: int | None = None,
-    loss_on: str | None = None,
-    packing: bool | None = None,
-    template: str | None = None,
-    objective: str | None = None,
-    temperature: float | None = None,
-    balance: float | None = None,
+    changes: Given[HealingRecipe],
+    rows: Rows,
+    training: Training,
     teacher: str | Path | None = None,
-    valid: str | Path | None = None,
-    holdout: float = 0.02,
-    samples: int | None = None,
-    seed: int = 0,
-    dtype: str = "auto",
-    gradient_checkpointing: bool = False,
-    evaluate_every: int | None = None,
-    save_every: int | None = None,
-    report_to: str | None = None,
-    energy: bool = False,
-    country: str | None = None,
-    resume: bool = False,
-    fresh: bool = False,
     keep_adapter: bool = False,
     overwrite: bool = False,
     revision: str | None = None,
@@ -134,54 +104,17 @@ def heal(
 
     Raises HealingError if training cannot start, or must stop; CheckpointError, SettingError, OutputError as elsewhere.
     """
-    given = locals()
-    checked_dtype(dtype, DTYPES)
-    if not 0 <= seed <= _LARGEST_SEED:
-        raise SettingError(f"--seed {seed} makes no sense: give 0 to {_LARGEST_SEED}.")
-    changes = {field: given[field] for field in FIELDS}
-    checkpoint = Checkpoint.open(model, revision=revision)
+    checkpoint, output = Checkpoint.open(model, revision=revision), Path(output)
+    check_output(output, sources=[checkpoint.folder], overwrite=overwrite)
+    check_space(output, checkpoint.nbytes)
+    plan = _plan_of(checkpoint)
     moe = MoELayout.of(checkpoint)
     _check_floats(checkpoint)
     chosen, notes = _fit_context(recipe_named(recipe, moe.architecture).changed(changes), changes, checkpoint)
-    if (chosen.objective == "distillation") != (teacher is not None):
-        raise SettingError("--objective distillation and --teacher MODEL (the unpruned model) need each other.")
-    taught_by = None if teacher is None else _teacher(Checkpoint.open(teacher), checkpoint)
-    rhythm = Schedule.of(
-        chosen,
-        evaluate_every=evaluate_every,
-        save_every=save_every,
-        report_to=report_to,
-        gradient_checkpointing=gradient_checkpointing,
-        energy=energy,
-        country=country,
-        resume=resume,
-        fresh=fresh,
-    )
-    asked = targets_of(checkpoint, moe, chosen.targets)
-    plan = _plan_of(checkpoint)
-    check_output(Path(output), sources=[checkpoint.folder], overwrite=overwrite)
-    check_space(Path(output), checkpoint.nbytes)
-    run = HealingRun.beside(Path(output))
-    # A resumed run may be ended earlier than it was begun; its data are what it was begun with.
-    if resume and not fresh and run.saved_nothing():
+    taught_by = _teacher(teacher, chosen, checkpoint)
+    job = _job(checkpoint, moe, chosen, data=data, output=output, rows=rows, training=training, teacher=taught_by)
+    if training.goes_on and job.run.saved_nothing():
         notes.append("No state was saved before the interruption, so the training began anew.")
-    whole = replace(chosen, steps=(run.steps() if resume and not fresh else None) or chosen.steps)
-    tokenizer = load_tokenizer(checkpoint)
-    sequences = _read_data(tokenizer, whole, data=data, valid=valid, holdout=holdout, samples=samples, seed=seed)
-    pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    job = HealingJob(
-        checkpoint=checkpoint,
-        moe=moe,
-        recipe=chosen,
-        targets=asked,
-        data=sequences,
-        pad=pad,
-        run=run,
-        schedule=rhythm,
-        seed=seed,
-        dtype=dtype,
-        teacher=taught_by,
-    )
     from moeits.healing.training import generators_restored, train
 
     with quiet(), generators_restored():
@@ -189,11 +122,42 @@ def heal(
         healing = _record(job, trained, recipe, notes)
         if not trained.is_main_process:
             return healing
-        healing = _write(
-            job, trained, healing, plan, Path(output), keep_adapter=keep_adapter, overwrite=overwrite, progress=progress
-        )
+        healing = _write(job, trained, healing, plan, output, keep_adapter, overwrite=overwrite, progress=progress)
     job.run.remove()
     return healing
+
+
+def _job(
+    checkpoint: Checkpoint,
+    moe: MoELayout,
+    recipe: HealingRecipe,
+    *,
+    data: str | Path,
+    output: Path,
+    rows: Rows,
+    training: Training,
+    teacher: Checkpoint | None,
+) -> HealingJob:
+    """Everything decided, before any weight is loaded."""
+    schedule = Schedule.of(recipe, training)
+    targets = targets_of(checkpoint, moe, recipe.targets)
+    run = HealingRun.beside(output)
+    tokenizer = load_tokenizer(checkpoint)
+    # A resumed run may be ended earlier than it was begun; its data are what it was begun with.
+    whole = replace(recipe, steps=(run.steps() if training.goes_on else None) or recipe.steps)
+    return HealingJob(
+        checkpoint=checkpoint,
+        moe=moe,
+        recipe=recipe,
+        targets=targets,
+        data=_read_data(tokenizer, whole, data=data, rows=rows, seed=training.seed),
+        pad=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+        run=run,
+        schedule=schedule,
+        seed=training.seed,
+        dtype=training.dtype,
+        teacher=teacher,
+    )
 
 
 def check_healing(checkpoint: Checkpoint, *, data: str | Path, recipe: str) -> None:
@@ -217,15 +181,20 @@ def _check_floats(checkpoint: Checkpoint) -> None:
         )
 
 
-def _teacher(teacher: Checkpoint, student: Checkpoint) -> Checkpoint:
-    """The teacher, if it speaks of the same tokens. Raises SettingError."""
-    sizes = teacher.config.get("vocab_size"), student.config.get("vocab_size")
+def _teacher(teacher: str | Path | None, recipe: HealingRecipe, student: Checkpoint) -> Checkpoint | None:
+    """The teacher that a recipe asks for, if it speaks of the same tokens. Raises SettingError, HealingError."""
+    if (recipe.objective == "distillation") != (teacher is not None):
+        raise SettingError("--objective distillation and --teacher MODEL (the unpruned model) need each other.")
+    if teacher is None:
+        return None
+    opened = Checkpoint.open(teacher)
+    sizes = opened.config.get("vocab_size"), student.config.get("vocab_size")
     if sizes[0] != sizes[1]:
         raise HealingError(
-            f"--teacher {teacher.source} has a vocabulary of {sizes[0]} tokens, the pruned model {sizes[1]}. The "
+            f"--teacher {opened.source} has a vocabulary of {sizes[0]} tokens, the pruned model {sizes[1]}. The "
             "teacher is the model that was pruned."
         )
-    return teacher
+    return opened
 
 
 def _fit_context(
@@ -235,7 +204,7 @@ def _fit_context(
     context = context_of(checkpoint)
     if context is None or recipe.sequence_length <= context:
         return recipe, []
-    if changes["sequence_length"] is not None:
+    if "sequence_length" in changes:
         raise SettingError(
             f"--sequence-length {recipe.sequence_length} is longer than the model's context of {context} tokens."
         )
@@ -243,20 +212,7 @@ def _fit_context(
     return replace(recipe, sequence_length=context), [note]
 
 
-def _read_data(
-    tokenizer: Any,
-    recipe: HealingRecipe,
-    *,
-    data: str | Path,
-    valid: str | Path | None,
-    holdout: float,
-    samples: int | None,
-    seed: int,
-) -> TrainingData:
-    if not 0 <= holdout < 1:
-        raise SettingError(f"--holdout {holdout:g} makes no sense: it is a share from 0 to below 1.")
-    if samples is not None and samples < 1:
-        raise SettingError(f"--samples {samples} makes no sense: give 1 or more.")
+def _read_data(tokenizer: Any, recipe: HealingRecipe, *, data: str | Path, rows: Rows, seed: int) -> TrainingData:
     sequencer = Sequencer(
         template=Template.of(tokenizer, recipe.template),
         length=recipe.sequence_length,
@@ -265,14 +221,15 @@ def _read_data(
         most=recipe.sequences * processes(),
         seed=seed,
     )
-    needed = sequencer.most / (1 if valid is not None else 1 - holdout)
+    needed = sequencer.most / (1 if rows.valid is not None else 1 - rows.holdout)
+    samples = rows.samples
     if samples is None and not recipe.packing:
         samples = ceil(needed)  # more rows than this are never trained on
     return sequencer.split(
         _rows(sequencer, data, samples, needed),
         samples=samples,
-        holdout=holdout,
-        valid=None if valid is None else _rows(sequencer, valid, None, MOST_HELD_OUT),
+        holdout=rows.holdout,
+        valid=None if rows.valid is None else _rows(sequencer, rows.valid, None, MOST_HELD_OUT),
     )
 
 
@@ -312,8 +269,8 @@ def _write(
     healing: Healing,
     plan: PruningPlan | None,
     output: Path,
-    *,
     keep_adapter: bool,
+    *,
     overwrite: bool,
     progress: Progress,
 ) -> Healing:
