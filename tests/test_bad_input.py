@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save, save_file
 
 import moeits
+from moeits.checkpoint import staging
 from moeits.checkpoint import writing as checkpoint_writer
 from moeits.checkpoint.reading import Checkpoint
 from moeits.command_line import app as cli
@@ -700,7 +701,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing_behind(
     shell: Shell, tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_toy(tmp_path / "big", experts=48)
-    monkeypatch.setattr(checkpoint_writer, "_check_space", lambda *_: None)
+    monkeypatch.setattr(checkpoint_writer, "check_space", lambda *_: None)
     shell.refuses("simplify", "big", "--reduction", "0", "--output", small_disk / "out", saying="became full")
     assert not [*small_disk.iterdir()]
 
@@ -741,10 +742,11 @@ def test_a_replacement_that_fails_leaves_the_older_checkpoint(
     before, rename = contents(tmp_path), Path.rename
 
     def rename_fails(path: Path, target: Path) -> Path:
-        if path.suffix == ".partial":
+        if path.name == "checkpoint":
             raise PermissionError(13, "Permission denied")
         return rename(path, target)
 
+    monkeypatch.setattr(staging, "_exchanged", lambda *_: False)
     monkeypatch.setattr(Path, "rename", rename_fails)
     with pytest.raises(OutputError, match="No permission"):
         moeits.simplify(toy, tau=0.5, output=tmp_path / "older", overwrite=True)

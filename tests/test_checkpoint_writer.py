@@ -2,6 +2,8 @@
 
 import errno
 import os
+import signal
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -13,9 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+from moeits.checkpoint import staging
 from moeits.checkpoint import writing as checkpoint_writer
 from moeits.checkpoint.writing import ByteRange, NewTensor, new_checkpoint, split_into_shards
 from moeits.errors import OutputError
+from tests.test_bad_input import contents
 from tests.toys import make_toy, mark_as_made_by_moeits
 
 
@@ -89,7 +93,7 @@ def test_nothing_has_the_name_of_the_output_before_it_is_complete(tmp_path: Path
     with new_checkpoint(tmp_path / "out", sources=[], nbytes=1) as writer:
         writer.write_tensors([tensor("t", 9)], max_shard_bytes=100)
         assert not (tmp_path / "out").exists()
-        assert [path.name for path in tmp_path.iterdir()] == [writer.folder.name]
+        assert [path.name for path in tmp_path.iterdir()] == [writer.folder.parent.name]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -119,7 +123,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_replaces_another(
         writer.write_tensors([tensor("a", 9), tensor("b", 9)], max_shard_bytes=10)
         writer.write_text("note", "x")
     assert {*synced} >= {path.name for path in out.iterdir()}
-    assert synced[-1].endswith(".partial"), "the folder itself, after its files"
+    assert synced[-1] == "checkpoint", "the folder itself, after its files"
 
 
 def test_folders_on_the_way_to_an_output_are_made_and_stay(tmp_path: Path) -> None:
@@ -266,3 +270,77 @@ def test_what_the_system_says_becomes_a_sentence(
     ):
         writer.write_tensors([tensor("t", 9)], max_shard_bytes=100)
     assert not [*tmp_path.iterdir()]
+
+
+# ------------------------------------------------------------------------------------------------ what killed runs left
+
+
+def killed_while_writing(out: Path, *, overwrite: bool = False, at: str = "write") -> None:
+    """A process that writes `out` and is killed: while it writes, or between the two renames of a replacement."""
+    child = os.fork()
+    if child == 0:
+        if at == "renames":
+            staging._exchanged = lambda *_: False  # type: ignore[assignment]
+            sys.addaudithook(
+                lambda event, args: (
+                    os.kill(os.getpid(), signal.SIGKILL)
+                    if event == "os.rename" and os.fspath(args[1]) == str(out)
+                    else None
+                )
+            )
+        with new_checkpoint(out, sources=[], nbytes=1, overwrite=overwrite) as writer:
+            writer.write_text("config.json", "{}")
+            if at == "write":
+                os.kill(os.getpid(), signal.SIGKILL)
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def test_the_next_run_removes_what_killed_ones_left_of_the_same_output(tmp_path: Path) -> None:
+    for _ in range(2):
+        killed_while_writing(tmp_path / "out")
+    killed_while_writing(tmp_path / "other")
+    assert len(list(tmp_path.glob(".out.*.partial"))) == 1, "the second run removed what the first one left"
+    (tmp_path / ".out.mine.partial").mkdir()
+    (tmp_path / ".out.mine.partial" / "notes").write_text("mine")
+    with new_checkpoint(tmp_path / "out", sources=[], nbytes=1) as writer:
+        writer.write_text("config.json", "{}")
+    assert [path.name for path in tmp_path.glob(".out.*")] == [".out.mine.partial"], "no mark of ours: it stays"
+    assert list(tmp_path.glob(".other.*.partial")), "of another output, which its own next run clears"
+
+
+def test_a_replacement_killed_between_two_renames_is_undone_by_the_next_run(tmp_path: Path) -> None:
+    out = mark_as_made_by_moeits(make_toy(tmp_path / "out"))
+    before = contents(out)
+    killed_while_writing(out, overwrite=True, at="renames")
+    assert not out.exists()
+    with pytest.raises(OutputError, match="out exists"), new_checkpoint(out, sources=[], nbytes=1):
+        pass
+    assert contents(out) == before
+    assert not list(tmp_path.glob(".out.*"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="two folders change places in one step on Linux only")
+def test_a_name_is_never_without_its_checkpoint_while_it_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = mark_as_made_by_moeits(make_toy(tmp_path / "out"))
+    renamed = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda *_: pytest.fail("two steps"))
+    with new_checkpoint(out, sources=[], nbytes=1, overwrite=True) as writer:
+        writer.write_text("config.json", "{}")
+    monkeypatch.setattr(Path, "rename", renamed)
+    assert [path.name for path in out.iterdir()] == ["config.json"]
+    assert not list(tmp_path.glob(".out.*"))
+
+
+def test_the_second_of_two_runs_on_one_output_says_so_and_changes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with new_checkpoint(out, sources=[], nbytes=1) as first:
+        first.write_text("config.json", "{}")
+        before = contents(tmp_path)
+        says = f"out is being written by another run .process {os.getpid()}"
+        with pytest.raises(OutputError, match=says), new_checkpoint(out, sources=[], nbytes=1):
+            pass
+        assert contents(tmp_path) == before
+    assert (out / "config.json").exists()

@@ -5,16 +5,19 @@ Evidence, plans, results, footprints, comparisons, reports, the ledger and finis
 
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from moeits.checkpoint.parts import FOLDERS, is_checkpoint, is_part
 from moeits.errors import OutputError
+from moeits.locks import can_tell, lock
 
 _LONGEST_JSON = 1 << 30
+_TEMPORARY = re.compile(r"[0-9a-f]{16}\.writing")
 # The fields that tell JSON of moeits: most of it says its kind; a plan and the record of a healing do not.
 _MARKS = ({"kind"}, {"kept", "fingerprint"}, {"recipe_name", "fingerprint"})
 
@@ -106,15 +109,41 @@ def is_artefact(path: Path) -> bool:
 
 def _replace(path: Path, content: bytes) -> None:
     # Cut, as the name itself may be as long as the file system allows.
-    partial = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.writing")
+    stem = f".{path.name[:40]}."
+    _remove_left_over(path.parent, stem)
+    partial, file = _temporary_file(path.parent, stem)
     try:
-        with partial.open("xb") as file:
+        with file:
             file.write(content)
-        partial.replace(path)
+            file.flush()
+            partial.replace(path)
     except BaseException:
         with suppress(OSError):  # what could not be written is mostly not there
             partial.unlink()
         raise
+
+
+def _temporary_file(folder: Path, stem: str) -> tuple[Path, BinaryIO]:
+    """A new file that is locked while it is written, so that nobody takes it for left over."""
+    while True:
+        path = folder / f"{stem}{secrets.token_hex(8)}.writing"
+        file = path.open("xb")
+        # Between the two lines before this one another process may have locked it, or even removed it.
+        if lock(file) and path.exists():
+            return path, file
+        file.close()
+
+
+def _remove_left_over(folder: Path, stem: str) -> None:
+    """Remove temporary files of killed runs: of a name that only moeits gives, and held by no process."""
+    names: list[str] = []
+    with suppress(OSError):  # a folder may be written to, but not listed
+        names = [path.name for path in folder.iterdir()] if can_tell() else []
+    for name in names:
+        if name.startswith(stem) and _TEMPORARY.fullmatch(name[len(stem) :]):
+            with suppress(OSError), (folder / name).open("rb+") as file:
+                if lock(file):
+                    (folder / name).unlink()
 
 
 def _reason(error: Exception) -> str:

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from typing import Any, BinaryIO
 
 from moeits.checkpoint.parts import INDEX_NAME, SINGLE_NAME
 from moeits.checkpoint.replaceable import check_replaceable
+from moeits.checkpoint.staging import clear_leftovers, exchange, staging_folder
 from moeits.errors import CheckpointError, OutputError
 from moeits.progress import Progress, silent
 from moeits.sizes import format_size
@@ -106,21 +106,19 @@ def new_checkpoint(
     OutputError.
     """
     output = Path(os.path.abspath(output))  # noqa: PTH100 - links above the output stay as they were given
-    check_output(output, sources=sources, overwrite=overwrite)
     missing: list[Path] = []
-    partial: Path | None = None
     try:
+        clear_leftovers(output)
+        check_output(output, sources=sources, overwrite=overwrite)
         missing = [parent for parent in output.parents if not parent.exists()]
         with _termination_as_exit():
             output.parent.mkdir(parents=True, exist_ok=True)
             check_space(output, nbytes)
-            partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
-            yield CheckpointWriter(partial)
-            partial.chmod(0o777 & ~_umask())
-            _put_in_place(partial, output, overwrite=overwrite)
+            with staging_folder(output) as folder:
+                yield CheckpointWriter(folder)
+                folder.chmod(0o777 & ~_umask())
+                _put_in_place(folder, output, overwrite=overwrite)
     except BaseException as error:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
         for parent in missing:
             with suppress(OSError):  # never made, or somebody else has put something into it
                 parent.rmdir()
@@ -249,18 +247,7 @@ def _put_in_place(partial: Path, output: Path, *, overwrite: bool) -> None:
     check_replaceable(output)
     # Syncing takes twice as long as writing. What is new can be made again, what is replaced cannot.
     _sync(partial)
-    aside = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".replaced", dir=output.parent))
-    old = aside / "checkpoint"
-    try:
-        output.rename(old)
-        _rename(partial, output)
-    except BaseException:
-        if old.exists() and not os.path.lexists(output):
-            old.rename(output)
-        with suppress(OSError):  # what could not go back stays there
-            aside.rmdir()
-        raise
-    shutil.rmtree(aside, ignore_errors=True)
+    exchange(partial, output)
 
 
 def _rename(partial: Path, output: Path) -> None:
