@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import moeits
+from moeits.choosing.planner import Planner
+from moeits.choosing.settings import Choice
 from moeits.errors import EvaluationError, MoeitsError, SettingError
 from moeits.report_page.cost_sections import payback_tokens
 from moeits.report_page.published import published_rows
@@ -504,3 +506,18 @@ def test_a_long_table_shows_a_few_points_and_folds_the_rest(tmp_path: Path) -> N
     assert shown.count("<tr") == 2 + 2 * 5, "the head, the unpruned model, and five points"
     assert folded.split("</details>")[0].count("<tr") == 2 + 2 * 19
     assert tables(run).count("| MoEITS 1424 |") == 6, "in Markdown all of them, once in each table"
+
+
+def test_a_run_of_another_criterion_has_its_row_in_the_summary_and_its_order_on_the_dial(tmp_path: Path) -> None:
+    evidence, run = moeits.score(make_toy(tmp_path / "toy")), tmp_path / "run"
+    plan = moeits.plan(evidence, experts_per_layer=3, criterion="chance-corrected")
+    size = {"parameters": plan.summary["parameters_after"], "nbytes": plan.summary["bytes_after"]}
+    write(run / "unpruned" / "unhealed.json", results(0.6, parameters=1, nbytes=1))
+    write(run / "a" / "unhealed.json", results(0.5, **size))
+    plan.save(run / "a" / "plan.json")
+    evidence.save(run / "evidence.safetensors")
+    html = page(run)
+    summary = html.split("Who stays</h2>")[0].split("Summary</h2>")[1]
+    assert f"chance-corrected {plan.summary['experts_kept']}" in summary
+    for order in Planner(evidence, Choice(criterion="chance-corrected")).orders.values():
+        assert f'"removed":{list(order.removed)},'.replace(" ", "") in html

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import moeits
 from moeits.errors import OutputError, SettingError
+from moeits.evidence import Evidence
 from moeits.stages.sweep import Sweep, parse_taus
 from tests.toys import make_toy
 
@@ -295,3 +296,20 @@ def test_a_real_sweep_evaluates_heals_and_reports(shared: Path, tmp_path: Path) 
     text = (tmp_path / "report.md").read_text()
     assert "| MoEITS 46, healed |" in text
     assert "continuation_local: 0-shot, 4 of 400 items" in text
+
+
+def test_a_sweep_walks_the_taus_of_another_criterion(toy: Path, tmp_path: Path) -> None:
+    swept = moeits.sweep(toy, output=tmp_path / "run", tau="0,1", criterion="aimer")
+    planned = moeits.plan(Evidence.load(tmp_path / "run/evidence.safetensors"), criterion="aimer", tau=0)
+    assert swept.points[0].kept == planned.counts
+    with pytest.raises(SettingError, match='criterion was "aimer"'):
+        moeits.sweep(toy, output=tmp_path / "run", tau="0,1")
+
+
+@pytest.mark.parametrize("asked", [{"tau": "1e400"}, {"criterion": "random"}, {"criterion": "reap"}])
+def test_what_a_sweep_cannot_walk_is_said_before_anything_is_scored(
+    toy: Path, tmp_path: Path, asked: dict[str, Any]
+) -> None:
+    with pytest.raises(SettingError):
+        moeits.sweep(toy, output=tmp_path / "run", **asked)
+    assert not (tmp_path / "run").exists()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from moeits.choosing.criteria import CRITERIA
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import EvaluationError
 from moeits.evaluation.results import Results
@@ -229,3 +230,11 @@ def min_experts_of(run: Run) -> int | None:
     ]
     found = next((each for each in settings if each), {}).get("min_experts")
     return found if isinstance(found, int) else None
+
+
+def criterion_of(run: Run) -> str:
+    """Who chose in a run: the criterion of its sweep, else of its first plan that was not made at random."""
+    asked = run.sweep["settings"].get("criterion") if run.sweep else None
+    planned = (point.plan.criterion for point in run.points if point.plan and not point.is_random)
+    name = asked or next(planned, "moeits")
+    return name if name in {criterion.name for criterion in CRITERIA} else "moeits"

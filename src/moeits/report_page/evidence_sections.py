@@ -29,7 +29,7 @@ def who_stays(run: Run, rows: Sequence[Row], removal: Removal | None, slug: str)
     kept, before = removal.kept_at(tau), {layer: order.num_experts for layer, order in removal.orders.items()}
     data = {**removal.facts(), "axis": axis, "measured": measured_on(removal, rows)}
     intro = [
-        "Every layer was taken apart once, the most redundant pair first, down to its floor. A tau only says where to "
+        f"Every layer was taken apart once, {_first_to_go(removal)}, down to its floor. A tau only says where to "
         "stop, so all its answers are in that one order: move the dial and see which experts stay."
     ]
     slider = {
@@ -59,6 +59,10 @@ def who_stays(run: Run, rows: Sequence[Row], removal: Removal | None, slug: str)
         ],
     }
     return section("who-stays", "Who stays", intro, [slider])
+
+
+def _first_to_go(removal: Removal) -> str:
+    return "the most redundant pair first" if removal.criterion == "moeits" else f"in the order of {removal.criterion}"
 
 
 def _first_tau(run: Run, removal: Removal) -> float:
@@ -94,7 +98,7 @@ def _counts_on_the_dial(removal: Removal, row: Row) -> tuple[int, ...] | None:
 
 def redundancy(run: Run, removal: Removal | None, slug: str) -> Section | None:
     """A picture of every layer's redundancies, in the order of removal."""
-    if removal is None or run.evidence is None:
+    if removal is None or run.evidence is None or not run.evidence.redundancy:
         return None
     matrices = {layer: _in_order(run.evidence.redundancy[layer], removal, layer) for layer in removal.orders}
     values = np.concatenate([matrix[~np.isnan(matrix)] for matrix in matrices.values()])

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from math import ceil, floor
 from typing import Any
 
-from moeits.choosing.criteria import criterion_named, elimination_order
+from moeits.choosing.criteria import criterion_named
 from moeits.choosing.elimination import EliminationOrder
+from moeits.choosing.planner import Planner
+from moeits.choosing.settings import Choice
 from moeits.evidence import Evidence
 
 TAU_STEP = 0.05
@@ -17,22 +19,24 @@ class Removal:
     """Who goes when, in every layer, and where the floors are."""
 
     evidence: Evidence
+    criterion: str
     orders: Mapping[int, EliminationOrder]
     most_steps: Mapping[int, int]
 
     @classmethod
-    def of(cls, evidence: Evidence, min_experts: int | None = None) -> "Removal":
-        """The orders of Algorithm 3; no layer keeps fewer than `min_experts` experts, by default its top_k."""
-        import numpy as np
+    def of(cls, evidence: Evidence, min_experts: int | None = None, criterion: str = "moeits") -> "Removal | None":
+        """The orders of a criterion; no layer keeps fewer than `min_experts` experts, by default its top_k.
 
-        criterion, rng = criterion_named("moeits"), np.random.default_rng(0)
-        return cls(
-            evidence=evidence,
-            orders={layer: elimination_order(criterion, evidence, layer, rng) for layer in evidence.layers},
-            most_steps={
-                layer: facts.num_experts - facts.fewest_experts(min_experts) for layer, facts in evidence.layers.items()
-            },
-        )
+        None if the evidence lacks what the criterion needs, or if it has no levels for a dial to be moved along.
+        """
+        if any(
+            layer not in evidence.known(name) for name in criterion_named(criterion).needs for layer in evidence.layers
+        ):
+            return None
+        planner = Planner(evidence, Choice(criterion=criterion, min_experts=min_experts))
+        if any(order.levels is None for order in planner.orders.values()):
+            return None
+        return cls(evidence=evidence, criterion=criterion, orders=planner.orders, most_steps=planner.most_steps)
 
     def kept_at(self, tau: float) -> dict[int, int]:
         """Number of experts kept in each layer at a tau."""

@@ -54,10 +54,12 @@ def figure_2_of(run: Run, name: str, rows: Sequence[Row]) -> Callable[[], str] |
 def _panel(measure: Measure, rows: Sequence[Row], swept: Mapping[str, Point]) -> figures.Panel:
     """The curves of a measure over the taus of the sweep; where a tau keeps everything they meet the unpruned model."""
     curves: dict[str, list[figures.Spot]] = {}
+    criterion = next((row.chosen_by for row in rows if row.point.plan and not row.point.is_random), "MoEITS")
+    curve = partial(_curve_of, criterion=criterion)
     for point in swept.values():
         own = [row for row in rows if row.point is point or row.point in point.controls]
-        for label in dict.fromkeys(map(_curve_of, own)):
-            spot = spot_of(measure, [row for row in own if _curve_of(row) == label])
+        for label in dict.fromkeys(map(curve, own)):
+            spot = spot_of(measure, [row for row in own if curve(row) == label])
             curves.setdefault(label, []).extend((tau, *spot) for tau in point.taus if spot)
     unpruned = [row for row in rows if row.kind == "unpruned"]
     spot = spot_of(measure, unpruned)
@@ -69,11 +71,11 @@ def _panel(measure: Measure, rows: Sequence[Row], swept: Mapping[str, Point]) ->
     )
 
 
-def _curve_of(row: Row) -> str:
+def _curve_of(row: Row, criterion: str) -> str:
     """The curve that a row is on: a tau that keeps everything is a point of the same curves as the others."""
     if row.point.name != "unpruned":
         return row.series
-    return "MoEITS, un-healed" if row.kind == "unpruned" else "MoEITS, healed"
+    return f"{criterion}, {'un-healed' if row.kind == 'unpruned' else 'healed'}"
 
 
 def spot_of(measure: Measure, rows: Sequence[Row]) -> tuple[float, float, float] | None:

@@ -58,6 +58,11 @@ class Row:
         return f"{chosen}, {'healed' if self.kind == 'healed' else 'un-healed'}"
 
     @property
+    def chosen_by(self) -> str:
+        """What its criterion is called."""
+        return _chosen_by(self.point)
+
+    @property
     def reduction(self) -> float:
         """P(down): the share of routed-expert parameters removed."""
         return 0.0 if self.point.name == "unpruned" else self.point.summary.get("reduction", 0.0)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moeits.report_page.accuracy import INTERVAL, NOTHING, count, percent
-from moeits.report_page.artefacts import Run, min_experts_of, name_of
+from moeits.report_page.artefacts import Run, criterion_of, min_experts_of, name_of
 from moeits.report_page.blocks import Block, Section, facts, notes, section, table
 from moeits.report_page.cost_sections import footprint, ledger
 from moeits.report_page.evidence_sections import noise_sentence, per_layer, redundancy, who_stays
@@ -19,8 +19,7 @@ from moeits.sizes import format_size
 
 def sections_of(run: Run, slug: str) -> list[Section]:
     """All sections that a run has something to say in."""
-    scored = run.evidence is not None and run.evidence.redundancy
-    removal = Removal.of(run.evidence, min_experts_of(run)) if run.evidence and scored else None
+    removal = Removal.of(run.evidence, min_experts_of(run), criterion_of(run)) if run.evidence else None
     rows = rows_of(run)
     made = (
         _summary(run, rows),
@@ -59,9 +58,9 @@ def _before(run: Run) -> Mapping[str, Any] | None:
 
 
 def headline(rows: Sequence[Row]) -> Block | None:
-    """MoEITS where it removes closest to half, beside the unpruned model and random choices of as many experts."""
+    """The choice that removes closest to half, beside the unpruned model and random choices of as many experts."""
     alike = Questions(rows).alike()
-    pruned = [row for row in alike if row.series.startswith("MoEITS")]
+    pruned = [row for row in alike if row.point.plan and row.point.name != "unpruned" and not row.point.is_random]
     measures = measures_of(alike)
     if not measures or not pruned:
         return None

@@ -2,7 +2,6 @@
 
 import os
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 from moeits.calibration.settings import Machine, Watching
@@ -11,6 +10,7 @@ from moeits.checkpoint.replaceable import remove_checkpoint
 from moeits.checkpoint.writing import check_output
 from moeits.choosing.criteria import criterion_named
 from moeits.choosing.limits import Limits
+from moeits.choosing.needs import scoring_for
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.choosing.settings import Budget, Choice
 from moeits.errors import OutputError, SettingError
@@ -20,7 +20,6 @@ from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.progress import Progress, silent
 from moeits.settings import with_settings
-from moeits.signals import SIGNALS
 from moeits.signals.settings import Resources, Scoring
 from moeits.stages.calibrate import calibrate
 from moeits.stages.heal import check_healing
@@ -67,7 +66,7 @@ def simplify(
         check_healing(checkpoint, data=heal, recipe=recipe)
     evidence = Evidence(inventory=Inventory.of(checkpoint, moe))
     _check_within_reach(checkpoint, moe, evidence, budget, choice, writing)
-    asked = _scoring_of(choice, scoring)
+    asked = scoring_for(choice.criterion, scoring)
     if asked is not None:
         evidence = score(checkpoint, scoring=asked, resources=resources, progress=progress)
     elif criterion_named(choice.criterion).needs:
@@ -87,15 +86,6 @@ def simplify(
 def _beside(output: Path) -> Path:
     """Where the pruned checkpoint lies until what is made from it is done."""
     return output.with_name(output.name + ".pruned")
-
-
-def _scoring_of(choice: Choice, scoring: Scoring) -> Scoring | None:
-    """A scoring with what the criterion needs; None if it needs nothing, or what only calibrating finds."""
-    needs = criterion_named(choice.criterion).needs
-    beside = [name for name in needs if name != "redundancy"]
-    if not needs or not {*beside} <= {signal.name for signal in SIGNALS}:
-        return None
-    return replace(scoring, signals=",".join([*filter(None, [scoring.signals]), *beside]) or None)
 
 
 def _check_within_reach(

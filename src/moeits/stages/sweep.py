@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from moeits.checkpoint.reading import Checkpoint
+from moeits.choosing.needs import scoring_for
 from moeits.choosing.planner import Planner
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.choosing.settings import Choice
@@ -84,6 +86,7 @@ def sweep(
     output: str | Path,
     tau: str = "0.5:5:0.25",
     points: PointSettings,
+    criterion: str = "moeits",
     min_experts: int | None = None,
     scoring: Scoring,
     resources: Resources,
@@ -103,10 +106,11 @@ def sweep(
 
     Raises what the stages raise, and SettingError if the folder holds a sweep of another checkpoint or other settings.
     """
-    taus, run = parse_taus(tau), RunFolder(Path(output))
+    taus, run, scoring = parse_taus(tau), RunFolder(Path(output)), _scoring_of(criterion, scoring)
     checkpoint = Checkpoint.open(model, revision=revision, check=architecture_of)
     asked = {
         "scoring": scoring.facts(),
+        "criterion": criterion,
         "min_experts": min_experts,
         "evaluation": facts_of(points.evaluation),
         "healing": facts_of(points.healing),
@@ -123,7 +127,8 @@ def sweep(
             evidence = score(
                 checkpoint, output=run.evidence, scoring=scoring, resources=resources, fresh=fresh, progress=progress
             )
-    found = cut(Planner(evidence, Choice(min_experts=min_experts)), sorted({*run.taus(), *taus}), settings, run)
+    planner = Planner(evidence, Choice(criterion=criterion, min_experts=min_experts))
+    found = cut(planner, sorted({*run.taus(), *taus}), settings, run)
     pruned = [PointFolder(run.path / name) for name in found.folders(taus)]
     controls = choose_at_random(evidence, pruned, points.control, min_experts)
     PointWork(
@@ -136,6 +141,17 @@ def sweep(
         progress=progress,
     ).all_points([run.unpruned, *(each for each in pruned if each != run.unpruned), *controls])
     return found
+
+
+def _scoring_of(criterion: str, scoring: Scoring) -> Scoring:
+    """The one scoring of a sweep. Raises SettingError for a criterion that has no threshold to walk, or watches."""
+    asked = scoring_for(criterion, scoring)
+    if asked is None:
+        raise SettingError(
+            f"--criterion {criterion} does not choose by scores of the weights, which is what a sweep walks tau over. "
+            "Compare it point by point with: moeits simplify --criterion " + criterion
+        )
+    return asked
 
 
 def cut(planner: Planner, taus: Sequence[float], settings: Mapping[str, Any], run: RunFolder) -> Sweep:
@@ -190,10 +206,12 @@ def parse_taus(text: str) -> tuple[float, ...]:
             taus = [first + step * number for number in range(int((last - first) / step) + 1)]
         else:
             taus = [Decimal(item) for item in text.split(",")]
-        if not all(tau.is_finite() for tau in taus):
+        if not all(tau.is_finite() and isfinite(tau) for tau in taus):
             raise ValueError
-    except (ValueError, InvalidOperation):
+    except (ValueError, ArithmeticError):
+        shown = text if len(text) <= 60 else f"{text[:60]}..."
         raise SettingError(
-            f"--tau {text} makes no sense: write FIRST:LAST:STEP, such as 0.5:5:0.25, or a list such as 0.5,1,2."
+            f"--tau {shown} is not a list of numbers, nor a range of at most {MOST_POINTS}: write FIRST:LAST:STEP, "
+            "such as 0.5:5:0.25, or a list such as 0.5,1,2."
         ) from None
     return tuple(sorted({float(tau) for tau in taus}))

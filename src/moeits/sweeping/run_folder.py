@@ -143,7 +143,7 @@ class RunFolder:
                 f"{self.path} holds a sweep of another checkpoint ({before['source']}). Choose another --output, or "
                 "start again with --fresh."
             )
-        known = {**before["settings"]}
+        known = {"criterion": "moeits", **before["settings"]}  # before 0.1 was released, sweeps knew one criterion
         # What was not asked for before is added to the points; what was asked for differently cannot be mixed.
         both = [name for name in known if name not in OPTIONAL or None not in (known[name], settings[name])]
         differing = [name for name in both if name != "control" and known[name] != settings[name]]
