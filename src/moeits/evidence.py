@@ -242,6 +242,8 @@ def _matrices(
         if name not in tensors:
             continue
         matrix = tensors[name]
+        if matrix.dtype.kind == "f":  # half a float could not be compared with the bounds
+            matrix = matrix.astype(np.float64)
         if matrix.dtype.kind != "f" or matrix.shape != (size, size) or not np.isfinite(matrix).all():
             raise NotOfItsType(f"{name} is not a matrix of {size} x {size} numbers")
         if (matrix != matrix.T).any() or np.diagonal(matrix).any():
@@ -249,7 +251,7 @@ def _matrices(
         # What is 1 may have been summed up to a little more.
         if matrix.min(initial=0) < low - 1e-9 or matrix.max(initial=0) > high + 1e-9:
             raise NotOfItsType(f"{name} has entries out of range: they are from {low:g} to {high:g}")
-        matrices[i] = matrix.astype(np.float64)
+        matrices[i] = matrix
     return matrices
 
 

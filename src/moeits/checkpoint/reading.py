@@ -50,6 +50,8 @@ _MOST_BRACKETS, _MOST_AXES, _MOST_NAME = 3_000_000, 64, 1000
 # The fingerprint reads a tensor whole up to this many bytes, and beyond that this many spans of this many bytes.
 _WHOLE_BYTES, _SPANS, _SPAN_BYTES = 4096, 8, 512
 
+_LONGEST_FILE_NAME = 255
+
 
 @dataclass(frozen=True, kw_only=True)
 class TensorInfo:
@@ -276,9 +278,15 @@ def _read_indexed(folder: Path) -> dict[str, TensorInfo]:
 def _check_files(folder: Path, files: list[str], *, named_by: str) -> None:
     """The index names files of this folder, all of them are there, and no other shard is."""
     for file in files:
-        if Path(file).name != file or file in {"", ".", ".."}:
+        # No file system of ours takes a longer name, and to ask one for it is an error of its own.
+        if (
+            Path(file).name != file
+            or file in {"", ".", ".."}
+            or len(file.encode(errors="replace")) > _LONGEST_FILE_NAME
+        ):
             raise CheckpointError(
-                f"{INDEX_NAME} names {file!r}, which is not a plain file name of its folder. This index is not safe."
+                f"{INDEX_NAME} names {file!r:.200}, which is not a plain file name of its folder. "
+                "This index is not safe."
             )
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:

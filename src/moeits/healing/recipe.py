@@ -1,7 +1,7 @@
 """What is trained, for how long and on what loss: the paper's section 5.2 as one frozen value, and named others."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from moeits.errors import SettingError
@@ -33,6 +33,26 @@ def _of_paper(default: Any, help: str, **facts: Any) -> Any:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
+
+
+_MOST = 1e100
+_KINDS = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a text"}
+
+
+def _check_kind(name: str, value: Any, kind: Any) -> None:
+    """A caller in Python may give anything; what is compared below must be what the field says."""
+    if kind in (int, float):
+        fits = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+        fits = fits and abs(value) <= _MOST
+    elif kind in _KINDS:
+        fits = isinstance(value, kind)
+    else:
+        fits = isinstance(value, tuple | list) and all(isinstance(item, str) for item in value)
+    if not fits:
+        wanted = _KINDS.get(kind, "a list of texts")
+        raise SettingError(
+            f"--{name.replace('_', '-')} is not {wanted} of a sensible size (its type is {type(value).__name__})."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +93,8 @@ class HealingRecipe:
     balance: float = _of_paper(0.0, "Weight of the routers' load-balancing term, per layer; 0 for none.")
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            _check_kind(each.name, getattr(self, each.name), each.type)
         for name in ("rank", "batch_size", "accumulation", "steps", "sequence_length"):
             _check(name, getattr(self, name), getattr(self, name) >= 1, "give 1 or more")
         for name in ("alpha", "learning_rate", "temperature"):

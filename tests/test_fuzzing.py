@@ -1,0 +1,46 @@
+"""Wrong inputs of every kind, a few thousand of them; `python -m tests.fuzzing` is the long form."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moeits.errors import CheckpointError, SettingError
+from moeits.evidence import Evidence
+from moeits.experts.architectures import ARCHITECTURES
+from moeits.healing.recipe import recipe_named
+from moeits.stages.inspect import inspect
+from tests.fuzzing.running import LONGEST_CALL, fuzz
+from tests.fuzzing.targets import PARSERS
+from tests.toys import make_toy, toy_evidence
+
+# Those whose stage takes tens of milliseconds.
+FEWER = {"healing": 20, "footprint": 20, "ledger": 20, "sweep": 20, "run": 60, "cli": 80}
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_of_a_wrong_input_nothing_but_a_sentence_comes_out(name: str, tmp_path: Path) -> None:
+    tally = fuzz(PARSERS[name](tmp_path), FEWER.get(name, 300), seed=13)
+    assert not tally.faults, tally.faults[0]
+    assert tally.longest < LONGEST_CALL
+    assert tally.refused > 0, "the mutants are all valid"
+
+
+def test_an_index_that_names_a_file_longer_than_any_is_refused(tmp_path: Path) -> None:
+    model = make_toy(tmp_path / "toy", shards=2)
+    index = model / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "' + "x" * 5000 + '"}}')
+    with pytest.raises(CheckpointError, match="not a plain file name"):
+        inspect(model)
+
+
+def test_evidence_of_half_floats_is_compared_with_bounds_that_they_cannot_hold(tmp_path: Path) -> None:
+    matrix = np.full((4, 4), 0.25, np.float16) * (1 - np.eye(4, dtype=np.float16))
+    toy_evidence({0: matrix}, floor={0: matrix}).save(tmp_path / "evidence.safetensors")
+    assert Evidence.load(tmp_path / "evidence.safetensors").floor[0].dtype == np.float64
+
+
+@pytest.mark.parametrize("change", [{"rank": "9"}, {"alpha": [1]}, {"targets": 5}, {"steps": 10**400}, {"packing": 1}])
+def test_a_recipe_of_other_types_is_refused_in_a_sentence(change: dict[str, object]) -> None:
+    with pytest.raises(SettingError, match=f"--{next(iter(change))} is not"):
+        recipe_named("small", ARCHITECTURES[0]).changed(change)
