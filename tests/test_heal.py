@@ -1,7 +1,9 @@
 """Healing from file to file: its options, its other layouts, and one sentence for every bad input."""
 
+import hashlib
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,9 @@ import pytest
 import moeits
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError, HealingError, MissingExtra, MoeitsError, OutputError, SettingError
+from moeits.experts.layout import MoELayout
+from moeits.healing.merging import merged_tensors
+from moeits.healing.targets import targets_of
 from tests.healing_toys import conversations, make_pruned, texts, write_rows, write_tokenizer
 from tests.toys import fuse, make_toy, read_config, read_tensors
 
@@ -49,6 +54,33 @@ def test_gradient_checkpointing_changes_no_result(pruned: Path, data: Path, tmp_
     )
     # The same numbers, computed twice; the random state of dropout is restored for the second time.
     assert all(np.allclose(plain[name], saving[name], atol=1e-6) for name in plain)
+
+
+def test_merging_holds_one_expert_of_a_fused_tensor_at_a_time(tmp_path: Path):
+    experts, rank = 32, 2
+    toy = make_toy(tmp_path / "toy", "mixtral", experts=experts, layers=1, hidden_size=128, intermediate_size=256)
+    checkpoint = Checkpoint.open(fuse(toy, tmp_path / "fused"))
+    moe = MoELayout.of(checkpoint)
+    targets = targets_of(checkpoint, moe, ("experts",))
+    factors = {
+        f"{target.module}.factors.{weight}.{side}": np.zeros((count, *shape), np.float32)
+        for target in targets
+        for weight, (count, rows, columns) in target.weights.items()
+        for side, shape in (("a", (rank, columns)), ("b", (rows, rank)))
+    }
+    tensors = merged_tensors(checkpoint, moe, targets, factors, 1.0)
+    largest = max(tensors, key=lambda tensor: tensor.nbytes)
+    assert len(largest.parts) == experts
+    tracemalloc.start()
+    try:
+        merged = hashlib.sha256()
+        for part in largest.parts:
+            merged.update(part())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert merged.digest() == hashlib.sha256(checkpoint.read(largest.name).tobytes()).digest()
+    assert peak < 4 * np.prod(largest.shape) / 4, "bytes in float32, of a quarter of the tensor"
 
 
 def test_fused_experts_are_healed_like_single_ones(data: Path, tmp_path: Path):

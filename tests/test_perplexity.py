@@ -113,6 +113,14 @@ def test_a_model_is_asked_for_its_perplexity_alone(toy, tmp_path):
     assert (found.perplexity["file"], found.perplexity["window_tokens"]) == ("t.jsonl", 64)
 
 
+def test_a_limit_is_one_of_documents_too(toy, tmp_path):
+    text = write_jsonl(tmp_path / "t.jsonl", [{"text": SHORT}, {"text": LONG}])
+    alone = write_jsonl(tmp_path / "alone.jsonl", [{"text": SHORT}])
+    limited = evaluate(toy, perplexity=text, limit=1).perplexity
+    assert limited["documents"] == 1
+    assert limited["nats_per_token"] == evaluate(toy, perplexity=alone).perplexity["nats_per_token"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [

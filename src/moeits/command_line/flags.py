@@ -82,7 +82,13 @@ FLAGS: dict[str, Any] = {
     ],
     "num_fewshot": Annotated[int, typer.Option(help="Examples in each prompt.")],
     "evaluate batch_size": Annotated[int, typer.Option(help="Prompts in one batch.")],
-    "limit": Annotated[int | None, typer.Option(help="Only the first N items of each task.", show_default="all")],
+    "evaluate fresh": Annotated[
+        bool, typer.Option("--fresh", metavar="", help="Forget finished tasks of an interrupted evaluation.")
+    ],
+    "limit": Annotated[
+        int | None,
+        typer.Option(help="Only the first N items of each task, and documents of a text.", show_default="all"),
+    ],
     "data_dir": Annotated[
         Path | None, typer.Option(help="Folder with the tasks' data, instead of the hub (docs/evaluation.md).")
     ],

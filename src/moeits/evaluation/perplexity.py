@@ -40,8 +40,10 @@ class Window:
     end: int
 
 
-def read_text(path: str | Path) -> Text:
+def read_text(path: str | Path, limit: int | None = None) -> Text:
     """A .jsonl file with one document in the field `text` of each line, or any other file as one document.
+
+    With `limit` its first documents only.
 
     Raises EvaluationError if it cannot be read as that, or is empty.
     """
@@ -59,7 +61,7 @@ def read_text(path: str | Path) -> Text:
     documents = [document for document in documents if document.strip()]
     if not documents:
         raise EvaluationError(f"{path} holds no text.")
-    return Text(name=path.name, sha256=sha256_of(path), documents=tuple(documents))
+    return Text(name=path.name, sha256=sha256_of(path), documents=tuple(documents[:limit]))
 
 
 def _document(path: Path, number: int, line: str) -> str:

@@ -2,7 +2,7 @@
 
     W' = W + (alpha / rank) B A        computed in float32, rounded once to the dtype the tensor is stored in
 
-Only adapted tensors are computed, one at a time while they are written; all others are moved as bytes.
+Only adapted tensors are computed, one expert at a time while they are written; all others are moved as bytes.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -20,11 +20,15 @@ from moeits.healing.targets import Target
 FactorsByName = Mapping[str, np.ndarray]
 
 
+# What is added to one part of a tensor, in the part's own shape.
+Delta = Callable[[], np.ndarray]
+
+
 def merged_tensors(
     checkpoint: Checkpoint, moe: MoELayout, targets: Iterable[Target], factors: FactorsByName, scale: float
 ) -> list[NewTensor]:
     """All tensors of the healed checkpoint, in the order of the pruned one's."""
-    deltas: dict[str, Callable[[], np.ndarray]] = {}
+    deltas: dict[str, tuple[Delta, ...]] = {}
     for target in targets:
         deltas |= _deltas(moe, target, factors, scale)
     unknown = deltas.keys() - checkpoint.tensors.keys()
@@ -32,22 +36,22 @@ def merged_tensors(
     return [_tensor(checkpoint, info, deltas.get(info.name)) for info in checkpoint.tensors.values()]
 
 
-def _deltas(
-    moe: MoELayout, target: Target, factors: FactorsByName, scale: float
-) -> dict[str, Callable[[], np.ndarray]]:
-    """Tensor name -> what is added to it, in the tensor's own shape."""
+def _deltas(moe: MoELayout, target: Target, factors: FactorsByName, scale: float) -> dict[str, tuple[Delta, ...]]:
+    """Tensor name -> what is added to it: to all of it, or to each expert of a fused tensor."""
     if target.tensor is not None:
-        return {target.tensor: partial(_delta, target, "weight", 0, factors, scale)}
+        return {target.tensor: (partial(_delta, target, "weight", 0, factors, scale),)}
     assert target.layer is not None
     layer, architecture = moe.layers[target.layer], moe.architecture
     if layer.experts:
         return {
-            layer.experts[expert][tensor]: partial(_delta, target, projection, expert, factors, scale)
+            layer.experts[expert][tensor]: (partial(_delta, target, projection, expert, factors, scale),)
             for expert in layer.experts
             for projection, tensor in architecture.projections.items()
         }
     return {
-        layer.fused[name]: partial(_fused_delta, target, stacked, layer.num_experts, factors, scale)
+        layer.fused[name]: tuple(
+            partial(_stacked_delta, target, stacked, expert, factors, scale) for expert in range(layer.num_experts)
+        )
         for name, stacked in architecture.fused.items()
     }
 
@@ -57,29 +61,30 @@ def _delta(target: Target, weight: str, number: int, factors: FactorsByName, sca
     return scale * (b @ a)
 
 
-def _fused_delta(
-    target: Target, stacked: tuple[str, ...], experts: int, factors: FactorsByName, scale: float
+def _stacked_delta(
+    target: Target, stacked: tuple[str, ...], expert: int, factors: FactorsByName, scale: float
 ) -> np.ndarray:
-    return np.stack(
-        [
-            np.concatenate([_delta(target, projection, expert, factors, scale) for projection in stacked])
-            for expert in range(experts)
-        ]
-    )
+    return np.concatenate([_delta(target, projection, expert, factors, scale) for projection in stacked])
 
 
-def _tensor(checkpoint: Checkpoint, info: TensorInfo, delta: Callable[[], np.ndarray] | None) -> NewTensor:
-    part: ByteRange | Callable[[], bytes] = ByteRange(path=info.shard, offset=info.offset, length=info.nbytes)
-    if delta is not None:
-        part = partial(_merged, checkpoint, info, delta)
-    return NewTensor(name=info.name, dtype=info.dtype, shape=info.shape, nbytes=info.nbytes, parts=(part,))
+def _tensor(checkpoint: Checkpoint, info: TensorInfo, deltas: tuple[Delta, ...] | None) -> NewTensor:
+    parts: tuple[ByteRange | Callable[[], bytes], ...]
+    if deltas is None:
+        parts = (ByteRange(path=info.shard, offset=info.offset, length=info.nbytes),)
+    elif len(deltas) == 1 and len(info.shape) == 2:
+        parts = (partial(_merged, checkpoint, info, deltas[0], ()),)
+    else:
+        parts = tuple(partial(_merged, checkpoint, info, delta, (expert,)) for expert, delta in enumerate(deltas))
+    return NewTensor(name=info.name, dtype=info.dtype, shape=info.shape, nbytes=info.nbytes, parts=parts)
 
 
-def _merged(checkpoint: Checkpoint, info: TensorInfo, delta: Callable[[], np.ndarray]) -> bytes:
-    stored = checkpoint.read(info.name)
-    merged = (stored.astype(np.float32) + delta()).astype(stored.dtype)
-    if not np.isfinite(merged.astype(np.float32)).all():
+def _merged(checkpoint: Checkpoint, info: TensorInfo, delta: Delta, where: tuple[int, ...]) -> bytes:
+    stored = checkpoint.read(info.name, where)
+    merged = stored.astype(np.float32)
+    merged += delta()
+    rounded = merged.astype(stored.dtype)
+    if not np.isfinite(rounded).all():
         raise HealingError(
             f"{info.name} would not be finite with its adapter in {info.dtype}. Heal with a lower --learning-rate."
         )
-    return merged.tobytes()
+    return rounded.tobytes()

@@ -46,9 +46,9 @@ def evaluate(
 
     Paper: sections 5.1-5.3; the defaults are its setting, five tasks with 15 examples in each prompt, batches of 40.
     `tasks` are names, or `paper` for those five, which is what runs if neither tasks nor `perplexity` is given.
-    `limit` takes only the first items of each task. With `data_dir` the data come from that folder and not from the
-    hub. `perplexity` is a text file, read in windows of `window` tokens. `device` is one of torch's, or `split` to
-    spread one model over all of them.
+    `limit` takes only the first items of each task, and the first documents of a text. With `data_dir` the data come
+    from that folder and not from the hub. `perplexity` is a text file, read in windows of `window` tokens. `device` is
+    one of torch's, or `split` to spread one model over all of them.
 
     With `output` the results are also written there, and a task that is finished is not run again after an
     interruption. Under `accelerate launch` the items are shared out among the processes.
@@ -66,7 +66,7 @@ def evaluate(
     checkpoint = Checkpoint.open(model, revision=revision)
     if output is not None:
         check_file_output(output, inputs=(checkpoint.folder, perplexity, data_dir))
-    text = read_text(perplexity) if perplexity is not None else None
+    text = read_text(perplexity, limit) if perplexity is not None else None
     with quiet(), TemporaryDirectory() as scratch:
         # Tasks before the model: a file that is not there should not cost the minutes of loading weights.
         loaded = load_tasks(

@@ -24,7 +24,9 @@ class PointSettings:
     )
     num_fewshot: int = setting(15, help="Examples in each prompt.", panel=EXPERT)
     batch_size: int = setting(40, help="Prompts at a time in an evaluation.", panel=EXPERT)
-    limit: int | None = setting(None, help="Only the first N items of each task.", panel=POINTS, shown_default="all")
+    limit: int | None = setting(
+        None, help="Only the first N items of each task, and documents of a text.", panel=POINTS, shown_default="all"
+    )
     data_dir: str | Path | None = setting(
         None, help="Folder with the tasks' data, instead of the hub (docs/evaluation.md).", panel=POINTS
     )
