@@ -390,3 +390,19 @@ def test_simplify_measures_the_signal_that_its_criterion_needs(run: Callable[...
     assert json.loads(Path("smaller/plan.json").read_text())["kept"] == {
         str(layer): list(kept) for layer, kept in plan.kept.items()
     }
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--tau", -100), "note: every layer stopped at its floor (top_k)"),
+        (("--experts-per-layer", 1, "--min-experts", 1), "so top_k is lowered there (layer"),
+        (("--max-size", "1GiB"), "note: nothing was removed: the model is within the budget as it is."),
+        (("--tau", 0), "note: layers keep different numbers of experts: open it with moeits.load"),
+    ],
+)
+def test_what_a_budget_did_that_nobody_may_have_meant_is_said(
+    run: Callable[..., tuple[str, str]], asked: tuple[object, ...], said: str
+) -> None:
+    out, _ = run("simplify", make_toy(Path("toy")), *asked, "--output", "smaller")
+    assert said in " ".join(out.split())

@@ -33,7 +33,30 @@ def show_plan(plan: PruningPlan, arguments: dict[str, Any]) -> None:
         out(f"note: layers for multi-token prediction, whose experts no plan covers, are {plan.settings['mtp']}.")
     if summary.get("layers_on_noise_floor"):
         out(_noise_warning(summary["layers_on_noise_floor"], len(plan.kept)))
+    for note in _notes(plan):
+        out(f"note: {note}")
+    if "layout" in arguments and len(set(plan.counts.values())) > 1:  # a checkpoint was written, not a plan
+        out(
+            "note: layers keep different numbers of experts: open it with moeits.load, or in transformers with "
+            "trust_remote_code=True. For vLLM, SGLang or llama.cpp write it with --layout uniform."
+        )
     written(arguments)
+
+
+def _notes(plan: PruningPlan) -> Iterator[str]:
+    """What a budget did that nobody may have meant."""
+    if plan.summary["experts_kept"] == plan.summary["experts_before"]:
+        yield "nothing was removed: the model is within the budget as it is."
+    if len(plan.summary.get("floored_layers") or ()) == len(plan.kept):
+        floor = "top_k" if plan.settings.get("min_experts") is None else "--min-experts"
+        yield f"every layer stopped at its floor ({floor}): the budget asks for more than scores decide."
+    fewer = {layer: facts.top_k for layer, facts in plan.layers.items() if plan.counts[layer] < facts.top_k}
+    if fewer:
+        layer, top_k = next(iter(fewer.items()))
+        yield (
+            f"{len(fewer)} of {len(plan.kept)} layers keep fewer experts than a token is sent to, so top_k is lowered "
+            f"there (layer {layer}: {top_k} to {plan.counts[layer]}). A token is computed with fewer experts."
+        )
 
 
 def show_evidence(evidence: Evidence, arguments: dict[str, Any]) -> None:
