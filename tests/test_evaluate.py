@@ -207,8 +207,8 @@ def test_a_finished_task_is_run_again_when_asked_otherwise(tmp_path):
     from moeits.evaluation.finished_tasks import FinishedTasks
 
     kept = FinishedTasks(tmp_path / "r.json", made_with={"limit": 1}, fresh=False)
-    kept.put("t", {"row": 1}, files={"a": "1"})
-    assert kept.get("t", files={"a": "1"}) == {"row": 1}
+    kept.put("t", {"row": 1, "samples": {}}, files={"a": "1"})
+    assert kept.get("t", files={"a": "1"}) == {"row": 1, "samples": {}}
     assert kept.get("t", files={"a": "2"}) is None
     assert FinishedTasks(tmp_path / "r.json", made_with={"limit": 2}, fresh=False).get("t", files={"a": "1"}) is None
     assert FinishedTasks(tmp_path / "r.json", made_with={"limit": 1}, fresh=True).get("t", files={"a": "1"}) is None

@@ -43,9 +43,14 @@ class FinishedLayers:
         if path is None or not path.exists():
             return None
         try:
-            return load_file(path)
-        except SafetensorError:
-            return None  # a machine that lost its power can leave an empty file: that layer was not finished
+            matrices = load_file(path)
+        except (SafetensorError, OSError, ValueError):
+            matrices = {}  # a machine that lost its power can leave an empty file: that layer was not finished
+        whole = all(
+            matrix.ndim == 2 and np.isfinite(matrix).all() and np.array_equal(matrix, matrix.T)
+            for matrix in matrices.values()
+        )
+        return matrices if matrices and whole else None
 
     def put(self, layer: int, matrices: Mapping[str, np.ndarray]) -> None:
         """Keep the matrices of a finished layer. Raises OutputError if they cannot be written."""
