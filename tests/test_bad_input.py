@@ -203,19 +203,19 @@ BROKEN: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "a header that is a list": (lambda f: (f / "model.safetensors").write_bytes(b"\2" + b"\0" * 7 + b"[]"), "no safe"),
     "a header without a dtype": (
         lambda f: (f / "model.safetensors").write_bytes(header(a={"shape": [1], "data_offsets": [0, 1]})),
-        "is no safetensors file",
+        "is not a safetensors file",
     ),
     "a negative shape": (
         lambda f: (f / "model.safetensors").write_bytes(
             header(a={"dtype": "U8", "shape": [-1, -2], "data_offsets": [0, 2]}) + b"ab"
         ),
-        "is no safetensors file",
+        "is not a safetensors file",
     ),
     "infinite offsets": (
         lambda f: (f / "model.safetensors").write_bytes(
             header(a={"dtype": "U8", "shape": [1], "data_offsets": [0, float("inf")]}) + b"ab"
         ),
-        "is no safetensors file",
+        "is not a safetensors file",
     ),
     "a shape of another size": (
         lambda f: (f / "model.safetensors").write_bytes(
@@ -399,8 +399,8 @@ SETTINGS = {
     "a reduction that is nan": (["--reduction", "nan"], "--reduction nan is not a number"),
     "a reduction out of reach": (["--reduction", "0.9"], "--reduction 0.9 is out of reach"),
     "a size out of reach": (["--max-size", "1KB"], "is out of reach"),
-    "a size in words": (["--max-size", "small"], "--max-size small is no size"),
-    "a size of many digits": (["--max-size", "1" * 400], f"--max-size {'1' * 40}... is no size"),
+    "a size in words": (["--max-size", "small"], "--max-size small is not a size"),
+    "a size of many digits": (["--max-size", "1" * 400], f"--max-size {'1' * 40}... is not a size"),
     "too few experts": (["--experts-per-layer", "1"], "--experts-per-layer 1 is out of reach"),
     "too many experts": (["--experts-per-layer", "7"], "--experts-per-layer 7 is out of reach"),
     "a floor of zero": (["--tau", "1", "--min-experts", "0"], "--min-experts 0 is out of range"),
@@ -411,8 +411,8 @@ SETTINGS = {
     ),
     "a plan to follow that is missing": (["--like", "none.json"], "There is no plan none.json"),
     "an unknown layout": (["--tau", "1", "--layout", "square"], "--layout square is not one of"),
-    "a shard size in words": (["--tau", "1", "--max-shard-size", "big"], "--max-shard-size big is no size"),
-    "shards of nothing": (["--tau", "1", "--max-shard-size", "0"], "--max-shard-size 0 makes no sense"),
+    "a shard size in words": (["--tau", "1", "--max-shard-size", "big"], "--max-shard-size big is not a size"),
+    "shards of nothing": (["--tau", "1", "--max-shard-size", "0"], "--max-shard-size 0 is out of range"),
     "an unknown flag": (["--tau", "1", "--taw", "1"], "No such option: --taw"),
 }
 
@@ -574,15 +574,15 @@ def test_broken_evidence_is_a_sentence(shell: Shell, tmp_path: Path, case: str) 
 
 
 OUTPUTS = {
-    "the source": (["toy"], "lie in each other"),
-    "the source, overwritten": (["toy", "--overwrite"], "lie in each other"),
-    "inside the source": (["toy/out"], "lie in each other"),
-    "deep inside the source": (["toy/a/b/c"], "lie in each other"),
-    "around the source": (["."], "lie in each other"),
-    "around the source, overwritten": ([".", "--overwrite"], "lie in each other"),
-    "the source by another way": (["notes/../toy"], "lie in each other"),
-    "a link to the source": (["link", "--overwrite"], "lie in each other"),
-    "inside a link to the source": (["link/out"], "lie in each other"),
+    "the source": (["toy"], "overlap"),
+    "the source, overwritten": (["toy", "--overwrite"], "overlap"),
+    "inside the source": (["toy/out"], "overlap"),
+    "deep inside the source": (["toy/a/b/c"], "overlap"),
+    "around the source": (["."], "overlap"),
+    "around the source, overwritten": ([".", "--overwrite"], "overlap"),
+    "the source by another way": (["notes/../toy"], "overlap"),
+    "a link to the source": (["link", "--overwrite"], "overlap"),
+    "inside a link to the source": (["link/out"], "overlap"),
     "a link in a circle": (["circle/out"], "circle"),
     "an existing folder": (["older"], "older exists"),
     "an existing file": (["file"], "file exists"),
@@ -593,7 +593,7 @@ OUTPUTS = {
     "below /proc": (["/proc/out"], "/proc"),
     "below /sys": (["/sys/kernel/a/b"], "/sys/kernel"),
     "a name too long": (["x" * 300], "cannot be written"),
-    "an empty name": ([""], "lie in each other"),
+    "an empty name": ([""], "overlap"),
 }
 
 
@@ -623,9 +623,7 @@ def test_a_checkpoint_whose_files_the_source_links_to_is_not_replaced(shell: She
     (tmp_path / "linked").mkdir()
     for path in toy.iterdir():
         (tmp_path / "linked" / path.name).symlink_to(path)
-    shell.refuses(
-        "prune", "linked", "--plan", "plan.json", "--output", "toy", "--overwrite", saying="lie in each other"
-    )
+    shell.refuses("prune", "linked", "--plan", "plan.json", "--output", "toy", "--overwrite", saying="overlap")
 
 
 @pytest.mark.usefixtures("furnished")

@@ -186,7 +186,7 @@ def test_what_comes_to_be_at_the_output_while_it_is_written_is_not_replaced(tmp_
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "result").write_text("of another run")
     with (
-        pytest.raises(OutputError, match=r"out (has come to exist|is not a checkpoint)"),
+        pytest.raises(OutputError, match=r"out (was created by another process|is not a checkpoint)"),
         new_checkpoint(tmp_path / "out", sources=[], nbytes=0, overwrite=overwrite),
     ):
         (tmp_path / "other").rename(tmp_path / "out")
@@ -213,7 +213,7 @@ def test_a_name_taken_at_the_last_moment_is_not_replaced(
     rename = checkpoint_writer._rename
     monkeypatch.setattr(checkpoint_writer, "_rename", takes_the_name)
     with (
-        pytest.raises(OutputError, match="out has come to exist while it was being written"),
+        pytest.raises(OutputError, match="out was created by another process in the meantime"),
         new_checkpoint(out, sources=[], nbytes=0) as writer,
     ):
         writer.write_text("config.json", "{}")

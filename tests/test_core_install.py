@@ -98,4 +98,4 @@ def test_the_command_is_installed_and_lists_what_extras_add_too(python: Path, tm
 def test_what_needs_an_extra_says_which(python: Path, tmp_path: Path) -> None:
     make_toy(tmp_path / "toy")
     done = run(python, "-c", "import moeits; moeits.load('toy')", cwd=tmp_path)
-    assert "pip install 'moeits[load]'" in done.stderr
+    assert "pip install '.[load]'" in done.stderr

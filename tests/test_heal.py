@@ -310,7 +310,7 @@ def test_settings_that_make_no_sense_are_one_sentence(pruned: Path, data: Path, 
     refuse("--holdout 1 is out of range", pruned, data, out, SettingError, holdout=1.0)
     refuse("--template chat needs a chat template", pruned, data, out, template="chat")
     refuse("no dtype 'foo' here. Known: auto, float32, bfloat16", pruned, data, out, SettingError, dtype="foo")
-    refuse("--country Spain makes no sense", pruned, data, out, SettingError, country="Spain")
+    refuse("--country Spain is not a country", pruned, data, out, SettingError, country="Spain")
     refuse("--seed -1 is out of range", pruned, data, out, SettingError, seed=-1)
     refuse("--evaluate-every 0 is out of range", pruned, data, out, SettingError, evaluate_every=0)
     refuse("--save-every -3 is out of range", pruned, data, out, SettingError, save_every=-3)

@@ -126,8 +126,8 @@ def test_the_card_names_the_base_model_and_keeps_its_licence(hub: dict[str, Any]
         (answered(RepositoryNotFoundError, 404), "the hub has no such model"),
         (answered(RevisionNotFoundError, 404), "org/toy has no revision v9"),
         (LocalEntryNotFoundError("offline"), "the hub cannot be reached"),
-        (http.ConnectError("no route to host"), "org/toy cannot be had from the hub: no route to host"),
-        (OSError("disk on fire"), "org/toy cannot be had from the hub: disk on fire"),
+        (http.ConnectError("no route to host"), "cannot download org/toy from the hub: no route to host"),
+        (OSError("disk on fire"), "cannot download org/toy from the hub: disk on fire"),
     ],
     ids=["gated", "not found", "no revision", "offline", "no network", "disk"],
 )
@@ -163,7 +163,7 @@ def test_offline_means_offline_because_the_library_says_so(monkeypatch: pytest.M
 )
 def test_what_is_neither_folder_nor_id_never_reaches_the_hub(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(huggingface_hub, "snapshot_download", raising(AssertionError("the hub was asked")))
-    with pytest.raises(CheckpointError, match="is no hub id"):
+    with pytest.raises(CheckpointError, match="is not a hub id"):
         download(name)
 
 
@@ -200,7 +200,7 @@ def test_a_model_that_nobody_knows_is_refused_before_its_weights_are_downloaded(
     ("error", "sentence"),
     [
         (NotASafetensorsRepoError("no"), "org/toy has no safetensors on the hub"),
-        (SafetensorsParsingError("a header of garbage"), "org/toy cannot be had from the hub: a header of garbage"),
+        (SafetensorsParsingError("a header of garbage"), "cannot download org/toy from the hub: a header of garbage"),
     ],
 )
 @pytest.mark.usefixtures("hub")

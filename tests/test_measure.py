@@ -146,11 +146,11 @@ def test_a_model_that_cannot_be_run_is_one_sentence(toy: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"prompt_tokens": 0}, "--prompt-tokens 0 makes no sense"),
-        ({"repeats": 0}, "--repeats 0 makes no sense"),
+        ({"prompt_tokens": 0}, "--prompt-tokens 0 is out of range"),
+        ({"repeats": 0}, "--repeats 0 is out of range"),
         ({"prompt_tokens": 60, "new_tokens": 10}, "make 70 tokens, but the model's context is 64"),
         ({"country": "Spain"}, "ISO code of three letters"),
-        ({"energy_seconds": 0.0}, "--energy-seconds 0 makes no sense"),
+        ({"energy_seconds": 0.0}, "--energy-seconds 0 is out of range"),
         ({"dtype": "int8"}, "no dtype 'int8'"),
     ],
 )

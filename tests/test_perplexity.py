@@ -140,5 +140,5 @@ def test_what_is_no_text_is_refused(tmp_path, name, content, sentence):
 
 
 def test_a_window_of_one_token_is_refused(toy, tmp_path):
-    with pytest.raises(SettingError, match="--window 1 makes no sense"):
+    with pytest.raises(SettingError, match="--window 1 is out of range"):
         evaluate(toy, perplexity=tmp_path / "t.txt", window=1)

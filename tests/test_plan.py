@@ -316,7 +316,7 @@ def test_a_plan_like_one_below_the_floor_or_of_other_layers_is_refused() -> None
         ({"tau": 1, "reduction": 0.5}, "not 2"),
         ({"reduction": 1.5}, "a share from 0 to 1"),
         ({"reduction": -0.1}, "a share from 0 to 1"),
-        ({"max_size": "large"}, "--max-size large is no size"),
+        ({"max_size": "large"}, "--max-size large is not a size"),
         ({"tau": 1, "min_experts": 0}, "keeps at least one"),
         ({"tau": 1, "seed": -1}, "--seed -1 is out of range: give 0 or more"),
         ({"tau": 1, "criterion": "randon"}, "Did you mean 'random'"),

@@ -370,7 +370,7 @@ def test_every_row_has_the_paired_difference_that_compare_gives(controlled: Path
 def test_moeits_is_paired_with_each_random_choice_and_with_their_mean(controlled: Path) -> None:
     text = tables(controlled)
     points = [point.name.removeprefix("experts-") for point in controlled.glob("experts-*")]
-    mean = table_of(text, "acc minus that of random choices of as many experts")
+    mean = table_of(text, "acc minus that of random choices of the same size")
     assert {name for name in mean if "healed" not in name} == {
         f"MoEITS {kept} minus random, 3 seeds" for kept in points
     }
@@ -380,9 +380,7 @@ def test_moeits_is_paired_with_each_random_choice_and_with_their_mean(controlled
             controlled / f"experts-{kept}" / "unhealed.json",
         ).tasks["boolq_local"]["acc"]
         assert mean[f"MoEITS {kept} minus random, 3 seeds"][1].startswith("+4.0 [")
-        every = table_of(
-            text, "acc minus that of random choices of as many experts, percentage points, 95 % intervals: "
-        )
+        every = table_of(text, "acc minus that of random choices of the same size, percentage points, 95 % intervals: ")
         assert every[f"MoEITS {kept} minus random, seed 1"][1] == (
             f"{100 * found.difference:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
         )

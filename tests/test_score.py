@@ -607,8 +607,8 @@ def test_the_number_of_bins_can_be_fixed(toy: Path) -> None:
         ({"preset": "papers"}, "--preset papers is not one of paper, authors-code"),
         ({"diagonal": "one"}, "--diagonal one is not one of zero, excluded"),
         ({"threads": 0}, "--threads 0 is out of range"),
-        ({"memory": "much"}, "--memory much is no size"),
-        ({"bins": 0}, "--bins 0 makes no sense"),
+        ({"memory": "much"}, "--memory much is not a size"),
+        ({"bins": 0}, "--bins 0 is out of range"),
         ({"estimator": "nmj"}, "--estimator nmj is not one of nmi, router-cosine. Did you mean 'nmi'?"),
     ],
 )

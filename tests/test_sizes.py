@@ -29,7 +29,7 @@ def test_a_size_is_read_as_gnu_reads_it(text: str | int, nbytes: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "G", "12X", "-1", "1e9", "twelve", "1" * 400, "9" * 30 + "TiB", "1,5GB"])
 def test_what_is_no_size_is_a_sentence_with_its_flag(text: str) -> None:
-    with pytest.raises(SettingError, match=r"^--max-size .{0,45} is no size\. Write it like 12GiB or 12G "):
+    with pytest.raises(SettingError, match=r"^--max-size .{0,45} is not a size\. Write it like 12GiB or 12G "):
         parse_size(text, "--max-size")
 
 

@@ -1,7 +1,7 @@
 """What can go wrong, as a tree. Every message is a sentence for the person who must act.
 
     MoeitsError
-    ├── SettingError        an argument that makes no sense (also a ValueError)
+    ├── SettingError        an argument out of range or unknown (also a ValueError)
     ├── CheckpointError     a checkpoint that cannot be read as what it claims to be (also a ValueError)
     │   ├── UnknownArchitecture   a model_type nobody has described yet
     │   ├── NonFiniteWeight       NaN or infinity in a weight
@@ -21,11 +21,11 @@ The command line prints the message and exits with 2. `assert` is for what we go
 
 
 class MoeitsError(Exception):
-    """Anything a user of moeits can mend; the message says how."""
+    """Anything a user of moeits can fix; the message says how."""
 
 
 class SettingError(MoeitsError, ValueError):
-    """An argument that makes no sense."""
+    """An argument that is out of range, unknown, or at odds with another."""
 
 
 class CheckpointError(MoeitsError, ValueError):

@@ -22,7 +22,7 @@ def printable(text: str, longest: int | None = None) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Text that stands in Markdown as it is: no markup, no HTML, no new line, no cell of a table."""
+    """Text that is safe in Markdown: no markup, no HTML, no new line, no cell of a table."""
     return _OF_MARKDOWN.sub(_as_entity_or_escape, printable(text))
 
 

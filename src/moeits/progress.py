@@ -10,4 +10,4 @@ class Progress(Protocol):
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """The progress report of somebody who wants none."""
+    """No-op progress callback."""

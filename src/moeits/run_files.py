@@ -1,6 +1,6 @@
 """The JSON files of a run, each as a type: what must be in them to be shown, compared or gone on with.
 
-`docs/` describes every field; here stand those that somebody reads. A file with more is read all the same.
+`docs/` describes every field; these are the ones that moeits reads. Files with more are read all the same.
 """
 
 from pathlib import Path

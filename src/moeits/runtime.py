@@ -142,7 +142,7 @@ def need(module: str, *, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtra(
-            f"This needs {error.name or module}, which is not installed: pip install 'moeits[{extra}]'"
+            f"This needs {error.name or module}, which is not installed. In a clone of moeits: pip install '.[{extra}]'"
         ) from None
 
 

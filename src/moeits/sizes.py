@@ -10,7 +10,7 @@ _UNITS = {"": 1, "b": 1}
 _UNITS |= {f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)}
 _UNITS |= {f"{letter}{end}": 1024**power for power, letter in enumerate("kmgt", 1) for end in ("", "i", "ib")}
 
-# More than all the disks of the world.
+# Larger than any storage.
 _MOST = 1024**8
 
 
@@ -21,7 +21,7 @@ def parse_size(text: str | int, flag: str) -> int:
     if not found or found[2].lower() not in _UNITS or size > _MOST:
         shown = text if len(str(text)) <= 40 else f"{str(text)[:40]}..."
         raise SettingError(
-            f"{flag} {shown} is no size. Write it like 12GiB or 12G (of 1024 each), 12GB (of 1000) or 1048576."
+            f"{flag} {shown} is not a size. Write it like 12GiB or 12G (GiB = 1024^3), 12GB (GB = 1000^3) or 1048576."
         )
     return int(size)
 

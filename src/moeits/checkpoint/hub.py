@@ -36,7 +36,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 def download(model: str, revision: str | None = None, *, weights: bool = True) -> tuple[Path, str]:
     """Folder of a hub model's files, and its name with the resolved commit (`org/name@commit`).
 
-    Without `weights` only the small files are fetched. Raises CheckpointError if `model` is no hub id, or if the hub
+    Without `weights` only the small files are fetched. Raises CheckpointError if `model` is not a hub id, or if the hub
     does not give it.
     """
     _check_id(model)
@@ -72,7 +72,9 @@ def weight_headers(model: str, commit: str) -> dict[str, dict[str, dict[str, Any
 
 def _check_id(model: str) -> None:
     if not _HUB_ID.fullmatch(model):
-        raise CheckpointError(f"There is no folder {model!r}, and it is no hub id (org/name) either. Check the path.")
+        raise CheckpointError(
+            f"There is no folder {model!r}, and it is not a hub id (org/name) either. Check the path."
+        )
 
 
 @contextmanager
@@ -115,4 +117,4 @@ def _refusals_as_sentences(model: str, revision: str | None) -> Iterator[None]:
             "transformers' save_pretrained."
         ) from None
     except (OSError, ValueError, SafetensorsParsingError, http_error) as error:
-        raise CheckpointError(f"{model} cannot be had from the hub: {' '.join(str(error).split())}") from None
+        raise CheckpointError(f"cannot download {model} from the hub: {' '.join(str(error).split())}") from None

@@ -1,7 +1,7 @@
 """A checkpoint as it lies on disk: a folder of safetensors, read lazily and never written to.
 
 Nothing here knows what an expert is. Only headers are read on opening; the numbers of a tensor, or of a part of it, are
-read when somebody asks for them, so that a model larger than memory can be worked on.
+read only on demand, so that a model larger than memory can be worked on.
 """
 
 import hashlib
@@ -113,7 +113,7 @@ class Checkpoint:
 
     @classmethod
     def look_at(cls, model: str | Path, *, revision: str | None = None) -> "Checkpoint":
-        """Open as `open` does, but fetch only small files and headers from the hub: tensors of there cannot be read.
+        """Open as `open` does, but fetch only small files and headers from the hub: its tensors cannot be read.
 
         Offline it is opened from the cache of huggingface_hub.
         """
@@ -197,7 +197,7 @@ class Checkpoint:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One JSON object from a file of a checkpoint. Raises CheckpointError with the reason if that cannot be had."""
+    """One JSON object from a file of a checkpoint. Raises CheckpointError with the reason if it cannot be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -341,7 +341,7 @@ def _parse_header(path: Path, text: bytes, *, data_start: int) -> dict[str, Tens
         header = json.loads(text)
         header.pop("__metadata__", None)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path.name} is no safetensors file ({error}). Download this file again.") from None
+        raise CheckpointError(f"{path.name} is not a safetensors file ({error}). Download this file again.") from None
     return _tensor_infos(path, header, data_start=data_start)
 
 
@@ -349,7 +349,7 @@ def _tensor_infos(path: Path, header: Mapping[str, Any], *, data_start: int) -> 
     try:
         return {name: _tensor_info(path, data_start, name, entry) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path.name} is no safetensors file ({error}). Download this file again.") from None
+        raise CheckpointError(f"{path.name} is not a safetensors file ({error}). Download this file again.") from None
 
 
 def _tensor_info(path: Path, data_start: int, name: str, entry: Mapping[str, Any]) -> TensorInfo:

@@ -120,7 +120,7 @@ def new_checkpoint(
                 _put_in_place(folder, output, overwrite=overwrite)
     except BaseException as error:
         for parent in missing:
-            with suppress(OSError):  # never made, or somebody else has put something into it
+            with suppress(OSError):  # never made, or not empty any more
                 parent.rmdir()
         if isinstance(error, OSError):
             raise OutputError(_why_not_written(output, error)) from None
@@ -205,7 +205,7 @@ def check_output(output: Path, *, sources: Iterable[Path], overwrite: bool) -> N
             own = source.resolve()
             if own in {real, *real.parents} or any(real in path.resolve().parents for path in (own, *own.iterdir())):
                 raise OutputError(
-                    f"--output {output} and the source {source} lie in each other. The source is never touched: choose "
+                    f"--output {output} and the source {source} overlap. The source is never touched: choose "
                     "another --output."
                 )
         if not os.path.lexists(output):
@@ -251,7 +251,7 @@ def _put_in_place(partial: Path, output: Path, *, overwrite: bool) -> None:
 
 
 def _rename(partial: Path, output: Path) -> None:
-    """Rename a folder to a name that nobody has. Raises OutputError if somebody has it by now."""
+    """Rename a folder to a name that is free. Raises OutputError if it was taken meanwhile."""
     try:
         if os.path.lexists(output):  # to an empty folder the system would rename
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
@@ -259,7 +259,7 @@ def _rename(partial: Path, output: Path) -> None:
     except OSError as error:
         if error.errno in {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}:
             raise OutputError(
-                f"{output} has come to exist while it was being written: is another run at work there? Choose another "
+                f"{output} was created by another process in the meantime. Is another run at work? Choose another "
                 "--output."
             ) from None
         raise

@@ -24,7 +24,10 @@ class EliminationOrder:
     iqr: float = 0.0
 
     def steps_at(self, tau: float) -> int:
-        """How many steps Algorithm 3 takes at this tau: those whose level is above the threshold."""
+        """How many steps Algorithm 3 takes at this tau: those whose level is above the threshold.
+
+        Raises PlanError if the criterion has no levels.
+        """
         return self.steps_above(self.mean + tau * self.iqr)
 
     def steps_above(self, threshold: float) -> int:

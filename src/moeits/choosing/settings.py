@@ -62,7 +62,7 @@ class Budget:
     )
     experts_per_layer: int | None = setting(None, help="Keep this many experts in every layer.", panel=WHAT)
     like: str | Path | PruningPlan | None = setting(
-        None, help="Keep as many experts in each layer as this plan does.", panel=WHAT
+        None, help="Keep the same number of experts in each layer as this plan.", panel=WHAT
     )
 
     def asked(self) -> tuple[str, Any]:
@@ -77,10 +77,10 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Who goes first, and how far down a layer may go."""
+    """How experts are ranked for removal, and how far down a layer may go."""
 
     criterion: str = setting(
-        "moeits", help="Who goes first.", panel=WHAT, choices=tuple(each.name for each in CRITERIA)
+        "moeits", help="How experts are ranked for removal.", panel=WHAT, choices=tuple(each.name for each in CRITERIA)
     )
     allocation: str | None = setting(
         None,

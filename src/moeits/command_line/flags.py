@@ -65,7 +65,7 @@ FLAGS: dict[str, Any] = {
     "energy": Annotated[bool, typer.Option("--energy/--no-energy", metavar="", help="Measure energy, by codecarbon.")],
     "energy_seconds": Annotated[float, typer.Option(help="Generate at least this long while energy is counted.")],
     "country": Annotated[
-        str | None, typer.Option(help="Whose electricity it is (ISO code, such as ESP): gives the CO2 as well.")
+        str | None, typer.Option(help="Grid the electricity comes from (ISO code, such as ESP): adds the CO2.")
     ],
     "card": Annotated[Path | None, typer.Option(help="Add the results to this checkpoint's README.md.")],
     "published": Annotated[
@@ -106,7 +106,7 @@ FLAGS: dict[str, Any] = {
         typer.Option(help="cpu, cuda:0, ... or split: one model over all.", show_default="the first accelerator"),
     ],
     "a": Annotated[Path, typer.Argument(metavar="A.json", help="Results to compare with.")],
-    "b": Annotated[Path, typer.Argument(metavar="B.json", help="Results that are compared.")],
+    "b": Annotated[Path, typer.Argument(metavar="B.json", help="Results to compare.")],
     "compare tasks": Annotated[
         str | None, typer.Option(help="Only these tasks, by commas.", show_default="all, which both must have")
     ],

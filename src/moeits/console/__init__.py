@@ -1,6 +1,6 @@
 """What a person sees: progress, tables and errors, by rich. Nothing is decided here.
 
-This module holds what all commands share; how a result is shown stands in one file per kind of result beside it.
+This module holds what all commands share; how a result is shown is in one file per kind of result beside it.
 """
 
 import dataclasses

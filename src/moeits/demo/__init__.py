@@ -1,7 +1,7 @@
 """The demo: moeits at work on a small trained model that the package carries. Run it with `python -m moeits.demo`.
 
 `demo-qwen2moe/` is a Qwen2-MoE trained for this project on public-domain text, `valid.jsonl` text it has not seen,
-`train.jsonl` a sample of what it was trained on. How they were made stands in `scripts/` of the repository.
+`train.jsonl` a sample of what it was trained on. `scripts/` of the repository has how they were made.
 """
 
 from pathlib import Path

@@ -1,6 +1,7 @@
 """`python -m moeits.demo [FOLDER]`: inspect, simplify at three values of tau, load, heal, and see what was lost.
 
-Every loss stands beside its controls: the unpruned model, and as many experts chosen at random.
+Losses of pruned models are beside the unpruned model and random choices of the same size; docs/healing.md
+has the controls of the healed one.
 """
 
 import os
@@ -70,7 +71,7 @@ def demonstrate(folder: Path) -> None:
     console.out("\nValidation loss in nats per token, on text that the model has not seen:\n")
     console.table(("", "experts", "P(down)", "loss", "lost", "lost by a random choice"), rows)
     console.out(
-        f"\nA random choice keeps as many experts in each layer: mean of {len(RANDOM_SEEDS)} seeds (least to most)."
+        f"\nA random choice keeps the same number in each layer: mean of {len(RANDOM_SEEDS)} seeds (least to most)."
         "\nHealing trains on text like that of the validation; docs/healing.md has its control, the unpruned model"
         " trained the same way."
     )

@@ -51,7 +51,7 @@ class PromptCounts(TypedDict):
 
 
 class TaskFacts(TypedDict):
-    """What stands in the row of a task beside its metrics, which are numbers or null."""
+    """What is in the row of a task beside its metrics, which are numbers or null."""
 
     num_fewshot: Count
     n_samples: ItemCounts

@@ -171,14 +171,14 @@ def _from_hub(catalog: _Catalog, name: str) -> list[Any]:
             raise
         dataset = None if file is None else _stock_config(file).get("dataset_path")
         raise EvaluationError(
-            f"The data set of {name}{f' ({dataset})' if dataset else ''} cannot be had from here. On a machine that "
+            f"The data set of {name}{f' ({dataset})' if dataset else ''} is out of reach here. On a machine that "
             f"reaches the hub: {fetch_command(dataset or 'ITS_DATASET', Path('FOLDER'))}; then bring FOLDER here and "
             "give --data-dir FOLDER."
         ) from None
 
 
 def _is_unreachable(error: Exception) -> bool:
-    """Whether data cannot be had because the hub cannot be reached, or does not have them."""
+    """Whether data cannot be loaded because the hub cannot be reached, or does not have them."""
     datasets = need("datasets", extra="eval")
     return isinstance(error, ConnectionError | datasets.exceptions.DatasetNotFoundError | TimeoutError)
 

@@ -139,7 +139,10 @@ class MoELayout:
 
 
 def per_layer_config(config: Mapping[str, Any]) -> Mapping[int, Mapping[str, Any]]:
-    """The settings in which single layers differ from the config: layer -> {key: value}. Empty for stock models."""
+    """The settings in which single layers differ from the config: layer -> {key: value}. Empty for stock models.
+
+    Raises CheckpointError.
+    """
     try:
         own = (config.get("moeits") or {}).get("per_layer_config")
         written = config.get("per_layer_config") or own or {}
@@ -185,7 +188,7 @@ def _moe_layers(
 
 
 def _asked(rule: Callable[..., Any], config: Mapping[str, Any], *of: int) -> Any:
-    """What a rule of the architecture says of a config. Raises CheckpointError where the config is no input for it."""
+    """What a rule of the architecture says of a config. Raises CheckpointError where the config does not fit it."""
     try:
         return rule(config, *of)
     except (ArithmeticError, KeyError, TypeError, ValueError) as error:

@@ -2,7 +2,7 @@
 
     recipe         what is trained, how long, on what loss: one frozen value
     conversations  rows of any common form -> turns of a conversation
-    template       turns -> token ids, and which of them are trained
+    template       turns -> token ids, and which count towards the loss
     batches        token ids -> sequences, held out or trained on -> padded batches
     targets        which weights of a checkpoint a recipe asks for, by name
     adapters       LoRA on those weights inside the stock model, without a copy of them

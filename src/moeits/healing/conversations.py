@@ -43,7 +43,7 @@ class RowDropped(Exception):
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn. The role is system, developer, user, assistant or tool; `text` for text that is no conversation."""
+    """One turn. The role is system, developer, user, assistant or tool; `text` for plain text."""
 
     role: str
     text: str

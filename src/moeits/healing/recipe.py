@@ -77,7 +77,7 @@ class HealingRecipe:
     weight_decay: float = _of_paper(0.05, "Weight decay of AdamW.")
     neftune: float = _of_paper(5.0, "Noise on the embeddings while training (NEFTune alpha); 0 for none.")
     sequence_length: int = _of_paper(2048, "Tokens of a sequence, at most the model's context.")
-    loss_on: str = _of_paper("whole", "Tokens that are trained: of the whole text, or of answers.", choices=LOSSES_ON)
+    loss_on: str = _of_paper("whole", "Tokens that count towards the loss: whole or answer.", choices=LOSSES_ON)
     packing: bool = _of_paper(False, "Fill sequences with several texts instead of padding each.", negatable=True)
     template: str = _of_paper(
         "auto",
@@ -102,7 +102,7 @@ class HealingRecipe:
         for name in ("weight_decay", "neftune", "balance"):
             _check(name, getattr(self, name), getattr(self, name) >= 0, "give 0 or more")
         for name in ("dropout", "warmup"):
-            _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "it is a share from 0 to below 1")
+            _check(name, getattr(self, name), 0 <= getattr(self, name) < 1, "give a share from 0 to below 1")
         _check_choice("schedule", self.schedule, SCHEDULES)
         _check_choice("loss_on", self.loss_on, LOSSES_ON)
         _check_choice("template", self.template, TEMPLATES)

@@ -17,9 +17,7 @@ _LARGEST_SEED = 2**32 - 1
 class Rows:
     """Which rows are trained on, and which are held out."""
 
-    valid: str | Path | None = setting(
-        None, help="Held-out rows of their own.", panel=HEALING, shown_default="--holdout"
-    )
+    valid: str | Path | None = setting(None, help="Separate held-out file.", panel=HEALING, shown_default="--holdout")
     holdout: float = setting(0.02, help="Share of the rows that is held out.", panel=HEALING)
     samples: int | None = setting(
         None, help="Use this many rows, at random.", panel=HEALING, shown_default="all needed"

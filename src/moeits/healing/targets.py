@@ -12,7 +12,7 @@ from moeits.errors import HealingError
 from moeits.experts.architectures import Architecture
 from moeits.experts.layout import MoELayer, MoELayout
 
-# Modules of a decoder layer that belong to attention, in every registered family.
+# Modules of a decoder layer that belong to attention, in the families that can be healed.
 _ATTENTION = "self_attn."
 
 

@@ -1,6 +1,6 @@
 """Turns of a conversation as text: by the model's chat template, or as Instruction / Input / Response.
 
-The text comes in pieces that are trained or not, so that the loss can be taken on the answers only.
+The text comes in pieces that count towards the loss or do not, so that only answers need count.
 """
 
 from dataclasses import dataclass

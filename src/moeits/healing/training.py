@@ -58,7 +58,10 @@ class HealingTrainer(transformers.Trainer):
     def compute_loss(
         self, model: Any, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """The objective per trained token of the whole step, plus the balance term per micro-batch."""
+        """The objective per trained token of the whole step, plus the balance term per micro-batch.
+
+        Raises HealingError if it is not finite.
+        """
         if self._balance is not None:
             self._balance.start()
         logits = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False).logits
@@ -148,7 +151,7 @@ def train(job: HealingJob, progress: Progress) -> Trained:
     """Train the adapters of a job, from the start or from where its run was killed.
 
     In a distributed run (accelerate launch) every process calls this; only the main one touches the run's folder.
-    Raises HealingError if what trains is not what was asked for, or if the loss is no number any more.
+    Raises HealingError if what trains is not what was asked for, or if the loss is not finite.
     """
     arguments = _arguments(job.recipe, job.schedule, job.run.folder, job.seed, len(job.data.held_out) > 0)
     # Trainer's arguments are what joins the processes; asked before that, each would think that it is the main one.

@@ -89,7 +89,7 @@ def check_country(country: str | None) -> str | None:
     if country is None:
         return None
     if len(country) != 3 or not country.isalpha():
-        raise SettingError(f"--country {country} makes no sense: give an ISO code of three letters, such as ESP.")
+        raise SettingError(f"--country {country} is not a country: give an ISO code of three letters, such as ESP.")
     return country.upper()
 
 

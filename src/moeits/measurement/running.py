@@ -167,7 +167,7 @@ def _flops(model: Any, ids: Any) -> int:
 
 
 def main(request: str, answer: str) -> None:
-    """Answer one request, errors that a user can mend included."""
+    """Answer one request, errors that a user can fix included."""
     try:
         found = run_here(json.loads(Path(request).read_text()))
     except MoeitsError as error:

@@ -85,7 +85,7 @@ def against_random(pairs: Pairing, metric: str) -> list[Block]:
             *(in_words(each, *_scale(metric)) or NOTHING for each in found),
         ]
 
-    caption = f"{_named(metric)} minus that of random choices of as many experts, {_unit(metric)}, 95 % intervals"
+    caption = f"{_named(metric)} minus that of random choices of the same size, {_unit(metric)}, 95 % intervals"
     points = [list(each) for _, each in groupby(chosen, key=lambda row: row.point.name)]
     few, thinned = few_of([[line(row, rivals[row]) for row in point] for point in points])
     every = [line(row, [rival]) for row in chosen for rival in rivals[row]]
@@ -184,8 +184,8 @@ def evaluation_notes(rows: Sequence[Row], questions: Questions) -> list[str]:
 
 
 INTERVAL = (
-    "Intervals are about items: what another draw of as many questions would give for the same weights, not what "
-    "another seed of a random choice or of healing would."
+    "Intervals are about items: what another sample of equally many questions would give for the same weights, not "
+    "what another seed of a random choice or of healing would."
 )
 
 

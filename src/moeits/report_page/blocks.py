@@ -28,7 +28,7 @@ def table(
     folded: bool = False,
     thinned: bool = False,
 ) -> Block:
-    """A table; `strong` are the numbers of its emphasised rows, `words` its first columns, which are no numbers.
+    """A table; `strong` are the numbers of its emphasised rows, `words` its first columns, which are not numbers.
 
     Folded, only its caption shows at first. A thinned one leaves out rows that a table after it has.
     """

@@ -97,7 +97,7 @@ def ledger(run: Run) -> Section | None:
     rows = [*_stages(product), ["together", *_spent(product)], *_stages(control)]
     sentences = [_payback(point, run, entries) for point in reversed(run.points) if point.footprint]
     if control:
-        sentences.append("The control, random choices of as many experts, is charged to no model.")
+        sentences.append("The control, random choices of the same size, is charged to no model.")
     modes = sorted({mode for entry in entries if (mode := entry.get("mode"))})
     sentences += [f"Energy by codecarbon: {mode}." for mode in modes]
     if not modes:

@@ -26,7 +26,7 @@ _LINE, _SWATCH, _MOST_IN_LINE = 66, 7, 4
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "moeits",
-    # A run's name may have a dollar in it, or an underscore; it is no formula.
+    # A run's name may have a dollar in it, or an underscore; it is not a formula.
     "text.parse_math": False,
     "font.size": 11,
     "text.color": INK,

@@ -107,7 +107,7 @@ def redundancy(run: Run, removal: Removal | None, slug: str) -> Section | None:
     noise = run.evidence.above_noise()
     maps = [_map(run, removal, layer, matrix, low, high, noise) for layer, matrix in matrices.items()]
     intro = [
-        "Redundancy of every pair of experts, by normalized mutual information of their weights. Experts stand in the "
+        "Redundancy of every pair of experts, by normalized mutual information of their weights. Experts are in the "
         "order of removal, the last to go at the top left; what the dial keeps is framed."
     ]
     if noise["redundancy"]:

@@ -16,7 +16,7 @@ TAU_STEP = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Removal:
-    """Who goes when, in every layer, and where the floors are."""
+    """The order of removal in every layer, and where the floors are."""
 
     evidence: Evidence
     criterion: str

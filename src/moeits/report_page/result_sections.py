@@ -21,7 +21,7 @@ from moeits.report_page.measures import Measure, measures_of
 from moeits.report_page.questions import Questions
 from moeits.report_page.rows import TEXT, Row, groups_of, metrics_of, seed_of, tasks_of
 
-_CONTROL = "Random choices of as many experts are drawn as the mean over their seeds, from the lowest to the highest."
+_CONTROL = "Random choices of the same size are drawn as the mean over their seeds, from the lowest to the highest."
 
 
 def figure_2(run: Run, rows: Sequence[Row], slug: str) -> Section | None:
@@ -32,7 +32,7 @@ def figure_2(run: Run, rows: Sequence[Row], slug: str) -> Section | None:
     shown = " and ".join(measure.word for measure in measures_of(rows))
     caption = f"The paper's Figure 2 for this model: {shown}, against tau. Bands: 95 % intervals."
     random = any(point.controls for point in run.points)
-    missing = "No random choice of as many experts was evaluated, so this does not show what the method adds to chance."
+    missing = "No random choice of the same size was evaluated, so this does not show what the method adds to chance."
     blocks = [figure(draw, f"{caption} {_CONTROL if random else missing}")]
     return section("figure-2", "Accuracy against tau", [], blocks)
 

@@ -168,7 +168,7 @@ def _checked_bins(bins: str | int) -> str | int:
         return bins
     number = int(bins) if str(bins).isdecimal() else 0
     if not 1 <= number <= MOST_BINS:
-        raise SettingError(f"--bins {bins} makes no sense: give auto, or a number of bins from 1 to {MOST_BINS}.")
+        raise SettingError(f"--bins {bins} is out of range: give auto, or a number of bins from 1 to {MOST_BINS}.")
     return number
 
 

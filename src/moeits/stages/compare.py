@@ -99,7 +99,8 @@ def compare(
     """What b does better or worse than a, metric by metric, over the items that both were asked.
 
     The interval is the middle 95 % of a paired bootstrap over items (over documents for perplexity). With `tasks` only
-    those are compared. Raises EvaluationError if the two were not asked the same in the same way.
+    those are compared. Raises EvaluationError if the two were not asked the same in the same way,
+    SettingError for settings out of range, OutputError.
     """
     if not 100 <= resamples <= _MOST_RESAMPLES:
         raise SettingError(f"--resamples {resamples} is out of range: give 100 to {_MOST_RESAMPLES:,}.")
@@ -264,7 +265,7 @@ def _check_same_question(name: str, a: Results, b: Results) -> None:
         # Each process draws its examples from the same seed for its own items only.
         raise EvaluationError(
             f"The results are of different examples: {name} was asked by {processes[0]} processes in the first and "
-            f"{processes[1]} in the second, and the harness draws other examples then. Evaluate both with as many."
+            f"{processes[1]} in the second, and the harness then draws other examples. Use the same number for both."
         )
     if one["num_fewshot"] and one.get("files") != other.get("files"):
         raise EvaluationError(

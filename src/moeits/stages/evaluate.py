@@ -53,7 +53,7 @@ def evaluate(
     With `output` the results are also written there, and a task that is finished is not run again after an
     interruption. Under `accelerate launch` the items are shared out among the processes.
 
-    Raises SettingError for arguments that make no sense, EvaluationError for data that are not there, CheckpointError,
+    Raises SettingError for arguments out of range, EvaluationError for data that are not there, CheckpointError,
     MissingExtra, OutputError.
     """
     names = task_names(tasks if tasks is not None else ("paper" if perplexity is None else ""))
@@ -170,7 +170,7 @@ def _model_facts(checkpoint: Checkpoint) -> ModelFacts:
 def _check_numbers(**numbers: tuple[int | None, int]) -> None:
     for name, (value, least) in numbers.items():
         if value is not None and value < least:
-            raise SettingError(f"--{name.replace('_', '-')} {value} makes no sense: give {least} or more.")
+            raise SettingError(f"--{name.replace('_', '-')} {value} is out of range: give {least} or more.")
 
 
 def _writable(output: str | Path | None) -> Path | None:

@@ -80,11 +80,11 @@ def measure(
     codecarbon's, counted over at least `energy_seconds` of generating, since the counters behind it tick slowly, and
     comes with the mode it was found by; `country` (ISO, three letters) gives its CO2 as well.
 
-    Raises CheckpointError if the checkpoint is broken, SettingError for arguments that make no sense, EvaluationError
+    Raises CheckpointError if the checkpoint is broken, SettingError for arguments out of range, EvaluationError
     if the model cannot be run, MissingExtra without torch.
     """
     if not energy_seconds > 0:
-        raise SettingError(f"--energy-seconds {energy_seconds:g} makes no sense: give more than 0.")
+        raise SettingError(f"--energy-seconds {energy_seconds:g} is out of range: give more than 0.")
     asked = {
         "prompt_tokens": prompt_tokens,
         "new_tokens": new_tokens,
@@ -125,7 +125,7 @@ def measure(
 def _check_lengths(asked: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     for name in ("prompt_tokens", "new_tokens", "repeats"):
         if asked[name] < 1:
-            raise SettingError(f"--{name.replace('_', '-')} {asked[name]} makes no sense: give 1 or more.")
+            raise SettingError(f"--{name.replace('_', '-')} {asked[name]} is out of range: give 1 or more.")
     context = context_of(checkpoint)
     wanted = asked["prompt_tokens"] + asked["new_tokens"]
     if context and wanted > context:

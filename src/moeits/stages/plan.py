@@ -26,7 +26,7 @@ def plan(
     experts than `min_experts`, by default its top_k. With `output` the plan is also written there.
 
     Several files of `evidence` of one checkpoint are taken together. Other criteria than `moeits` share removals out
-    among layers by an `allocation` of their own; counts are multiples of `multiple_of`.
+    among layers by an `allocation`; counts are multiples of `multiple_of`.
 
     Raises SettingError for an argument that is out of range, BudgetOutOfReach if floors are reached first,
     EvidenceError for broken evidence, OutputError if the plan cannot be written.

@@ -160,5 +160,5 @@ def _shard_bytes(max_shard_size: str | int | None, checkpoint: Checkpoint) -> in
         return max(shard.stat().st_size for shard in checkpoint.shards)
     asked = parse_size(max_shard_size, "--max-shard-size")
     if asked < 1:
-        raise SettingError(f"--max-shard-size {max_shard_size} makes no sense: a shard holds something. Give 5GB, say.")
+        raise SettingError(f"--max-shard-size {max_shard_size} is out of range: give at least 1 byte, such as 5GB.")
     return asked

@@ -48,7 +48,7 @@ def report(
     no sense, OutputError if the result cannot be written, MissingExtra without matplotlib and jinja2.
     """
     if format not in FORMATS:
-        raise SettingError(f"--format {format} makes no sense: it is {' or '.join(FORMATS)}.")
+        raise SettingError(f"--format {format} is not one of {', '.join(FORMATS)}.")
     if output is None and card is None:
         raise SettingError("Say where the report goes: --output report.html, or --card CHECKPOINT.")
     folders = [runs] if isinstance(runs, str | Path) else list(runs)

@@ -180,7 +180,7 @@ def cut(planner: Planner, taus: Sequence[float], settings: Mapping[str, Any], ru
 def choose_at_random(
     evidence: Evidence, points: Sequence[PointFolder], seeds: int, min_experts: int | None
 ) -> list[PointFolder]:
-    """The control of every pruned point: the plans of as many experts in every layer, chosen by these many seeds."""
+    """The control of every pruned point: one random plan per seed, with the same number of experts in every layer."""
     controls = []
     for seed in range(seeds):
         planner = Planner(evidence, Choice(criterion="random", min_experts=min_experts, seed=seed))

@@ -23,7 +23,7 @@ def check_written(folder: Path, source: MoELayout, counts: Mapping[int, int] | N
         if written.mtp.have_experts and not uncut and not per_layer_config(checkpoint.config):
             raise CheckpointError(f"{written.mtp} has other experts than the one number there.")
     except CheckpointError as error:
-        # Without what to do about a checkpoint that somebody else wrote.
+        # Without advice about a checkpoint that someone else wrote.
         what = str(error).partition(". ")[0].rstrip(".")
         raise CheckpointError(
             f"The new checkpoint would contradict its own config, so it is not kept: {what}. Please report this."

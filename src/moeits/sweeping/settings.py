@@ -39,12 +39,12 @@ class PointSettings:
         None, help="Updates of the optimiser.", panel=HEALING, shown_default="as the recipe has it"
     )
     control: int = setting(
-        0, help="Beside every point evaluate N random choices with the same counts.", panel=POINTS, metavar="N"
+        0, help="At every point also evaluate N random prunings of the same size.", panel=POINTS, metavar="N"
     )
     measure: bool = setting(False, help="Take the footprint of every point.", panel=COST)
     energy: bool = setting(False, help="Measure energy, by codecarbon.", panel=COST, negatable=True)
     country: str | None = setting(
-        None, help="Whose electricity it is (ISO code, such as ESP): gives the CO2 as well.", panel=COST
+        None, help="Grid the electricity comes from (ISO code, such as ESP): adds the CO2.", panel=COST
     )
 
     def __post_init__(self) -> None:

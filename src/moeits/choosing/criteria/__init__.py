@@ -1,4 +1,4 @@
-"""Who goes first: one file per criterion, each turning evidence into an elimination order per layer.
+"""How experts are ranked: one file per criterion, each turning evidence into an elimination order per layer.
 
 Budgets, floors and plans are the same for all of them. To add one: write its file and add its value to `CRITERIA`
 (docs/extending.md).

@@ -147,7 +147,7 @@ def architecture_of(config: Config) -> Architecture:
         )
     if not _has_experts(config):
         raise UnknownArchitecture(
-            f"A {model_type} checkpoint is no Mixture of Experts: its config.json names no experts. "
+            f"A {model_type} checkpoint is not a Mixture of Experts: its config.json names no experts. "
             f"moeits works on {', '.join(known)}."
         )
     near = difflib.get_close_matches(model_type, known, n=1)

@@ -17,7 +17,7 @@ def groups(config: Config) -> int:
 
 
 def least_per_group(config: Config) -> int:
-    """A token's `top_k` experts come from `topk_group` groups, which together must have as many."""
+    """A token's `top_k` experts come from `topk_group` groups, which together must hold at least `top_k`."""
     return 1 if groups(config) == 1 else ceil(config["num_experts_per_tok"] / int(config["topk_group"] or 1))
 
 

@@ -1,4 +1,4 @@
-"""Jamba (Mini, Large): some layers have experts, beside layers that are no attention."""
+"""Jamba (Mini, Large): some layers have experts, and some layers are not attention."""
 
 from moeits.experts.architectures import Architecture, Config
 
