@@ -1,4 +1,4 @@
-"""moeits: make Mixture-of-Experts language models smaller without losing what they know.
+"""moeits: prune the experts of Mixture-of-Experts language models, and see what it costs.
 
     checkpoint -score-> evidence -plan-> plan.json -prune-> checkpoint
 
