@@ -165,7 +165,7 @@ BROKEN: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "an unknown MoE": (lambda f: reconfigure(f, model_type="qwen9_moe_next"), "No architecture 'qwen9_moe_next'"),
     "no MoE": (
         lambda f: (f / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 3}'),
-        "no Mixture of Experts",
+        "not a Mixture of Experts",
     ),
     "no MoE layer": (lambda f: reconfigure(f, mlp_only_layers=[0, 1, 2]), "Layer 0 has a router, but no experts"),
     "a layer that should be dense": (lambda f: reconfigure(f, mlp_only_layers=[1]), "Layer 1 has a router"),
@@ -199,8 +199,8 @@ BROKEN: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "a file of three bytes": (lambda f: (f / "model.safetensors").write_bytes(b"abc"), "is truncated (3 bytes)"),
     "an empty file": (lambda f: (f / "model.safetensors").write_bytes(b""), "is truncated (0 bytes)"),
     "no tensors": (lambda f: (f / "model.safetensors").write_bytes(save({})), "no tensors"),
-    "a header of garbage": (lambda f: (f / "model.safetensors").write_bytes(b"\5" + b"\0" * 7 + b"garbage"), "no safe"),
-    "a header that is a list": (lambda f: (f / "model.safetensors").write_bytes(b"\2" + b"\0" * 7 + b"[]"), "no safe"),
+    "a header of garbage": (lambda f: (f / "model.safetensors").write_bytes(b"\5" + b"\0" * 7 + b"garbage"), "not a safe"),
+    "a header that is a list": (lambda f: (f / "model.safetensors").write_bytes(b"\2" + b"\0" * 7 + b"[]"), "not a safe"),
     "a header without a dtype": (
         lambda f: (f / "model.safetensors").write_bytes(header(a={"shape": [1], "data_offsets": [0, 1]})),
         "is not a safetensors file",
