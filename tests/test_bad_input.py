@@ -199,8 +199,8 @@ BROKEN: Mapping[str, tuple[Callable[[Path], object], str]] = {
     "a file of three bytes": (lambda f: (f / "model.safetensors").write_bytes(b"abc"), "is truncated (3 bytes)"),
     "an empty file": (lambda f: (f / "model.safetensors").write_bytes(b""), "is truncated (0 bytes)"),
     "no tensors": (lambda f: (f / "model.safetensors").write_bytes(save({})), "no tensors"),
-    "a header of garbage": (lambda f: (f / "model.safetensors").write_bytes(b"\5" + b"\0" * 7 + b"garbage"), "not a safe"),
-    "a header that is a list": (lambda f: (f / "model.safetensors").write_bytes(b"\2" + b"\0" * 7 + b"[]"), "not a safe"),
+    "a header of garbage": (lambda f: (f / "model.safetensors").write_bytes(b"\5" + b"\0" * 7 + b"garbage"), "not a s"),
+    "a header that is a list": (lambda f: (f / "model.safetensors").write_bytes(b"\2" + b"\0" * 7 + b"[]"), "not a s"),
     "a header without a dtype": (
         lambda f: (f / "model.safetensors").write_bytes(header(a={"shape": [1], "data_offsets": [0, 1]})),
         "is not a safetensors file",
