@@ -34,7 +34,13 @@ FLAGS = {
 # `--power` belongs to a signal that docs/extending.md makes up.
 FOREIGN_FLAGS = {"--help", "--hypothesis-profile", "--power"}
 # Names that docs/extending.md makes up, and tests/test_extending.py puts where it says.
-MADE_UP = {"OTHER.ARCHITECTURE.variant", "cosine.Cosine", "largest_entry.LargestEntry", "mean_redundancy.CRITERION"}
+MADE_UP = {
+    "OTHER.ARCHITECTURE.variant",
+    "cosine.Cosine",
+    "largest_entry.LargestEntry",
+    "inner.ALLOCATION",
+    "mean_redundancy.CRITERION",
+}
 # Fields within fields of results and footprints.
 KEYS = {"flops.per_token", "machine.experts", "memory.peak_bytes"}
 # Modules that the house does not have, which is what is said of them.

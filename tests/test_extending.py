@@ -14,6 +14,7 @@ from safetensors import safe_open
 
 from moeits import signals
 from moeits.choosing import criteria
+from moeits.choosing.pruning_plan import PruningPlan
 from moeits.evidence import Evidence
 from tests.toys import make_toy
 
@@ -22,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 ADDITION = re.compile(
     r"```python\n# src/moeits/([\w/]+)/(\w+)\.py\n(.*?)```\n.*?`(\w+\.\w+),?` in `([A-Z_]+)`", re.DOTALL
 )
-TUPLES = {"ARCHITECTURES", "PAIR_SIGNALS", "EXPERT_SIGNALS", "CRITERIA"}
+TUPLES = {"ARCHITECTURES", "PAIR_SIGNALS", "EXPERT_SIGNALS", "CRITERIA", "ALLOCATIONS"}
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +97,24 @@ def test_the_new_signals_and_the_criterion_plan_within_the_memory(extended, tmp_
     options = ("--criterion", "mean_redundancy", "--experts-per-layer", 4)
     _run(extended, "moeits", "plan", evidence, *options, "--output", plan)
     assert '"criterion": "mean_redundancy"' in plan.read_text()
+
+
+def test_the_new_allocation_shares_out_a_budget(extended, tmp_path):
+    toy = make_toy(tmp_path / "toy")
+    asked = (
+        "--criterion",
+        "random",
+        "--allocation",
+        "inner",
+        "--reduction",
+        0.1,
+        "--output",
+        tmp_path / "out",
+        "--json",
+    )
+    _run(extended, "moeits", "simplify", toy, *asked)
+    plan = PruningPlan.load(tmp_path / "out" / "plan.json")
+    before, first, last = plan.experts_before(), min(plan.counts), max(plan.counts)
+    assert plan.settings["allocation"] == "inner"
+    assert [layer for layer, count in plan.counts.items() if count < before[layer]]
+    assert all(plan.counts[layer] == before[layer] for layer in (first, last))
