@@ -131,6 +131,8 @@ def _near(value: Any, random: Random) -> Any:
     """A value of the same type, or the same value as another type."""
     if isinstance(value, bool):
         return random.choice((not value, str(value), int(value)))
+    if isinstance(value, int) and abs(value) > 2**1000:  # no float holds it
+        return str(value)
     if isinstance(value, int | float):
         return random.choice(
             (value + 1, value - 1, -value, value * 2, float(value), str(value), value + 0.5, value * 1000)
