@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from moeits.checkpoint import staging
 from moeits.checkpoint import writing as checkpoint_writer
 from moeits.checkpoint.writing import ByteRange, NewTensor, new_checkpoint, split_into_shards
-from moeits.errors import OutputError
+from moeits.errors import CheckpointError, OutputError
 from tests.test_bad_input import contents
 from tests.toys import make_toy, mark_as_made_by_moeits
 
@@ -82,11 +82,30 @@ def test_a_source_that_shrinks_while_it_is_read_is_no_checkpoint(tmp_path: Path)
     part = ByteRange(path=tmp_path / "a", offset=0, length=10)
     made = NewTensor(name="t", dtype="U8", shape=(10,), nbytes=10, parts=(part,))
     with (
-        pytest.raises(OutputError, match="became shorter"),
+        pytest.raises(CheckpointError, match="became shorter"),
         new_checkpoint(tmp_path / "out", sources=[], nbytes=1) as writer,
     ):
         writer.write_tensors([made], max_shard_bytes=100)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_small_file_that_cannot_be_read_is_said_of_the_source(tmp_path: Path) -> None:
+    with (
+        pytest.raises(CheckpointError, match="/proc/self/mem cannot be read"),
+        new_checkpoint(tmp_path / "out", sources=[], nbytes=1) as writer,
+    ):
+        writer.copy(Path("/proc/self/mem"), "LICENSE")
+
+
+@pytest.mark.parametrize("source", ["gone", "."])
+def test_a_shard_that_cannot_be_read_is_said_of_the_source(tmp_path: Path, source: str) -> None:
+    part = ByteRange(path=tmp_path / source, offset=0, length=10)
+    made = NewTensor(name="t", dtype="U8", shape=(10,), nbytes=10, parts=(part,))
+    with (
+        pytest.raises(CheckpointError, match="Mend this file of the source"),
+        new_checkpoint(tmp_path / "out", sources=[], nbytes=1) as writer,
+    ):
+        writer.write_tensors([made], max_shard_bytes=100)
 
 
 def test_nothing_has_the_name_of_the_output_before_it_is_complete(tmp_path: Path) -> None:

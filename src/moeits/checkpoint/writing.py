@@ -180,16 +180,34 @@ def _append(
     if not isinstance(part, ByteRange):
         file.write(part if isinstance(part, bytes) else part())
         return
-    if part.path not in sources:
-        sources[part.path] = FileIO(part.path)
-    source, left = sources[part.path], part.length
-    source.seek(part.offset)
+    left = part.length
+    source = _opened(part, sources)
     while left:
-        read = source.readinto(buffer[:left])
+        try:
+            read = source.readinto(buffer[:left])
+        except OSError as error:
+            raise _unreadable(part.path, error) from None
         if not read:
-            raise OSError(errno.EIO, f"{part.path.name} became shorter while it was read")
+            raise CheckpointError(
+                f"{part.path.name} became shorter while it was read. Wait until nothing writes to the source, or "
+                "download this file again."
+            )
         file.write(buffer[:read])
         left -= read
+
+
+def _opened(part: ByteRange, sources: dict[Path, FileIO]) -> FileIO:
+    try:
+        if part.path not in sources:
+            sources[part.path] = FileIO(part.path)
+        sources[part.path].seek(part.offset)
+    except OSError as error:
+        raise _unreadable(part.path, error) from None
+    return sources[part.path]
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"{path} cannot be read: {error.strerror}. Mend this file of the source.")
 
 
 # ------------------------------------------------------------------------------------------------ where it may go
@@ -203,7 +221,9 @@ def check_output(output: Path, *, sources: Iterable[Path], overwrite: bool) -> N
         real = output.resolve()
         for source in sources:
             own = source.resolve()
-            if own in {real, *real.parents} or any(real in path.resolve().parents for path in (own, *own.iterdir())):
+            if own in {real, *real.parents} or any(
+                real in Path(os.path.realpath(path)).parents for path in (own, *own.iterdir())
+            ):
                 raise OutputError(
                     f"--output {output} and the source {source} overlap. The source is never touched: choose "
                     "another --output."

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moeits.checkpoint.reading import Checkpoint
-from moeits.checkpoint.side_files import copy_side_files
+from moeits.checkpoint.side_files import copy_side_files, side_files
 from moeits.checkpoint.writing import CheckpointWriter, check_output, check_space, new_checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import HealingError, SettingError
@@ -106,6 +106,7 @@ def heal(
     """
     checkpoint, output = Checkpoint.open(model, revision=revision), Path(output)
     check_output(output, sources=[checkpoint.folder], overwrite=overwrite)
+    side_files(checkpoint.folder)
     check_space(output, checkpoint.nbytes)
     plan = _plan_of(checkpoint)
     moe = MoELayout.of(checkpoint)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moeits.checkpoint.reading import Checkpoint
-from moeits.checkpoint.side_files import copy_side_files
+from moeits.checkpoint.side_files import copy_side_files, side_files
 from moeits.checkpoint.writing import check_output, new_checkpoint
 from moeits.choosing.pruning_plan import PruningPlan, fit
 from moeits.errors import PlanError, SettingError
@@ -65,6 +65,7 @@ def prune(
     config = renumbered_config(checkpoint, moe, plan.kept, pruned_config(checkpoint.config, moe, plan, layout))
     config = without_mtp(config) if drop_mtp else config
     quantization_files = renumbered_side_files(checkpoint, moe, plan.kept)
+    side_files(checkpoint.folder)
     tensors = new_tensors(checkpoint, moe, plan.kept, dropped=moe.mtp.tensors if drop_mtp else ())
     with new_checkpoint(
         Path(output), sources=[checkpoint.folder], nbytes=sum(t.nbytes for t in tensors), overwrite=writing.overwrite
@@ -88,10 +89,14 @@ def _card(
 
 
 def check_request(checkpoint: Checkpoint, moe: MoELayout, *, output: str | Path, writing: Writing) -> None:
-    """What can be wrong with a call of `prune` before there is a plan. Raises SettingError or OutputError."""
+    """What can be wrong with a call of `prune` before there is a plan.
+
+    Raises SettingError, CheckpointError or OutputError.
+    """
     _check_layout(writing.layout, moe, drop_mtp=writing.drop_mtp)
     _shard_bytes(writing.max_shard_size, checkpoint)
     check_output(Path(output), sources=[checkpoint.folder], overwrite=writing.overwrite)
+    side_files(checkpoint.folder)
 
 
 def check_layout(checkpoint: Checkpoint, moe: MoELayout, writing: Writing, counts: Mapping[int, int] | None) -> None:

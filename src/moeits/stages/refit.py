@@ -10,7 +10,7 @@ import numpy as np
 
 from moeits.calibration.settings import Machine, Tokens
 from moeits.checkpoint.reading import Checkpoint
-from moeits.checkpoint.side_files import copy_side_files
+from moeits.checkpoint.side_files import copy_side_files, side_files
 from moeits.checkpoint.writing import check_output, new_checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import CalibrationError, PlanError
@@ -88,6 +88,7 @@ def refit(
     whole = Checkpoint.open(parent, check=architecture_of)
     output = Path(output)
     check_output(output, sources=[pruned.folder, whole.folder], overwrite=overwrite)
+    side_files(pruned.folder)
     layout = MoELayout.of(pruned)
     check_parent(pruned, layout, whole)
     most_bytes, device = parse_size(machine.memory, "--memory"), checked_device(machine.device)
