@@ -10,11 +10,16 @@ import torch
 from safetensors.numpy import load_file
 
 import moeits
+from moeits.calibration.settings import Tokens
+from moeits.calibration.shares import share_out
+from moeits.calibration.texts import windows_of
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CalibrationError, MoeitsError, PlanError, SettingError
+from moeits.progress import silent
+from moeits.refitting.layer import LayerData, refit_layer
 from moeits.refitting.ridge import ExpertFeatures, LayerProblem, Routed, down_of, predicted
 from moeits.stages.refit import judged
-from tests.evaluation_toys import give_tokenizer
+from tests.evaluation_toys import CHARACTERS, give_tokenizer, write_jsonl
 from tests.toys import make_toy
 
 EXPERTS, WIDTH, HIDDEN, TOKENS = 4, 6, 10, 300
@@ -125,6 +130,47 @@ def test_a_loss_that_does_not_fall_for_certain_is_not_accepted() -> None:
     assert not of(pruned + 0.2)
 
 
+def test_a_fit_that_helps_only_its_own_source_is_refused_by_another_one() -> None:
+    """Where the two sources want opposite things of the experts, the old weights are the best of both."""
+    experts = stock_experts()
+
+    def source(seed: int, wish: float) -> LayerData:
+        seen = routed(seed)
+        start = {e: down_of(experts, e) for e in range(EXPERTS)}
+        features = ExpertFeatures(experts, seen, most_bytes=0)
+        root = seen.weight.sqrt()[:, None]
+        wanted = predicted(features, {e: wish * w for e, w in start.items()}, torch.zeros(TOKENS, HIDDEN)) / root
+        return LayerData(routed=seen, at_hand=wanted, back=wanted)
+
+    settings = {"drifts": (0.0, 1.0), "largest_ridge": 10.0, "most_bytes": 1 << 20}
+    fitted = source(1, 1.5)
+    own, weights = refit_layer(0, experts, fitted, source(2, 1.5), **settings)
+    assert own.ridge is not None
+    assert own.error_after < 0.1 * own.error_before
+    assert weights
+    other, untouched = refit_layer(0, experts, fitted, source(3, 0.5), **settings)
+    assert other.ridge is None
+    assert other.error_after == other.error_before
+    assert not untouched
+
+
+def test_sources_are_held_out_whole_where_they_suffice() -> None:
+    documents = {f"{name}{i}".ljust(100): name for name, many in (("a", 9), ("b", 5), ("c", 4)) for i in range(many)}
+    three = share_out(documents, held_out=600, fit=700, written=False)
+    assert three is not None
+    assert (three.fitted, three.chosen_by, three.judged_by) == (("a",), ("c",), ("b",))
+    two = share_out(documents, held_out=700, fit=700, written=False)
+    assert two is not None
+    assert (two.fitted, two.chosen_by, two.judged_by) == (("a",), ("c", "b"), ("c", "b"))
+    assert not set(two.choosing) & set(two.judging)
+    assert share_out(documents, held_out=700, fit=1000, written=False) is None
+    assert share_out(dict.fromkeys(documents, "a"), held_out=200, fit=200, written=False) is None
+    beside = share_out(dict.fromkeys(documents, "a"), held_out=200, fit=0, written=True)
+    assert beside is not None
+    assert beside.fitted == ("self",)
+    assert share_out({}, held_out=200, fit=0, written=True) is None
+
+
 # ------------------------------------------------------------------------------------------------------- checkpoints
 
 
@@ -156,6 +202,33 @@ def test_down_projections_are_refitted_and_all_else_is_copied(place: Path) -> No
     assert "## Refit" in (place / "out" / "README.md").read_text()
     assert not list(place.glob("*.partial"))
     assert Checkpoint.open(place / "out").config == Checkpoint.open(place / "pruned").config
+
+
+def test_other_sources_than_those_fitted_choose_and_judge(place: Path, tmp_path: Path) -> None:
+    letters = {"first": "abcd", "second": "efgh", "third": "ijkl"}
+    rng = np.random.default_rng(0)
+
+    def written(name: str, many: int) -> list[dict[str, str]]:
+        return [{"text": "".join(rng.choice(list(letters[name]), 100)), "source": name} for _ in range(many)]
+
+    rows = [*written("third", 8), *written("first", 40), *written("second", 9)]
+    told = write_jsonl(tmp_path / "told.jsonl", rows)
+    settings = {"tokens": 2048, "held_out": 1024, "window": 32}
+    toy = Checkpoint.open(place / "toy")
+    windows = windows_of(toy, Tokens(data=str(told), **settings), silent, by_source=True)
+    parts = {"first": windows.fit, "third": windows.choosing, "second": windows.judging}
+    for name, ids in parts.items():
+        assert set(np.unique(ids)) <= {0, *(2 + CHARACTERS.index(letter) for letter in letters[name])}
+    made = moeits.refit(place / "pruned", parent=place / "toy", output=tmp_path / "out", **{**SMALL, "data": str(told)})
+    data = json.loads((tmp_path / "out" / "refit.json").read_text())["data"]
+    assert data["held_out_by"] == "source"
+    assert [data[role] for role in ("fitted", "chosen_by", "judged_by")] == [["first"], ["third"], ["second"]]
+    assert "judged on second" in (tmp_path / "out" / "README.md").read_text()
+    assert made.accepted == (made.loss["difference"]["high"] < 0)
+    untold = write_jsonl(tmp_path / "untold.jsonl", [{"text": row["text"]} for row in rows])
+    assert (
+        windows_of(toy, Tokens(data=str(untold), **settings), silent, by_source=True).facts["held_out_by"] == "document"
+    )
 
 
 def test_activations_on_disk_give_the_same_refit(place: Path) -> None:

@@ -18,7 +18,7 @@ class Tokens:
         metavar="bundled|self|FILE",
     )
     tokens: int = setting(32768, help="How many tokens are taken in.")
-    held_out: int = setting(8192, help="How many more judge, and take no part in a fit.")
+    held_out: int = setting(8192, help="How many more, of other sources if there are any, choose and judge.")
     window: int = setting(256, help="Tokens of a window; at most the model's context.")
     seed: int = setting(0, help="Seed of what is drawn: documents, and what the model writes.")
 

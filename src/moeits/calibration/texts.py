@@ -2,21 +2,24 @@
 
 Sources are text (what the package carries, or a .jsonl), or the model itself, which writes its own at temperature 1
 from its first token on. Documents are shuffled and joined, each after one token that begins a text, and cut into
-windows. What is held out comes from documents, or generated windows, of its own.
+windows. What is held out comes from sources of its own where that is asked for and documents tell their `source`, and
+otherwise from documents, or generated windows, of its own.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moeits.calibration.settings import Tokens
+from moeits.calibration.shares import Shares, share_out
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CalibrationError, EvaluationError
 from moeits.evaluation.perplexity import read_text
+from moeits.printable import printable
 from moeits.progress import Progress
 from moeits.runtime import load, need, quiet
 
@@ -24,6 +27,9 @@ _BUNDLED = Path(__file__).parents[1] / "demo" / "train.jsonl"
 
 # Of the documents of a text so many are held out: every fifth.
 _HELD_OUT = 5
+# Documents by which it is estimated how many characters a token has.
+_SAMPLE = 50
+_LONGEST_NAME = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,20 +37,13 @@ class Windows:
     """Token ids, (windows, length) each."""
 
     fit: np.ndarray
-    held_out: np.ndarray
+    choosing: np.ndarray
+    """Held out: settings are chosen by them."""
+    judging: np.ndarray
+    """Held out as well: by them it is said what was gained."""
     sources: tuple[str, ...]
     """What they were taken from, as it was asked for; never a path."""
     facts: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def choosing(self) -> np.ndarray:
-        """Of the held-out ones every second: settings are chosen by them."""
-        return self.held_out[0::2]
-
-    @property
-    def judging(self) -> np.ndarray:
-        """The others: by them it is said what was gained."""
-        return self.held_out[1::2]
 
     @property
     def all(self) -> np.ndarray:
@@ -57,10 +56,34 @@ class Windows:
         return hashlib.sha256(self.all.astype(np.int64).tobytes()).hexdigest()
 
 
-def windows_of(checkpoint: Checkpoint, settings: Tokens, progress: Progress) -> Windows:
-    """The windows that were asked for. Raises CalibrationError if a source has too little text, or repeats itself."""
+def windows_of(checkpoint: Checkpoint, settings: Tokens, progress: Progress, *, by_source: bool = False) -> Windows:
+    """The windows that were asked for. With `by_source` those held out are of other sources than those of the fit.
+
+    Raises CalibrationError if a source has too little text, or repeats itself.
+    """
     tokenizer = _tokenizer(checkpoint)
     length = min(settings.window, int(checkpoint.config.get("max_position_embeddings") or settings.window))
+    share = _by_source(tokenizer, settings, length) if by_source else None
+    if share is not None:
+        made = _of_shares(checkpoint, tokenizer, share, settings, length, progress)
+    else:
+        made = _of_documents(checkpoint, tokenizer, settings, length, progress)
+    facts = {
+        "sources": list(made.sources),
+        "tokens": int(made.fit.size),
+        "held_out_tokens": int(made.choosing.size + made.judging.size),
+        "window": length,
+        "seed": settings.seed,
+        "sha256": made.digest,
+    }
+    if by_source:
+        facts["held_out_by"] = "document" if share is None else "source"
+        facts |= {} if share is None else share.facts()
+    return replace(made, facts=facts)
+
+
+def _of_documents(checkpoint: Checkpoint, tokenizer: Any, settings: Tokens, length: int, progress: Progress) -> Windows:
+    """Windows of which those held out are other documents of the same sources."""
     sources = settings.sources()
     fit_windows = max(1, round(settings.tokens / length / len(sources)))
     held_windows = max(2, round(settings.held_out / length / len(sources)))
@@ -71,20 +94,52 @@ def windows_of(checkpoint: Checkpoint, settings: Tokens, progress: Progress) -> 
             fit.append(written[:fit_windows])
             held_out.append(written[fit_windows:])
         else:
-            documents = _documents(source)
+            documents = list(_documents(source))
             for part, count in ((fit, fit_windows), (held_out, held_windows)):
                 own = [d for i, d in enumerate(documents) if (i % _HELD_OUT == 0) == (part is held_out)]
-                part.append(_cut(tokenizer, own, count, length, source, settings))
-    made = Windows(fit=np.concatenate(fit), held_out=np.concatenate(held_out), sources=_names(sources))
-    facts = {
-        "sources": list(made.sources),
-        "tokens": int(made.fit.size),
-        "held_out_tokens": int(made.held_out.size),
-        "window": length,
-        "seed": settings.seed,
-        "sha256": made.digest,
-    }
-    return Windows(fit=made.fit, held_out=made.held_out, sources=made.sources, facts=facts)
+                part.append(_cut(tokenizer, own, count, length, _names([source])[0], settings))
+    held = np.concatenate(held_out)
+    return Windows(fit=np.concatenate(fit), choosing=held[0::2], judging=held[1::2], sources=_names(sources))
+
+
+def _by_source(tokenizer: Any, settings: Tokens, length: int) -> Shares | None:
+    """Who is fitted, who chooses and who judges; None where too few sources are told apart."""
+    documents: dict[str, str] = {}
+    for source in settings.sources():
+        if source != "self":
+            for document, told in _documents(source).items():
+                documents.setdefault(document, told)
+    some = list(documents)[:_SAMPLE]
+    tokens = sum(len(tokenizer.encode(document, add_special_tokens=False)) + 1 for document in some)
+    rate = tokens / max(1, sum(map(len, some)))
+    held = max(4, round(settings.held_out / length)) * length / rate
+    files = len(settings.sources())
+    written = "self" in settings.sources()
+    fit = settings.tokens / rate * (files - written) / files
+    return share_out(documents, held_out=held, fit=fit, written=written)
+
+
+def _of_shares(
+    checkpoint: Checkpoint, tokenizer: Any, share: Shares, settings: Tokens, length: int, progress: Progress
+) -> Windows:
+    """Windows of which those held out are of other sources."""
+    sources = settings.sources()
+    count = max(1, round(settings.tokens / length))
+    held = max(4, round(settings.held_out / length)) // 2
+    written = count // len(sources) if "self" in sources else 0
+    if written and not share.fit:
+        written = count
+    fit = []
+    if written:
+        fit.append(_self_written(checkpoint, tokenizer, written, length, settings.seed, progress))
+    if count > written:
+        fit.append(_cut(tokenizer, share.fit, count - written, length, ", ".join(share.fitted), settings))
+    return Windows(
+        fit=np.concatenate(fit),
+        choosing=_cut(tokenizer, share.choosing, held, length, ", ".join(share.chosen_by), settings),
+        judging=_cut(tokenizer, share.judging, held, length, ", ".join(share.judged_by), settings),
+        sources=_names(sources),
+    )
 
 
 def _names(sources: Sequence[str]) -> tuple[str, ...]:
@@ -109,18 +164,20 @@ def _first_token(tokenizer: Any) -> int:
     return int(first)
 
 
-def _documents(source: str) -> list[str]:
-    """Each document once: what repeats itself teaches nothing new."""
+def _documents(source: str) -> dict[str, str]:
+    """Each document once, and where it is from: what repeats itself teaches nothing new."""
     try:
         text = read_text(_BUNDLED if source == "bundled" else source)
     except EvaluationError as error:
         raise CalibrationError(str(error)) from None
-    return list(dict.fromkeys(text.documents))
+    name = _names([source])[0]
+    documents: dict[str, str] = {}
+    for document, told in zip(text.documents, text.sources, strict=True):
+        documents.setdefault(document, printable(told.strip())[:_LONGEST_NAME] or name)
+    return documents
 
 
-def _cut(
-    tokenizer: Any, documents: Sequence[str], count: int, length: int, source: str, settings: Tokens
-) -> np.ndarray:
+def _cut(tokenizer: Any, documents: Sequence[str], count: int, length: int, name: str, settings: Tokens) -> np.ndarray:
     """(count, length) ids of shuffled documents."""
     first, ids, needed = _first_token(tokenizer), [], count * length
     for i in np.random.default_rng(settings.seed).permutation(len(documents)):
@@ -129,8 +186,8 @@ def _cut(
             return np.array(ids[:needed], np.int64).reshape(count, length)
     # Four fifths of a text are there to be fitted on, one fifth is held out.
     raise CalibrationError(
-        f"{_names([source])[0]} has {len(ids)} tokens where {needed} are asked for, each document counted once and "
-        f"every {_HELD_OUT}th held out. Give more text, or ask for fewer with --tokens and --held-out."
+        f"{printable(name, _LONGEST_NAME)} has {len(ids)} tokens where {needed} are asked for, each document "
+        f"counted once and every {_HELD_OUT}th held out. Give more text, or ask for fewer with --tokens and --held-out."
     )
 
 

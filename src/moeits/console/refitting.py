@@ -1,5 +1,6 @@
 """A calibration and a refit, as a person sees it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from moeits.console import out, table, written
@@ -32,11 +33,21 @@ def show_refitting(refitting: Refitting, arguments: dict[str, Any]) -> None:
             ("refitted", f"{loss['refitted']:.4f}", f"{loss['kl_to_parent']['refitted']:.4f}", gained),
         ],
     )
-    if refitting.accepted:
-        out("note: those tokens are of the fitted sources; text of another kind can lose, so evaluate it as well.")
-    else:
-        out("note: the held-out loss did not fall for certain, so no weight was changed. More --tokens may do.")
+    out(_who_judged(refitting.data))
+    if not refitting.accepted:
+        out("note: the loss did not fall for certain there, so no weight was changed. More --tokens may do.")
     written(arguments)
+
+
+def _who_judged(data: Mapping[str, Any]) -> str:
+    """Whether what chose and judged was of other sources than what was fitted."""
+    if data["held_out_by"] == "source":
+        fitted, chosen_by, judged_by = (", ".join(data[role]) for role in ("fitted", "chosen_by", "judged_by"))
+        return f"fitted on {fitted}; settings chosen on {chosen_by}; judged on {judged_by}"
+    return (
+        "note: what chose and judged are other documents of the fitted sources, as too few sources are told apart; "
+        "text of another kind can lose. Give --data more files, or documents with a field 'source'."
+    )
 
 
 def show_calibration(evidence: Evidence, arguments: dict[str, Any]) -> None:

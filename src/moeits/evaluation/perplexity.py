@@ -28,6 +28,8 @@ class Text:
     name: str
     sha256: str
     documents: tuple[str, ...]
+    sources: tuple[str, ...] = ()
+    """What the field `source` says of each document, "" where it says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +56,22 @@ def read_text(path: str | Path, limit: int | None = None) -> Text:
         raise EvaluationError(f"There is no text {path}.") from None
     except (OSError, ValueError) as error:
         raise EvaluationError(f"{path} cannot be read as text: {error}.") from None
-    documents = [content]
+    documents = [(content, "")]
     if path.suffix == ".jsonl":
         lines = enumerate(content.split("\n"), 1)
         documents = [_document(path, number, line) for number, line in lines if line.strip()]
-    documents = [document for document in documents if document.strip()]
+    documents = [(document, source) for document, source in documents if document.strip()][:limit]
     if not documents:
         raise EvaluationError(f"{path} holds no text.")
-    return Text(name=path.name, sha256=sha256_of(path), documents=tuple(documents[:limit]))
+    texts, sources = zip(*documents, strict=True)
+    return Text(name=path.name, sha256=sha256_of(path), documents=texts, sources=sources)
 
 
-def _document(path: Path, number: int, line: str) -> str:
+def _document(path: Path, number: int, line: str) -> tuple[str, str]:
+    """The document of a line, and its source."""
     try:
-        document = json.loads(line)["text"]
+        row = json.loads(line)
+        document = row["text"]
     except (ValueError, RecursionError) as error:
         why = "nested too deeply" if isinstance(error, RecursionError) else f"{error!s:.120}"
         raise EvaluationError(f"{path} cannot be read as text: line {number} is not JSON ({why}).") from None
@@ -82,7 +87,8 @@ def _document(path: Path, number: int, line: str) -> str:
         raise EvaluationError(
             f"{path}, line {number} holds half of a character (a lone surrogate). Mend or remove the line."
         ) from None
-    return document
+    source = row.get("source")
+    return document, source if isinstance(source, str) else ""
 
 
 def windows(document: int, tokens: int, *, window: int) -> Iterator[Window]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from moeits.printable import markdown_text
 from moeits.surgery.card import UNTRAINED, Afterwards
 
 _REFITTED = (
@@ -37,6 +38,18 @@ Ridge regression of the kept experts' down projections on what each layer of {fa
 | pruned | {loss["pruned"]:.4f} |
 | refitted | {loss["refitted"]:.4f} |
 
-Those tokens are of the same sources as the fitted ones. Text of another kind can lose where this gains: judge the model
-on such text before you trust it.
+{_judges(data)}
 """
+
+
+def _judges(data: Mapping[str, Any]) -> str:
+    """Of what sources the tokens were that chose and judged."""
+    if data["held_out_by"] == "source":
+        fitted, chosen_by, judged_by = (
+            ", ".join(map(markdown_text, data[role])) for role in ("fitted", "chosen_by", "judged_by")
+        )
+        return f"Fitted on {fitted}; settings chosen on {chosen_by}; judged on {judged_by}."
+    return (
+        "Those tokens are of the same sources as the fitted ones. Text of another kind can lose where this gains:\n"
+        "judge the model on such text before you trust it."
+    )

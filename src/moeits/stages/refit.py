@@ -94,7 +94,7 @@ def refit(
     most_bytes, device = parse_size(machine.memory, "--memory"), checked_device(machine.device)
     from moeits.calibration.texts import windows_of
 
-    windows = windows_of(whole, texts, progress)
+    windows = windows_of(whole, texts, progress, by_source=True)
     _check_enough(windows.fit.size, layout)
     settings = {**windows.facts, **asdict(fitting)}
     key = {**settings, "parent": whole.fingerprint}
