@@ -20,6 +20,7 @@ import numpy as np
 
 from moeits.checkpoint import hub
 from moeits.checkpoint.parts import INDEX_NAME, SINGLE_NAME
+from moeits.checkpoint.stamps import check_stamps, stamps_of
 from moeits.errors import CheckpointError, SettingError, UnscorableWeight
 from moeits.printable import printable
 
@@ -84,6 +85,9 @@ class Checkpoint:
         self.source = source
         self.config: Mapping[str, Any] = _read_config(folder)
         self.tensors: Mapping[str, TensorInfo] = _read_tensors(folder) if tensors is None else tensors
+        # The fingerprint is of sampled bytes; these tell other weights from those that were opened.
+        # Tensors that are given lie elsewhere: there are no files here to look at.
+        self.stamps = stamps_of(self.shards) if tensors is None else ()
         if not self.tensors:
             raise CheckpointError(f"{folder} holds no tensors. Download the checkpoint again.")
 
@@ -162,6 +166,10 @@ class Checkpoint:
         if raw.size != prod(shape) * dtype.itemsize:
             raise CheckpointError(f"{info.shard.name} ends in the middle of {name}. Download this file again.")
         return raw.view(dtype).reshape(shape)
+
+    def check_unchanged(self) -> None:
+        """The shards are still the files that were opened, by size and time. Raises CheckpointError if not."""
+        check_stamps(self.shards, self.stamps)
 
     @cached_property
     def fingerprint(self) -> str:

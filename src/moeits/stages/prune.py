@@ -77,8 +77,14 @@ def prune(
         writer.write_text("plan.json", plan.to_json())
         writer.write_text("README.md", _card(checkpoint, moe, config, plan, left_out))
         writer.write_tensors(tensors, max_shard_bytes=shard_bytes, progress=progress)
-        check_written(writer.folder, moe, plan.counts)
+        _check_both_ends(checkpoint, writer.folder, moe, plan)
     return plan
+
+
+def _check_both_ends(checkpoint: Checkpoint, written: Path, moe: MoELayout, plan: PruningPlan) -> None:
+    """What was written fits its config, and is of the source as it was opened. Raises CheckpointError if not."""
+    check_written(written, moe, plan.counts)
+    checkpoint.check_unchanged()
 
 
 def _card(

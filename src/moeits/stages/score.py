@@ -56,7 +56,7 @@ def score(
     output = None if output is None else Path(output)
     if output is not None:
         check_file_output(output, inputs=[checkpoint.folder])
-    key = {"estimator": scoring.estimator, **wanted.settings}
+    key = {"estimator": scoring.estimator, **wanted.settings, "shards": checkpoint.stamps}
     finished = FinishedLayers(output, fingerprint=checkpoint.fingerprint, settings=key, fresh=fresh)
     with Threads(resources.threads) as engine:
         scorer = LayerScorer(checkpoint=checkpoint, layout=layout, engine=engine, memory_bytes=memory_bytes)
@@ -136,6 +136,7 @@ def _all_layers(
         finished.put(layer, layers[layer])
         before += steps[layer]
         progress("scoring pairs of experts", before, total)
+    scorer.checkpoint.check_unchanged()
     return layers
 
 
