@@ -231,6 +231,17 @@ def test_other_sources_than_those_fitted_choose_and_judge(place: Path, tmp_path:
     )
 
 
+def test_self_written_text_has_no_sources_and_that_is_said(place: Path, tmp_path: Path) -> None:
+    alone = moeits.refit(place / "pruned", parent=place / "toy", output=tmp_path / "alone", **SMALL, data="self")
+    assert alone.data["held_out_by"] == "document"
+    assert "of the same sources as the fitted ones" in (tmp_path / "alone" / "README.md").read_text()
+    beside = moeits.refit(
+        place / "pruned", parent=place / "toy", output=tmp_path / "both", **SMALL, data="self,bundled"
+    )
+    assert beside.data["held_out_by"] == "source"
+    assert beside.data["fitted"][0] == "self"
+
+
 def test_activations_on_disk_give_the_same_refit(place: Path) -> None:
     one = moeits.refit(place / "pruned", parent=place / "toy", output=place / "one", **SMALL)
     two = moeits.refit(place / "pruned", parent=place / "toy", output=place / "two", memory="64KiB", **SMALL)

@@ -24,7 +24,11 @@ FORMAT = 1
 class FinishedLayers:
     """Matrices of finished layers on disk; nothing at all when there is no output to keep them beside."""
 
-    def __init__(self, output: Path | None, *, fingerprint: str, settings: Mapping[str, Any], fresh: bool) -> None:
+    def __init__(
+        self, output: Path | None, *, fingerprint: str, settings: Mapping[str, Any], fresh: bool, of_pairs: bool = True
+    ) -> None:
+        """With `of_pairs` each matrix is symmetric, and one that is not was damaged."""
+        self._of_pairs = of_pairs
         if output is not None and output.exists() and not output.is_file():
             output = None  # beside a pipe or /dev/null there is no place for a folder
         self._all = None if output is None else output.with_name(output.name + ".partial")
@@ -47,7 +51,8 @@ class FinishedLayers:
         except (SafetensorError, OSError, ValueError):
             matrices = {}  # a machine that lost its power can leave an empty file: that layer was not finished
         whole = all(
-            matrix.ndim == 2 and np.isfinite(matrix).all() and np.array_equal(matrix, matrix.T)
+            np.isfinite(matrix).all()
+            and (not self._of_pairs or (matrix.ndim == 2 and np.array_equal(matrix, matrix.T)))
             for matrix in matrices.values()
         )
         return matrices if matrices and whole else None

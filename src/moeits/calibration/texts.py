@@ -109,6 +109,8 @@ def _by_source(tokenizer: Any, settings: Tokens, length: int) -> Shares | None:
         if source != "self":
             for document, told in _documents(source).items():
                 documents.setdefault(document, told)
+    if not documents:
+        return None
     some = list(documents)[:_SAMPLE]
     tokens = sum(len(tokenizer.encode(document, add_special_tokens=False)) + 1 for document in some)
     rate = tokens / max(1, sum(map(len, some)))

@@ -57,7 +57,9 @@ def calibrate(
     windows = windows_of(checkpoint, texts, progress)
     settings = {**windows.facts, "selection": min(selection, int(windows.fit.size))}
     del settings["held_out_tokens"]
-    finished = FinishedLayers(output, fingerprint=checkpoint.fingerprint, settings=settings, fresh=fresh)
+    finished = FinishedLayers(
+        output, fingerprint=checkpoint.fingerprint, settings=settings, fresh=fresh, of_pairs=False
+    )
     beside = Path.cwd() if output is None else output.parent
     layers = _all_layers(checkpoint, windows.fit, settings["selection"], finished, most_bytes, beside, device, progress)
     names = list(next(iter(layers.values())))

@@ -98,7 +98,9 @@ def refit(
     _check_enough(windows.fit.size, layout)
     settings = {**windows.facts, **asdict(fitting)}
     key = {**settings, "parent": whole.fingerprint}
-    finished = FinishedLayers(partial_output(output), fingerprint=pruned.fingerprint, settings=key, fresh=fresh)
+    finished = FinishedLayers(
+        partial_output(output), fingerprint=pruned.fingerprint, settings=key, fresh=fresh, of_pairs=False
+    )
     fitted = FittedLayers(finished, layout, pruned)
     losses = _fit_all(whole, pruned, windows, fitting, fitted, output.parent, most_bytes, device, progress)
     loss, accepted = judged(losses)
