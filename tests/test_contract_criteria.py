@@ -7,6 +7,7 @@ import pytest
 
 from moeits.choosing.criteria import CRITERIA, Criterion, criterion_named, elimination_order
 from moeits.choosing.criteria.by_signal import LeastOfSignal
+from moeits.choosing.criteria.of_experts import ByExpertSignal
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import EvidenceError, MoeitsError, SettingError
 from moeits.evidence import Evidence
@@ -124,7 +125,11 @@ def test_a_criterion_without_levels_refuses_a_tau_in_a_sentence(criterion: Crite
         plan(evidence, tau=0.5, criterion=criterion.name)
 
 
-@pytest.mark.parametrize("signal", EXPERT_SIGNALS, ids=lambda signal: signal.name)
+@pytest.mark.parametrize(
+    "signal",
+    [criterion.signal for criterion in CRITERIA if isinstance(criterion, ByExpertSignal)],
+    ids=lambda signal: signal.name,
+)
 def test_of_an_expert_signal_the_end_that_it_says_goes_first(signal: type[ExpertSignal], evidence: Evidence) -> None:
     values = np.array([3.0, 1.0, 2.0, 5.0, 4.0, 0.0])
     measured = replace(evidence, signals={signal.name: {7: values}})

@@ -214,7 +214,7 @@ def test_a_plan_edited_by_hand_is_shown_by_what_it_keeps(run: Path) -> None:
 def test_a_report_without_a_place_or_of_an_unknown_format_is_refused(run: Path) -> None:
     with pytest.raises(SettingError, match=r"--output report\.html, or --card"):
         moeits.report([run])
-    with pytest.raises(SettingError, match="it is html or md"):
+    with pytest.raises(SettingError, match="is not one of html, md"):
         moeits.report([run], output=run / "x", format="pdf")
     with pytest.raises(SettingError, match="at least one run"):
         moeits.report([], output=run / "x")
