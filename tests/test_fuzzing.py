@@ -1,5 +1,6 @@
 """Wrong inputs of every kind, a few thousand of them; `python -m tests.fuzzing` is the long form."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ from moeits.evidence import Evidence
 from moeits.experts.architectures import ARCHITECTURES
 from moeits.healing.recipe import recipe_named
 from moeits.stages.inspect import inspect
+from moeits.stages.report import report
+from tests import runs
 from tests.fuzzing.running import LONGEST_CALL, fuzz
 from tests.fuzzing.targets import PARSERS
 from tests.toys import make_toy, toy_evidence
@@ -44,3 +47,15 @@ def test_evidence_of_half_floats_is_compared_with_bounds_that_they_cannot_hold(t
 def test_a_recipe_of_other_types_is_refused_in_a_sentence(change: dict[str, object]) -> None:
     with pytest.raises(SettingError, match=f"--{next(iter(change))} is not"):
         recipe_named("small", ARCHITECTURES[0]).changed(change)
+
+
+@pytest.mark.parametrize("setting", [{"min_experts": 10**400}, {"criterion": ["moeits"]}])
+def test_settings_of_a_sweep_that_nobody_could_have_asked_for_leave_the_report_standing(
+    setting: dict[str, object], tmp_path: Path
+) -> None:
+    run = runs.swept(make_toy(tmp_path / "toy"), tmp_path / "run", "1")
+    sweep = json.loads((run / "sweep.json").read_text())
+    sweep["settings"] |= setting
+    runs.write(run / "sweep.json", sweep)
+    report(run, output=tmp_path / "report.md", format="md")
+    assert (tmp_path / "report.md").read_text()

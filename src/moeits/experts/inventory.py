@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -29,7 +28,8 @@ class LayerFacts:
 
     def fewest_experts(self, min_experts: int | None = None) -> int:
         """The fewest experts that the layer may keep: `min_experts`, by default top_k, as whole groups."""
-        per_group = max(ceil((min_experts or self.top_k) / self.groups), self.least_per_group)
+        wanted = -(-(min_experts or self.top_k) // self.groups)  # of any length: a float would overflow
+        per_group = max(wanted, self.least_per_group)
         return min(per_group * self.groups, self.num_experts)
 
     def contradiction(self) -> str | None:

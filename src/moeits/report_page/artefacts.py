@@ -237,4 +237,4 @@ def criterion_of(run: Run) -> str:
     asked = run.sweep["settings"].get("criterion") if run.sweep else None
     planned = (point.plan.criterion for point in run.points if point.plan and not point.is_random)
     name = asked or next(planned, "moeits")
-    return name if name in {criterion.name for criterion in CRITERIA} else "moeits"
+    return name if name in [criterion.name for criterion in CRITERIA] else "moeits"
