@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moeits.errors import CheckpointError, SettingError
+from moeits.errors import CheckpointError, EvaluationError, SettingError
 from moeits.evidence import Evidence
 from moeits.experts.architectures import ARCHITECTURES
 from moeits.healing.recipe import recipe_named
+from moeits.stages.compare import compare
 from moeits.stages.inspect import inspect
 from moeits.stages.report import report
 from tests import runs
@@ -59,3 +60,13 @@ def test_settings_of_a_sweep_that_nobody_could_have_asked_for_leave_the_report_s
     runs.write(run / "sweep.json", sweep)
     report(run, output=tmp_path / "report.md", format="md")
     assert (tmp_path / "report.md").read_text()
+
+
+def test_perplexities_of_unlike_many_documents_are_not_compared(tmp_path: Path) -> None:
+    value = runs.results(0.5, parameters=1000, nbytes=2000)
+    runs.write(tmp_path / "a.json", value)
+    units = value["samples"]["perplexity"]
+    value["samples"]["perplexity"] = {name: column[:-1] for name, column in units.items()}
+    runs.write(tmp_path / "b.json", value)
+    with pytest.raises(EvaluationError, match="different documents"):
+        compare(tmp_path / "a.json", tmp_path / "b.json", resamples=100)
