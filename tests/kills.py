@@ -220,7 +220,10 @@ class Killing:
             return
         self.tally.kills += 1
         self._check_what_is_left(when)
-        if (said := in_child(self._again)) != "done":
+        complete = self._steady(self._output()) == self._steady(self.result)
+        said = in_child(self._again)
+        # What was complete before the kill is not replaced without --overwrite.
+        if said != "done" and not (complete and " exists. " in said):
             self.tally.fault("rerun failed", f"{when}: {said}")
             return
         known = {name: digest for name, digest in self._output().items() if f"work/{name}" in self.all_files}
