@@ -223,7 +223,7 @@ def test_a_step_is_taken_only_above_the_threshold_not_on_it() -> None:
 
 
 def test_an_order_without_levels_takes_no_tau() -> None:
-    with pytest.raises(PlanError, match="takes no tau: give --experts-per-layer or --like"):
+    with pytest.raises(PlanError, match="has no scores to measure a threshold by: give a reduction, a size or counts"):
         EliminationOrder(num_experts=3, removed=(1, 0)).steps_at(1.0)
 
 

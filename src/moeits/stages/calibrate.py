@@ -39,8 +39,7 @@ def calibrate(
     largest-activation, and reconstruction, by backward elimination on `selection` of the tokens. A killed run goes on
     where it was unless `fresh`.
 
-    Raises CalibrationError for tokens that will not do, CheckpointError for a broken checkpoint, OutputError if the
-    result cannot be written.
+    Raises CalibrationError for unfit tokens, CheckpointError, OutputError.
     """
     if not 64 <= selection <= 10**6:
         raise SettingError(f"--selection {selection} is out of range: it is from 64 to 1000000 tokens.")
@@ -48,9 +47,8 @@ def calibrate(
         model if isinstance(model, Checkpoint) else Checkpoint.open(model, revision=revision, check=architecture_of)
     )
     layout = MoELayout.of(checkpoint)
-    output = None if output is None else Path(output)
     if output is not None:
-        check_file_output(output, inputs=[checkpoint.folder])
+        check_file_output(output := Path(output), inputs=[checkpoint.folder])
     most_bytes, device = parse_size(machine.memory, "--memory"), checked_device(machine.device)
     from moeits.calibration.texts import windows_of
 
@@ -62,11 +60,12 @@ def calibrate(
     )
     beside = Path.cwd() if output is None else output.parent
     layers = _all_layers(checkpoint, windows.fit, settings["selection"], finished, most_bytes, beside, device, progress)
-    names = list(next(iter(layers.values())))
     evidence = Evidence(
         inventory=Inventory.of(checkpoint, layout),
         settings=settings,
-        signals={name: {layer: values[name] for layer, values in layers.items()} for name in names},
+        signals={
+            name: {layer: values[name] for layer, values in layers.items()} for name in next(iter(layers.values()))
+        },
     )
     if output is not None:
         evidence.save(output)
