@@ -12,6 +12,7 @@ from moeits.errors import SettingError
 from moeits.healing.recipe import HealingRecipe
 from moeits.settings import Flag, Given, flags_of, setting, with_settings
 from moeits.signals.settings import Scoring
+from tests.toys import make_toy
 
 SOURCE = Path(moeits.__file__).parent
 
@@ -91,3 +92,15 @@ def test_a_flag_of_a_recipe_says_the_papers_value_and_stays_unset() -> None:
         assert parameters[field.name].default is None
         assert flags[field.name].help
     assert (flags["rank"].shown_default, flags["targets"].shown_default) == ("paper: 64", "paper: router,experts")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("min_experts", 10**400), ("threads", 10**400), ("bins", "9" * 5000), ("seed", -(10**400))],
+    ids=["min_experts", "threads", "bins", "seed"],
+)
+def test_a_number_of_hundreds_of_digits_is_out_of_range(tmp_path: Path, name: str, value: object) -> None:
+    toy = make_toy(tmp_path / "toy")
+    with pytest.raises(SettingError, match=f"--{name.replace('_', '-')} is out of range: it is a number of more than"):
+        moeits.simplify(toy, reduction=0.5, output=tmp_path / "out", **{name: value})
+    assert not (tmp_path / "out").exists()

@@ -89,6 +89,9 @@ def flags_of(function: Callable[..., Any]) -> dict[str, Flag]:
     return {keyword.name: keyword.flag for keyword in keywords if keyword.flag is not None}
 
 
+_MOST_DIGITS = 30
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """' Did you mean ...?' with the nearest known name; nothing if none is near."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
@@ -171,11 +174,21 @@ def _flattened(signature: inspect.Signature, settings: Mapping[str, _Group]) -> 
     return signature.replace(parameters=parameters)
 
 
+def _check_digits(name: str, value: Any) -> None:
+    """No setting is a number that a float cannot hold, or that Python refuses to print. Raises SettingError."""
+    digits = isinstance(value, str) and len(value) > _MOST_DIGITS and value.strip("+-").isdecimal()
+    if digits or (isinstance(value, int) and abs(value) >= 10**_MOST_DIGITS):
+        flag = "--" + name.replace("_", "-")
+        raise SettingError(f"{flag} is out of range: it is a number of more than {_MOST_DIGITS} digits.")
+
+
 def _gathered(given: Mapping[str, Any], settings: Mapping[str, _Group]) -> dict[str, Any]:
     """Keyword arguments as the function itself takes them: the fields of each settings dataclass as its value."""
     arguments = dict(given)
     for name, group in settings.items():
         own = {each.name for each in group.keywords()} & arguments.keys()
+        for each in own:
+            _check_digits(each, arguments[each])
         if name not in arguments:
             arguments[name] = group.value({each: arguments.pop(each) for each in own})
         elif own:
