@@ -68,7 +68,8 @@ def demonstrate(folder: Path) -> None:
     ]
     for tau in TAUS:
         rows += _simplified(folder, tau, unpruned)
-    console.out("\nValidation loss in nats per token, on text that the model has not seen:\n")
+    console.out("")
+    console.out("Validation loss in nats per token, on text that the model has not seen:\n")
     console.table(("", "experts", "P(down)", "loss", "lost", "lost by a random choice"), rows)
     console.out(
         f"\nA random choice keeps the same number in each layer: mean of {len(RANDOM_SEEDS)} seeds (least to most)."
@@ -82,7 +83,8 @@ def demonstrate(folder: Path) -> None:
 def _simplified(folder: Path, tau: float, unpruned: float) -> list[tuple[str, ...]]:
     """Simplify at one tau, load the result and its random controls; at one tau heal it too."""
     output = folder / f"tau-{tau:g}"
-    console.out(f"\n$ moeits simplify {MODEL.name} --tau {tau:g} --output {output}")
+    console.out("")
+    console.out(f"$ moeits simplify {MODEL.name} --tau {tau:g} --output {output}")
     with console.progress() as progress:
         plan = moeits.simplify(MODEL, tau=tau, output=output, progress=progress)
     plans.show_plan(plan, {"output": output})
@@ -107,7 +109,8 @@ def _random_loss(output: Path, plan: PruningPlan, seed: int) -> float:
 
 def _healed_loss(pruned: Path) -> float:
     output = pruned.with_name(f"{pruned.name}-healed")
-    console.out(f"\n$ moeits heal {pruned} --data train.jsonl --recipe small --steps {HEALING_STEPS} --output {output}")
+    console.out("")
+    console.out(f"$ moeits heal {pruned} --data train.jsonl --recipe small --steps {HEALING_STEPS} --output {output}")
     with console.progress() as progress:
         moeits.heal(
             pruned, data=TRAIN, valid=VALID, recipe="small", steps=HEALING_STEPS, output=output, progress=progress
@@ -124,7 +127,8 @@ def _report(folder: Path) -> None:
     kept = PruningPlan.load(healed / "plan.json").summary["experts_kept"]
     shutil.copyfile(healed / "healing.json", run / f"experts-{kept}" / "healing.json")
     moeits.report(run, output=folder / "report.html")
-    console.out(f"\nreport: {folder / 'report.html'}")
+    console.out("")
+    console.out(f"report: {folder / 'report.html'}")
 
 
 def _loss(checkpoint: Path) -> float:
