@@ -69,10 +69,12 @@ def demonstrate(folder: Path) -> None:
     for tau in TAUS:
         rows += _simplified(folder, tau, unpruned)
     console.out("")
-    console.out("Validation loss in nats per token, on text that the model has not seen:\n")
+    console.out("Validation loss in nats per token, on text that the model has not seen:")
+    console.out("")
     console.table(("", "experts", "P(down)", "loss", "lost", "lost by a random choice"), rows)
+    console.out("")
     console.out(
-        f"\nA random choice keeps the same number in each layer: mean of {len(RANDOM_SEEDS)} seeds (least to most)."
+        f"A random choice keeps the same number in each layer: mean of {len(RANDOM_SEEDS)} seeds (least to most)."
         "\nHealing trains on text like that of the validation; docs/healing.md has its control, the unpruned model"
         " trained the same way."
     )
