@@ -75,7 +75,7 @@ def demonstrate(folder: Path) -> None:
     console.out("")
     console.out(
         f"A random choice keeps the same number in each layer: mean of {len(RANDOM_SEEDS)} seeds (least to most)."
-        "\nHealing trains on text like that of the validation; docs/healing.md has its control, the unpruned model"
+        " Healing trains on text like that of the validation; docs/healing.md has its control, the unpruned model"
         " trained the same way."
     )
     _report(folder)
