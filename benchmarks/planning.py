@@ -6,7 +6,7 @@ from benchmarks.measuring import seconds, spread, table
 from moeits.choosing.planner import Planner
 from moeits.evidence import Evidence
 from moeits.experts.inventory import Inventory, LayerFacts
-from moeits.experts.layout import ExpertSizes
+from moeits.experts.layer import ExpertSizes
 
 REPEATS = 5
 SHAPES = {

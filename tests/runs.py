@@ -10,7 +10,7 @@ import moeits
 from moeits.choosing.planner import Planner
 from moeits.evidence import Evidence
 from moeits.experts.inventory import Inventory, LayerFacts
-from moeits.experts.layout import ExpertSizes
+from moeits.experts.layer import ExpertSizes
 from moeits.stages.sweep import choose_at_random, cut, parse_taus
 from moeits.sweeping.run_folder import PointFolder, RunFolder
 

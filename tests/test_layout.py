@@ -11,7 +11,8 @@ import moeits
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError, UnknownArchitecture, UnscorableWeight
 from moeits.experts.architectures import qwen2_moe
-from moeits.experts.layout import MoELayout, per_layer_config
+from moeits.experts.layout import MoELayout
+from moeits.experts.promises import per_layer_config
 from tests.toys import fuse, make_toy, read_config, read_tensors, write_checkpoint
 
 

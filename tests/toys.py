@@ -29,7 +29,8 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.evidence import Evidence
 from moeits.experts.architectures import ARCHITECTURES, architecture_of
 from moeits.experts.inventory import Inventory, LayerFacts
-from moeits.experts.layout import ExpertSizes, MoELayout
+from moeits.experts.layer import ExpertSizes
+from moeits.experts.layout import MoELayout
 from tests.stock import loaded_state, stock
 
 HIDDEN, WIDTH, DENSE_WIDTH, HEADS, HEAD_DIM, VOCAB = 32, 12, 40, 4, 8, 64

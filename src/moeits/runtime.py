@@ -12,7 +12,7 @@ from typing import Any
 from moeits.checkpoint import hub
 from moeits.checkpoint.reading import Checkpoint, read_json
 from moeits.errors import CheckpointError, MissingExtra, MoeitsError, SettingError
-from moeits.experts.layout import per_layer_config
+from moeits.experts.promises import per_layer_config
 from moeits.surgery.pruned_config import class_name
 
 # What a model may be loaded in; auto is what its files have.

@@ -17,7 +17,9 @@ import torch
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError
-from moeits.experts.layout import MoELayer, MoELayout, per_layer_config
+from moeits.experts.layer import MoELayer
+from moeits.experts.layout import MoELayout
+from moeits.experts.promises import per_layer_config
 from moeits.modeling_moeits import per_layer_class
 from moeits.runtime import need, quiet
 from moeits.surgery.pruned_config import class_name

@@ -8,7 +8,7 @@ from typing import Any
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import EvaluationError, MissingExtra, MoeitsError, SettingError
 from moeits.evaluation.tasks import LoadedTask
-from moeits.experts.layout import per_layer_config
+from moeits.experts.promises import per_layer_config
 from moeits.progress import Progress
 from moeits.runtime import checked_device, checked_dtype, context_of, load_checked, load_tokenizer, need, processes
 

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from moeits.checkpoint.reading import Checkpoint
-from moeits.experts.layout import ExpertSizes, MoELayout
+from moeits.experts.layer import ExpertSizes
+from moeits.experts.layout import MoELayout
 
 # No layer of any model comes near; what a file claims beyond is not believed.
 MOST_EXPERTS = 65536

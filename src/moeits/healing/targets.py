@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import HealingError
 from moeits.experts.architectures import Architecture
-from moeits.experts.layout import MoELayer, MoELayout
+from moeits.experts.layer import MoELayer
+from moeits.experts.layout import MoELayout
 
 # Modules of a decoder layer that belong to attention, in the families that can be healed.
 _ATTENTION = "self_attn."

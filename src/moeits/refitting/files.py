@@ -11,7 +11,8 @@ import numpy as np
 from moeits.checkpoint.reading import DTYPES, Checkpoint, TensorInfo
 from moeits.checkpoint.writing import ByteRange, NewTensor
 from moeits.errors import CalibrationError, CheckpointError
-from moeits.experts.layout import MoELayer, MoELayout
+from moeits.experts.layer import MoELayer
+from moeits.experts.layout import MoELayout
 from moeits.finished import FinishedLayers
 
 

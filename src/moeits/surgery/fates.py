@@ -10,7 +10,8 @@ from types import MappingProxyType
 
 from moeits.checkpoint.reading import DTYPES, Checkpoint, TensorInfo
 from moeits.checkpoint.writing import ByteRange, NewTensor
-from moeits.experts.layout import MoELayer, MoELayout
+from moeits.experts.layer import MoELayer
+from moeits.experts.layout import MoELayout
 
 
 @dataclass(frozen=True)

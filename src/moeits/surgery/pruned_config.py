@@ -11,7 +11,8 @@ from typing import Any
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import CheckpointError
 from moeits.experts.architectures import COUNT_KEYS
-from moeits.experts.layout import MoELayout, per_layer_config
+from moeits.experts.layout import MoELayout
+from moeits.experts.promises import per_layer_config
 from moeits.version import __version__
 
 LOADER_FILE = "modeling_moeits.py"

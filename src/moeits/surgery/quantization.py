@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 from moeits.checkpoint.parts import QUANTIZATION_FILES
 from moeits.checkpoint.reading import Checkpoint, read_json
 from moeits.errors import CheckpointError
-from moeits.experts.layout import MoELayer, MoELayout
+from moeits.experts.layer import MoELayer
+from moeits.experts.layout import MoELayout
 
 # Keys of config.json under which quantizers keep their settings; `quantization` is MLX's.
 CONFIG_KEYS = ("quantization_config", "compression_config", "quantization")

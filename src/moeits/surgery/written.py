@@ -5,7 +5,8 @@ from pathlib import Path
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError
-from moeits.experts.layout import MoELayout, per_layer_config
+from moeits.experts.layout import MoELayout
+from moeits.experts.promises import per_layer_config
 
 
 def check_written(folder: Path, source: MoELayout, counts: Mapping[int, int] | None = None) -> None:

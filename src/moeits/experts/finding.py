@@ -1,0 +1,62 @@
+"""The experts of one layer, found by the architecture's names in the headers of the checkpoint's tensors."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from moeits.checkpoint.reading import TensorInfo
+from moeits.errors import CheckpointError
+from moeits.experts.architectures import Architecture
+from moeits.experts.layer import BlockTensors
+
+
+def by_layer(architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> dict[int, dict[str, TensorInfo]]:
+    """The tensors of each decoder layer, which is wherever the architecture's blocks lie in."""
+    before = {re.escape(block.split("{layer}")[0]) for block in architecture.blocks}
+    layer_of = re.compile(rf"(?:{'|'.join(sorted(before))})(\d+)\.")
+    found: dict[int, dict[str, TensorInfo]] = {}
+    for name, info in tensors.items():
+        if layer := layer_of.match(name):
+            found.setdefault(int(layer[1]), {})[name] = info
+    return found
+
+
+def block_tensors(architecture: Architecture, index: int, tensors: Mapping[str, TensorInfo]) -> BlockTensors:
+    """Which tensors of a layer are an expert's, the router's and shared. Raises CheckpointError if it has no router."""
+    block = block_name(architecture, index, tensors)
+    if block is None:
+        raise CheckpointError(
+            f"Layer {index} should be a MoE layer by config.json, but there is no "
+            f"{architecture.blocks[0].format(layer=index)}.{architecture.router[0]}. The checkpoint is incomplete, or "
+            "its config.json is of another one."
+        )
+    inside = [name.removeprefix(block) for name in tensors if name.startswith(block)]
+    routers = [name for name in (*architecture.router, architecture.router_in_memory) if name in inside]
+    return BlockTensors(
+        block=block,
+        experts=_per_expert(architecture, block, inside),
+        fused={name: block + name for name in inside if any(belongs_to(name, own) for own in architecture.fused)},
+        router={block + name: architecture.expert_axis.get(name, 0) for name in routers},
+        shared=tuple(block + name for name in inside if name.startswith(architecture.shared)),
+    )
+
+
+def block_name(architecture: Architecture, index: int, tensors: Mapping[str, TensorInfo]) -> str | None:
+    """The MoE block of a layer: the name under which its router is found, if it is."""
+    blocks = (block.format(layer=index) + "." for block in architecture.blocks)
+    weights = [name for name in (architecture.router[0], architecture.router_in_memory) if name]
+    return next((block for block in blocks if any(block + name in tensors for name in weights)), None)
+
+
+def belongs_to(name: str, own: str) -> bool:
+    """A tensor itself, or what goes with it expert by expert: `_bias`, `_scale_inv`, `_blocks`, ..."""
+    return name == own or name.startswith((own + "_", own + "."))
+
+
+def _per_expert(architecture: Architecture, block: str, inside: Iterable[str]) -> dict[int, dict[str, str]]:
+    before, after = architecture.expert.split("{expert}")
+    pattern = re.compile(re.escape(before) + r"(\d+)" + re.escape(after).replace(r"\{tensor\}", "(.+)"))
+    experts: dict[int, dict[str, str]] = {}
+    for name in inside:
+        if found := pattern.fullmatch(name):
+            experts.setdefault(int(found[1]), {})[found[2]] = block + name
+    return dict(sorted(experts.items()))
