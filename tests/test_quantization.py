@@ -3,6 +3,7 @@
 The oracle is Python's `re` and `fnmatch`, asked as the loaders ask: on the names of the modules, before and after.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ import moeits
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError
 from moeits.experts.layout import MoELayout
-from moeits.surgery.quantization import Renumbering
+from moeits.surgery.quantization import renumbered_settings
 from tests.toys import make_toy, read_config
 
 EXPERTS, LAYERS = 6, 3
@@ -33,8 +34,9 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def renumbered(toy: Path, kept: Mapping[int, Sequence[int]], value: Any) -> Any:
-    checkpoint = Checkpoint.open(toy)
-    return Renumbering.of(checkpoint, MoELayout.of(checkpoint), kept, "config.json").apply(value)
+    """As `quantization_config` of config.json."""
+    checkpoint, config = Checkpoint.open(toy), {"quantization_config": {"of": value}}
+    return renumbered_settings(checkpoint, MoELayout.of(checkpoint), kept, config)[0]["quantization_config"]["of"]
 
 
 def module(layer: int, expert: int, tail: str = "down_proj") -> str:
@@ -176,6 +178,22 @@ def test_patterns_that_take_too_long_together_are_refused(toy: Path, monkeypatch
     monkeypatch.setattr("moeits.surgery.quantization._SECONDS", 0.0)
     with pytest.raises(CheckpointError, match="matching all patterns takes too long"):
         renumbered(toy, ALIKE, {"ignore": [r"re:.*experts\.3\..*"]})
+
+
+def test_all_files_of_a_checkpoint_share_the_time_for_their_patterns(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = itertools.count()
+    monkeypatch.setattr("moeits.surgery.quantization.process_time", lambda: float(next(ticks)))
+    monkeypatch.setattr("moeits.surgery.quantization._SECONDS", 1e9)
+    pattern = {"ignore": [r"re:.*experts\.3\..*"]}
+    renumbered(toy, ALIKE, pattern)
+    monkeypatch.setattr("moeits.surgery.quantization._SECONDS", 1.5 * next(ticks))
+    renumbered(toy, ALIKE, pattern)
+    checkpoint = Checkpoint.open(toy)
+    config = {"quantization_config": pattern, "compression_config": pattern}
+    with pytest.raises(CheckpointError, match=r"^compression_config .* takes too long"):
+        renumbered_settings(checkpoint, MoELayout.of(checkpoint), ALIKE, config)
 
 
 def test_settings_nested_too_deeply_are_a_sentence(toy: Path) -> None:

@@ -23,7 +23,7 @@ from moeits.surgery.card import model_card
 from moeits.surgery.fates import new_tensors
 from moeits.surgery.mtp import drops_mtp, plan_with_mtp, without_mtp
 from moeits.surgery.pruned_config import LOADER_FILE, class_name, pruned_config
-from moeits.surgery.quantization import renumbered_config, renumbered_side_files
+from moeits.surgery.quantization import renumbered_settings
 from moeits.surgery.settings import Writing
 from moeits.surgery.written import check_written
 
@@ -62,9 +62,9 @@ def prune(
     layout = _chosen_layout(writing.layout, plan.counts, moe, drop_mtp=drop_mtp)
     shard_bytes = _shard_bytes(writing.max_shard_size, checkpoint)
     plan = plan_with_mtp(fit(plan, Inventory.of(checkpoint, moe), layout), checkpoint, moe, dropped=drop_mtp)
-    config = renumbered_config(checkpoint, moe, plan.kept, pruned_config(checkpoint.config, moe, plan, layout))
+    config = pruned_config(checkpoint.config, moe, plan, layout)
+    config, quantization_files = renumbered_settings(checkpoint, moe, plan.kept, config)
     config = without_mtp(config) if drop_mtp else config
-    quantization_files = renumbered_side_files(checkpoint, moe, plan.kept)
     side_files(checkpoint.folder)
     tensors = new_tensors(checkpoint, moe, plan.kept, dropped=moe.mtp.tensors if drop_mtp else ())
     with new_checkpoint(

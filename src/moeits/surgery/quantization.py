@@ -8,7 +8,7 @@ import re
 import sys
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import translate
 from functools import cached_property
 from math import prod
@@ -28,8 +28,8 @@ CONFIG_KEYS = ("quantization_config", "compression_config", "quantization")
 # GPTQModel's dynamic: settings by regular expression, with these prefixes or none.
 _PREFIXES = ("re:", "+:", "-:")
 _LONGEST_PATTERN, _MOST_REPEATS = 2000, 10_000
-_SECONDS_OF_ONE, _SECONDS = 2.0, 20.0
-"""For all patterns of one file: of 60 layers of 256 experts some 50 that begin with `.*`, or all names as patterns."""
+_SECONDS_OF_ONE, _SECONDS = 2.0, 4.0
+"""For one name, and for all patterns of a checkpoint: of 60 layers of 256 experts some 20 that begin with `.*`."""
 
 _ESCAPED = re.compile(r"\\.")
 # To find what alternates outside of groups; of nested groups the outer parts stay, which errs on the slow side.
@@ -41,33 +41,28 @@ _NUMBERS = r"\d+|\((?:\?:)?\d+(?:\|\d+)*\)|\[\d+(?:-\d)?\]"
 _SPELT_EXPERT = re.compile(rf"(experts(?:\\\.|\.|\[\.\]))({_NUMBERS})(?=\\\.|\.|\[\.\]|\$|\*|$)")
 
 
-def renumbered_config(
+def renumbered_settings(
     checkpoint: Checkpoint, moe: MoELayout, kept: Mapping[int, Sequence[int]], config: Mapping[str, Any]
-) -> dict[str, Any]:
-    """A config.json whose quantization settings name the kept experts, layer -> original numbers, by their new numbers.
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """What quantizers wrote, with the kept experts, layer -> original numbers, under their new numbers.
 
-    Raises CheckpointError where a pattern cannot be translated.
+    That is config.json, and by file name the settings that a checkpoint has beside it. Raises CheckpointError where a
+    file cannot be read or a pattern cannot be translated.
     """
-    return {
-        key: Renumbering.of(checkpoint, moe, kept, f"{key} in config.json").apply(value)
-        if key in CONFIG_KEYS and isinstance(value, Mapping)
-        else value
+    deadline = process_time() + _SECONDS
+
+    def renumbered(value: Any, where: str) -> Any:
+        return Renumbering.of(checkpoint, moe, kept, where, deadline=deadline).apply(value)
+
+    new_config = {
+        key: renumbered(value, f"{key} in config.json") if key in CONFIG_KEYS and isinstance(value, Mapping) else value
         for key, value in config.items()
     }
-
-
-def renumbered_side_files(
-    checkpoint: Checkpoint, moe: MoELayout, kept: Mapping[int, Sequence[int]]
-) -> dict[str, dict[str, Any]]:
-    """The quantization settings that a checkpoint has beside config.json, by file name, for the kept experts.
-
-    Raises CheckpointError where one cannot be read or a pattern cannot be translated.
-    """
-    return {
-        name: Renumbering.of(checkpoint, moe, kept, name).apply(read_json(checkpoint.folder / name))
-        for name in QUANTIZATION_FILES
-        if (checkpoint.folder / name).is_file()
+    folder = checkpoint.folder
+    beside = {
+        name: renumbered(read_json(folder / name), name) for name in QUANTIZATION_FILES if (folder / name).is_file()
     }
+    return new_config, beside
 
 
 Matched = frozenset[tuple[int, int, str]]
@@ -84,16 +79,18 @@ class Renumbering:
     kept: Mapping[int, Sequence[int]]
     where: str
     """What to call the file in a message."""
-    deadline: float = field(default_factory=lambda: process_time() + _SECONDS)
+    deadline: float
     """By the clock of this process, which does not run while others do."""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, moe: MoELayout, kept: Mapping[int, Sequence[int]], where: str) -> "Renumbering":
+    def of(
+        cls, checkpoint: Checkpoint, moe: MoELayout, kept: Mapping[int, Sequence[int]], where: str, *, deadline: float
+    ) -> "Renumbering":
         """The renumbering of a checkpoint's experts, `kept` being layer -> original numbers, ascending."""
         numbered = {name for layer in moe.layers.values() for of in layer.experts.values() for name in of.values()}
         tensors = [name for name in checkpoint.tensors if name not in numbered]
         modules = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
-        return cls(moe=moe, others=[*modules, *tensors], kept=kept, where=where)
+        return cls(moe=moe, others=[*modules, *tensors], kept=kept, where=where, deadline=deadline)
 
     def apply(self, value: Any) -> Any:
         """A JSON value with its expert numbers as they are after pruning; what names removed experts only is gone.
