@@ -14,7 +14,8 @@ from pathlib import Path
 from random import Random
 
 from moeits.errors import MoeitsError
-from tests.fuzzing.targets import PARSERS, Parser
+from tests.fuzzing.parser import Parser
+from tests.fuzzing.targets import PARSERS
 
 LONGEST_CALL = 5.0
 """Seconds of CPU that a call may take."""
