@@ -18,7 +18,12 @@ from tests.toys import random_redundancy, toy_evidence
 
 def made_up(*counts: int, top_k: int = 2) -> Evidence:
     rng = np.random.default_rng(0)
-    return toy_evidence({layer: random_redundancy(rng, count) for layer, count in enumerate(counts)}, top_k=top_k)
+    scored = toy_evidence({layer: random_redundancy(rng, count) for layer, count in enumerate(counts)}, top_k=top_k)
+    return replace(scored, signals={"reap": {layer: rng.random(count) for layer, count in enumerate(counts)}})
+
+
+def criterion_for(allocation: Allocation) -> str:
+    return "reap" if allocation.needs == "scores" else "moeits"
 
 
 @pytest.fixture(params=ALLOCATIONS, ids=lambda allocation: allocation.name)
@@ -27,7 +32,7 @@ def allocation(request: pytest.FixtureRequest) -> Allocation:
 
 
 def test_further_up_the_dial_no_layer_loses_more(allocation: Allocation) -> None:
-    planner = Planner(made_up(9, 12, 6))
+    planner = Planner(made_up(9, 12, 6), Choice(criterion=criterion_for(allocation)))
     low, high = allocation.range(planner.orders, planner.most_steps)
     along = [planner.steps_at(at, allocation) for at in np.linspace(low, high, 50)]
     assert along[0] == planner.most_steps
@@ -38,7 +43,9 @@ def test_further_up_the_dial_no_layer_loses_more(allocation: Allocation) -> None
 
 def test_every_allocation_meets_a_budget_and_no_more_than_needed(allocation: Allocation) -> None:
     for wanted in (0.0, 0.2, 0.5, 0.7):
-        made = plan(made_up(9, 12, 6), reduction=wanted, allocation=allocation.name)
+        made = plan(
+            made_up(9, 12, 6), reduction=wanted, allocation=allocation.name, criterion=criterion_for(allocation)
+        )
         assert made.summary["reduction"] >= wanted
         assert made.settings.get("allocation", "threshold") == allocation.name
         assert min(made.counts.values()) >= 2
@@ -60,6 +67,22 @@ def test_global_levels_take_the_highest_of_all_layers_first() -> None:
     assert set(plan(evidence, reduction=0.3, allocation="uniform").counts.values()) == {5}
 
 
+def test_coverage_takes_from_the_layer_where_few_experts_have_most_of_the_score() -> None:
+    steep, flat = np.array([100.0, 50.0, 1, 1, 1, 1, 1, 1]), np.array([1.0, 2, 1, 2, 1, 2, 1, 2])
+    evidence = replace(made_up(8, 8), signals={"reap": {0: steep, 1: flat}})
+    made = plan(evidence, reduction=0.4, criterion="reap", allocation="coverage")
+    assert made.counts == {0: 2, 1: 7}
+    share = made.settings["coverage"]
+    for layer, signal in ((0, steep), (1, flat)):
+        kept = list(made.kept[layer])
+        assert signal[kept].sum() >= share * signal.sum()
+        assert made.counts[layer] == 2 or signal[kept].sum() - signal[kept].min() < share * signal.sum()
+    none = replace(evidence, signals={"reap": {0: np.zeros(8), 1: np.zeros(8)}})
+    assert plan(none, reduction=0.5, criterion="reap", allocation="coverage").counts == {0: 4, 1: 4}
+    with pytest.raises(SettingError, match="those of --criterion moeits do not: choose by reap"):
+        plan(evidence, reduction=0.5, allocation="coverage")
+
+
 def test_random_says_why_it_takes_no_tau_and_takes_the_rest() -> None:
     evidence = made_up(8, 8)
     with pytest.raises(SettingError, match=r"--tau is measured by scores, and --criterion random has none: give --red"):
@@ -70,7 +93,8 @@ def test_random_says_why_it_takes_no_tau_and_takes_the_rest() -> None:
 
 
 def test_counts_are_multiples_of_what_is_asked_for(allocation: Allocation) -> None:
-    made = plan(made_up(12, 16, 8), reduction=0.4, allocation=allocation.name, multiple_of=4)
+    criterion = criterion_for(allocation)
+    made = plan(made_up(12, 16, 8), reduction=0.4, allocation=allocation.name, criterion=criterion, multiple_of=4)
     assert made.summary["reduction"] >= 0.4
     assert all(count % 4 == 0 for count in made.counts.values())
     with pytest.raises(BudgetOutOfReach, match=r"which is not a multiple of 4"):
@@ -93,7 +117,7 @@ def test_evidence_of_one_checkpoint_is_taken_together() -> None:
     beside = Evidence(inventory=scored.inventory, signals={"weight-norm": {0: np.ones(8), 1: np.ones(8)}})
     both = merged([beside, scored])
     assert both.redundancy is scored.redundancy
-    assert both.signals == beside.signals
+    assert both.signals == scored.signals | beside.signals
     assert plan([beside, scored], tau=0.5) == plan(scored, tau=0.5)
     other = replace(beside, inventory=replace(beside.inventory, fingerprint="1" * 64))
     with pytest.raises(EvidenceError, match="of two checkpoints"):

@@ -1,7 +1,7 @@
 """The order in which the experts of one layer go: run once to the end, it answers every tau, count and budget."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from operator import neg
 
@@ -22,6 +22,8 @@ class EliminationOrder:
     levels: tuple[float, ...] | None = None
     mean: float = 0.0
     iqr: float = 0.0
+    scores: tuple[float, ...] | None = None
+    """What each expert adds to a sum over the layer, by id, none negative; None where nothing adds up."""
 
     def steps_at(self, tau: float) -> int:
         """How many steps Algorithm 3 takes at this tau: those whose level is above the threshold.
@@ -39,6 +41,16 @@ class EliminationOrder:
         # Levels never rise, so the steps taken are a prefix; bisection wants them ascending.
         return bisect_left(self.levels, -threshold, key=neg)
 
+    def without(self, protected: Collection[int]) -> "EliminationOrder":
+        """The order of the others, all of which may go: whoever would have been last is then the last to go."""
+        if not protected:
+            return self
+        last = next(iter(set(range(self.num_experts)) - set(self.removed)))
+        levels = self.levels and (*self.levels, self.levels[-1])
+        steps = [n for n, expert in enumerate((*self.removed, last)) if expert not in protected]
+        removed = tuple((*self.removed, last)[n] for n in steps)
+        return replace(self, removed=removed, levels=levels and tuple(levels[n] for n in steps))
+
     def by_groups(self, groups: int) -> "EliminationOrder":
         """The order of a router that is limited by `groups`, equal runs of ids that must stay of equal size.
 
@@ -48,7 +60,7 @@ class EliminationOrder:
         if groups == 1:
             return self
         size, at = self.num_experts // groups, {expert: step for step, expert in enumerate(self.removed)}
-        # The group of the expert that is never removed is the shortest, and ends the last round.
+        # The group with most experts that are never removed is the shortest, and ends the last round.
         rounds = [
             sorted(members, key=at.__getitem__)
             for members in zip(*([e for e in self.removed if e // size == g] for g in range(groups)), strict=False)

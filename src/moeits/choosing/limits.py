@@ -1,10 +1,11 @@
 """How far down each layer may go, and whether a budget can be met there: known from headers, before any score."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import lcm
 from typing import Any
 
+from moeits.choosing.protection import Protected, most_in_a_group
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.choosing.settings import Budget, Choice, finite, share
 from moeits.errors import BudgetOutOfReach, PlanError
@@ -31,6 +32,7 @@ class Limits:
 
     inventory: Inventory
     choice: Choice
+    protected: Protected = field(default_factory=dict)
 
     def unit(self, layer: int) -> int:
         """What the count of a layer is a multiple of, unless the layer stays whole."""
@@ -38,7 +40,9 @@ class Limits:
 
     def fewest(self, layer: int) -> int:
         """The fewest experts that a layer keeps."""
-        return self.rounded(layer, self.inventory.layers[layer].fewest_experts(self.choice.min_experts))
+        facts = self.inventory.layers[layer]
+        protected = most_in_a_group(self.protected.get(layer, ()), facts.num_experts, facts.groups) * facts.groups
+        return self.rounded(layer, max(facts.fewest_experts(self.choice.min_experts), protected))
 
     def rounded(self, layer: int, count: int) -> int:
         """The next count from here on that the layer may have."""
@@ -137,7 +141,7 @@ class Limits:
 
     def _floors_sentence(self) -> str:
         layers = self.inventory.layers
-        plain = self.choice.min_experts is None and self.choice.multiple_of == 1
+        plain = self.choice.min_experts is None and self.choice.multiple_of == 1 and not self.protected
         if not plain or any(facts.groups > 1 for facts in layers.values()):
             floors = sorted({self.fewest(layer) for layer in layers})
             return f"with at least {'/'.join(map(str, floors))} experts in each of {len(layers)} layers"
@@ -145,11 +149,12 @@ class Limits:
         return f"with top_k={'/'.join(map(str, top_ks))} in each of {len(layers)} layers"
 
     def _lower_floor_hint(self) -> str:
+        protected = ", or protect fewer experts" if self.protected else ""
         lower = any(
             self.fewest(layer) > self.rounded(layer, facts.fewest_experts(1))
             for layer, facts in self.inventory.layers.items()
         )
-        return ", or lower the floor with --min-experts" if lower else ""
+        return (", or lower the floor with --min-experts" if lower else "") + protected
 
 
 def _ranges(layers: Iterable[int]) -> str:

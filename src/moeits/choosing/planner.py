@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from moeits.choosing.allocations import Allocation, allocation_named
-from moeits.choosing.criteria import Criterion, criterion_named, elimination_order
+from moeits.choosing.criteria import Criterion, criterion_named, elimination_order, watches_tokens
 from moeits.choosing.elimination import EliminationOrder
 from moeits.choosing.limits import Bound, Limits
+from moeits.choosing.protection import LARGEST, listed, named_by, super_experts, together
 from moeits.choosing.pruning_plan import PruningPlan, check_groups
 from moeits.choosing.settings import Budget, Choice, finite
 from moeits.errors import SettingError
@@ -25,12 +26,21 @@ class Planner:
         self.evidence = evidence
         self.choice = choice or Choice()
         self.criterion: Criterion = criterion_named(self.choice.criterion)
-        self.limits = Limits(evidence.inventory, self.choice)
+        self.named = named_by(self.choice.protect, evidence.inventory)
+        self.super_experts = super_experts(evidence) if self._keeps_super_experts() else {}
+        protected = together(self.named, self.super_experts)
+        self.limits = Limits(evidence.inventory, self.choice, protected)
         self.most_steps = self.limits.most_steps
         rng = np.random.default_rng(self.choice.seed)
         self.orders: dict[int, EliminationOrder] = {
-            layer: elimination_order(self.criterion, evidence, layer, rng) for layer in evidence.layers
+            layer: elimination_order(self.criterion, evidence, layer, rng, protected.get(layer, frozenset()))
+            for layer in evidence.layers
         }
+
+    def _keeps_super_experts(self) -> bool:
+        if self.choice.super_experts is None:
+            return watches_tokens(self.criterion) and bool(self.evidence.known(LARGEST))
+        return self.choice.super_experts
 
     @with_settings
     def plan(self, *, budget: Budget) -> PruningPlan:
@@ -74,13 +84,13 @@ class Planner:
                 "--max-size."
             )
         threshold = allocation_named("threshold")
-        self._check_levels(threshold, "--tau")
+        self._check_needs(threshold, "--tau")
         wanted = threshold.steps(tau, self.orders)
         return self._made(self._limited(wanted), {"tau": tau}, wanted=wanted)
 
     def _within(self, bound: Bound) -> PruningPlan:
         allocation = allocation_named(self.choice.allocation or self.criterion.allocation)
-        self._check_levels(allocation, f"--allocation {allocation.name}")
+        self._check_needs(allocation, f"--allocation {allocation.name}")
         low, high = allocation.range(self.orders, self.most_steps)
         self.limits.check_reachable(bound, self._counts(self.steps_at(low, allocation)))
         at = self._largest(bound, allocation, low, high)
@@ -103,11 +113,17 @@ class Planner:
             low, high = (middle, high) if met else (low, middle)
         return low
 
-    def _check_levels(self, allocation: Allocation, asked: str) -> None:
-        if allocation.needs_levels and any(order.levels is None for order in self.orders.values()):
+    def _check_needs(self, allocation: Allocation, asked: str) -> None:
+        orders = self.orders.values()
+        if allocation.needs == "levels" and any(order.levels is None for order in orders):
             raise SettingError(
                 f"{asked} is measured by scores, and --criterion {self.criterion.name} has none: give --reduction, "
                 "--max-size, --experts-per-layer or --like."
+            )
+        if allocation.needs == "scores" and any(order.scores is None for order in orders):
+            raise SettingError(
+                f"{asked} needs scores that add up, and those of --criterion {self.criterion.name} do not: choose by "
+                "reap, ean-sum, ean-mean, frequency or router-score."
             )
 
     # -------------------------------------------------------------------------------------- the plan itself
@@ -118,6 +134,11 @@ class Planner:
         settings = {**budget, "min_experts": self.choice.min_experts}
         if self.choice.multiple_of > 1:
             settings["multiple_of"] = self.choice.multiple_of
+        settings |= {
+            name: listed(experts)
+            for name, experts in (("protected", self.named), ("super_experts", self.super_experts))
+            if experts
+        }
         if self.criterion.needs_seed:
             settings["seed"] = self.choice.seed
         if self.criterion.needs:

@@ -94,6 +94,16 @@ class Choice:
         None, help="No layer keeps fewer experts than this.", panel=EXPERT, shown_default="the layer's top_k"
     )
     seed: int = setting(0, help="Seed of a random criterion.", panel=EXPERT)
+    protect: str | Path | None = setting(
+        None, help='JSON of experts that stay, by decoder layer: {"1": [68]}.', panel=EXPERT, metavar="FILE"
+    )
+    super_experts: bool | None = setting(
+        None,
+        help="Keep the few experts with outlying activations.",
+        panel=EXPERT,
+        negatable=True,
+        shown_default="in criteria that watch tokens",
+    )
 
     def __post_init__(self) -> None:
         if self.min_experts is not None and self.min_experts < 1:

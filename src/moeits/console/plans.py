@@ -1,6 +1,6 @@
 """Plans, evidence and inspections, as a person sees them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -44,7 +44,10 @@ def show_plan(plan: PruningPlan, arguments: dict[str, Any]) -> None:
 
 
 def _notes(plan: PruningPlan) -> Iterator[str]:
-    """What a budget did that nobody may have meant."""
+    """What a budget did that nobody may have meant, and who stayed whatever it asked for."""
+    for setting, name in (("protected", "protected experts"), ("super_experts", "super experts")):
+        if experts := plan.settings.get(setting):
+            yield f"{name} stay: {_of_layers(experts)}."
     if plan.summary["experts_kept"] == plan.summary["experts_before"]:
         yield "nothing was removed: the model is within the budget as it is."
     if len(plan.summary.get("floored_layers") or ()) == len(plan.kept):
@@ -57,6 +60,12 @@ def _notes(plan: PruningPlan) -> Iterator[str]:
             f"{len(fewer)} of {len(plan.kept)} layers keep fewer experts than a token is sent to, so top_k is lowered "
             f"there (layer {layer}: {top_k} to {plan.counts[layer]}). A token is computed with fewer experts."
         )
+
+
+def _of_layers(experts: Mapping[str, Sequence[int]]) -> str:
+    """Such as 'layer 1: 68; layer 2: 92', the first of many."""
+    shown = [f"layer {layer}: {', '.join(map(str, ids))}" for layer, ids in experts.items()]
+    return "; ".join(shown[:8]) + (f"; and {len(shown) - 8} layers more" if len(shown) > 8 else "")
 
 
 def show_evidence(evidence: Evidence, arguments: dict[str, Any]) -> None:

@@ -8,9 +8,10 @@ from moeits.calibration.settings import Machine, Watching
 from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.replaceable import remove_checkpoint
 from moeits.checkpoint.writing import check_output
-from moeits.choosing.criteria import criterion_named
+from moeits.choosing.criteria import criterion_named, watches_tokens
 from moeits.choosing.limits import Limits
 from moeits.choosing.needs import scoring_for
+from moeits.choosing.protection import named_by
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.choosing.settings import Budget, Choice
 from moeits.errors import OutputError, SettingError
@@ -91,8 +92,10 @@ def _beside(output: Path) -> Path:
 def _check_within_reach(
     checkpoint: Checkpoint, moe: MoELayout, facts: Evidence, budget: Budget, choice: Choice, writing: Writing
 ) -> None:
-    """What floors, groups or the layout forbid is said before anything is scored."""
-    limits = Limits(facts.inventory, choice)
+    """What floors, groups, protection or the layout forbid is said before anything is scored."""
+    if choice.super_experts and not watches_tokens(criterion_named(choice.criterion)):
+        raise SettingError("--super-experts needs a criterion that watches tokens, such as reap or reconstruction.")
+    limits = Limits(facts.inventory, choice, named_by(choice.protect, facts.inventory))
     limits.check(budget)
     asked = limits.counts(budget)
     check_layout(checkpoint, moe, writing, asked and asked[0])

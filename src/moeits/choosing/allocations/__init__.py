@@ -17,8 +17,8 @@ class Allocation(Protocol):
     name: ClassVar[str]
     dial: ClassVar[str | None]
     """What plan.json calls a position of the dial, such as "tau"; None if nobody wants to know it."""
-    needs_levels: ClassVar[bool]
-    """Whether it asks for levels, so that a criterion without them cannot be shared out by it."""
+    needs: ClassVar[str | None]
+    """What it asks of an order, "levels" or "scores", so that a criterion without them cannot be shared out by it."""
 
     def range(self, orders: Mapping[int, EliminationOrder], most_steps: Mapping[int, int]) -> tuple[float, float]:
         """Positions of the dial: one at which all goes that can go, and one at which nothing does."""
@@ -27,9 +27,14 @@ class Allocation(Protocol):
         """How many steps each layer takes; never more at a larger `at`. Floors are none of its business."""
 
 
-from moeits.choosing.allocations import global_levels, threshold, uniform  # noqa: E402
+from moeits.choosing.allocations import coverage, global_levels, threshold, uniform  # noqa: E402
 
-ALLOCATIONS: tuple[Allocation, ...] = (threshold.ALLOCATION, uniform.ALLOCATION, global_levels.ALLOCATION)
+ALLOCATIONS: tuple[Allocation, ...] = (
+    threshold.ALLOCATION,
+    uniform.ALLOCATION,
+    global_levels.ALLOCATION,
+    coverage.ALLOCATION,
+)
 
 
 def allocation_named(name: str) -> Allocation:

@@ -13,7 +13,7 @@ class GlobalLevels:
 
     name: ClassVar[str] = "global"
     dial: ClassVar[str | None] = "level"
-    needs_levels: ClassVar[bool] = True
+    needs: ClassVar[str | None] = "levels"
 
     def range(self, orders: Mapping[int, EliminationOrder], most_steps: Mapping[int, int]) -> tuple[float, float]:
         """A level below and one above all that can be taken."""

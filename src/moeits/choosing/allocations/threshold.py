@@ -17,7 +17,7 @@ class Threshold:
 
     name: ClassVar[str] = "threshold"
     dial: ClassVar[str | None] = "tau"
-    needs_levels: ClassVar[bool] = True
+    needs: ClassVar[str | None] = "levels"
 
     def range(self, orders: Mapping[int, EliminationOrder], most_steps: Mapping[int, int]) -> tuple[float, float]:
         """A tau below and one above all critical taus, (level - mean) / iqr, of layers that have a spread."""

@@ -14,7 +14,7 @@ class Uniform:
 
     name: ClassVar[str] = "uniform"
     dial: ClassVar[str | None] = None
-    needs_levels: ClassVar[bool] = False
+    needs: ClassVar[str | None] = None
 
     def range(self, orders: Mapping[int, EliminationOrder], most_steps: Mapping[int, int]) -> tuple[float, float]:  # noqa: ARG002
         return 0.0, 1.0

@@ -4,6 +4,7 @@ Budgets, floors and plans are the same for all of them. To add one: write its fi
 (docs/extending.md).
 """
 
+from collections.abc import Collection
 from typing import Protocol
 
 import numpy as np
@@ -76,9 +77,14 @@ CRITERIA: tuple[Criterion, ...] = (
 
 
 def elimination_order(
-    criterion: Criterion, evidence: Evidence, layer: int, rng: np.random.Generator
+    criterion: Criterion,
+    evidence: Evidence,
+    layer: int,
+    rng: np.random.Generator,
+    protected: Collection[int] = (),
 ) -> EliminationOrder:
-    """The order of a criterion in a layer, in rounds of one expert per group where the router is limited by groups.
+    """The order of a criterion in a layer without those `protected`, in rounds of one expert per group where the router
+    is limited by groups.
 
     Raises EvidenceError if the criterion needs scores and there are none.
     """
@@ -88,7 +94,13 @@ def elimination_order(
                 f"--criterion {criterion.name} needs {name}, and the evidence has none of layer {layer}. "
                 f"Make it with: {made_by(name)}"
             )
-    return criterion.rank(evidence, layer, rng).by_groups(evidence.layers[layer].groups)
+    order = criterion.rank(evidence, layer, rng)
+    return order.without(protected).by_groups(evidence.layers[layer].groups)
+
+
+def watches_tokens(criterion: Criterion) -> bool:
+    """Whether it needs what only calibrating finds."""
+    return bool(set(criterion.needs) - {"redundancy", *(signal.name for signal in SIGNALS)})
 
 
 def made_by(name: str) -> str:

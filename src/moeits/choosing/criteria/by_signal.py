@@ -16,6 +16,8 @@ class LeastOfSignal:
     name: ClassVar[str]
     chosen: ClassVar[str]
     level: ClassVar[str]
+    adds_up: ClassVar[bool] = True
+    """Whether the signal is a score of which a set of experts has a share."""
     needs_seed: ClassVar[bool] = False
     allocation: ClassVar[str] = "uniform"
 
@@ -33,4 +35,5 @@ class LeastOfSignal:
             levels=tuple(float(levels[expert]) for expert in removed),
             mean=float(levels.mean()),
             iqr=float(upper - lower),
+            scores=tuple(map(float, signal)) if self.adds_up and min(signal) >= 0 else None,
         )

@@ -11,6 +11,7 @@ class Reconstruction(LeastOfSignal):
     name: ClassVar[str] = "reconstruction"
     chosen: ClassVar[str] = "replaceable"
     level: ClassVar[str] = "reconstruction-error"
+    adds_up: ClassVar[bool] = False
 
 
 CRITERION = Reconstruction()
