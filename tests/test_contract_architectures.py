@@ -3,7 +3,6 @@
 What surgery does to each is in test_contract_surgery.py, what healing does in test_contract_heal.py.
 """
 
-import re
 from pathlib import Path
 
 import pytest
@@ -11,29 +10,15 @@ import transformers
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import UnknownArchitecture
-from moeits.experts import architectures
-from moeits.experts.architectures import ARCHITECTURES, Architecture, architecture_of
+from moeits.experts.families import ARCHITECTURES, Architecture, architecture_of
 from moeits.experts.layout import MoELayout
 from tests.stock import moe_layers_of
 from tests.toys import make_toy, moe_layers, read_config
-
-SOURCE = Path(architectures.__file__).parent
 
 
 @pytest.fixture(params=ARCHITECTURES, ids=lambda architecture: architecture.model_type)
 def architecture(request: pytest.FixtureRequest) -> Architecture:
     return request.param
-
-
-def test_it_is_described_in_the_file_of_its_name(architecture: Architecture) -> None:
-    assert (SOURCE / f"{architecture.model_type}.py").is_file()
-
-
-def test_it_is_short_data_and_imports_nothing_but_its_like(architecture: Architecture) -> None:
-    text = (SOURCE / f"{architecture.model_type}.py").read_text()
-    assert len(text.splitlines()) <= 60
-    for module in re.findall(r"^(?:from|import) (\S+)", text, re.MULTILINE):
-        assert module in {"collections.abc", "math", "typing"} or module.startswith("moeits.experts.architectures")
 
 
 def test_transformers_has_it_natively(architecture: Architecture) -> None:

@@ -8,8 +8,9 @@ import pytest
 import moeits
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import HealingError
-from moeits.experts.architectures import ARCHITECTURES
+from moeits.experts.families import ARCHITECTURES
 from moeits.experts.layout import MoELayout
+from moeits.healing.targets import can_be_healed
 from tests.healing_toys import make_pruned, texts, write_rows
 from tests.toys import MODEL_TYPES, read_config, read_tensors
 
@@ -30,7 +31,7 @@ TINY = {
 }
 
 
-HEALED = tuple(architecture.model_type for architecture in ARCHITECTURES if architecture.can_be_healed)
+HEALED = tuple(architecture.model_type for architecture in ARCHITECTURES if can_be_healed(architecture))
 REFUSED = tuple(model_type for model_type in MODEL_TYPES if model_type not in HEALED)
 
 

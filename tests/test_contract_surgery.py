@@ -19,7 +19,7 @@ import moeits
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import PlanError
 from moeits.evidence import Evidence
-from moeits.experts.architectures import architecture_of
+from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.surgery.fates import Copy, Drop, Rename, Take, fates, new_tensors

@@ -35,7 +35,6 @@ FLAGS = {
 FOREIGN_FLAGS = {"--help", "--hypothesis-profile", "--power"}
 # Names that docs/extending.md makes up, and tests/test_extending.py puts where it says.
 MADE_UP = {
-    "OTHER.ARCHITECTURE.variant",
     "cosine.Cosine",
     "largest_entry.LargestEntry",
     "inner.ALLOCATION",

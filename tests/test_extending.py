@@ -23,7 +23,9 @@ ROOT = Path(__file__).parents[1]
 ADDITION = re.compile(
     r"```python\n# src/moeits/([\w/]+)/(\w+)\.py\n(.*?)```\n.*?`(\w+\.\w+),?` in `([A-Z_]+)`", re.DOTALL
 )
-TUPLES = {"ARCHITECTURES", "PAIR_SIGNALS", "EXPERT_SIGNALS", "CRITERIA", "ALLOCATIONS"}
+# An entry of the table of families.
+ENTRY = re.compile(r"```toml\n# src/moeits/(experts/families\.toml)\n(.*?)```", re.DOTALL)
+TUPLES = {"PAIR_SIGNALS", "EXPERT_SIGNALS", "CRITERIA", "ALLOCATIONS"}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,11 @@ def extended(tmp_path_factory):
     for folder in ("src", "tests"):
         shutil.copytree(ROOT / folder, home / folder, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", home)
-    additions = ADDITION.findall((ROOT / "docs/extending.md").read_text())
+    page = (ROOT / "docs/extending.md").read_text()
+    ((table, entry),) = ENTRY.findall(page)
+    with (home / "src" / "moeits" / table).open("a") as file:
+        file.write(f"\n{entry}")
+    additions = ADDITION.findall(page)
     assert {known_by for *_, known_by in additions} == TUPLES
     for room, name, code, value, known_by in additions:
         (home / "src" / "moeits" / room / f"{name}.py").write_text(code)

@@ -8,7 +8,7 @@ import pytest
 
 from moeits.errors import CheckpointError, EvaluationError, SettingError
 from moeits.evidence import Evidence
-from moeits.experts.architectures import ARCHITECTURES
+from moeits.experts.families import ARCHITECTURES
 from moeits.healing.recipe import recipe_named
 from moeits.stages.compare import compare
 from moeits.stages.inspect import inspect

@@ -1,16 +1,16 @@
 """Names become structure: which tensors are whose. What does not fit is in test_bad_input.py."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 import moeits
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError, UnknownArchitecture, UnscorableWeight
-from moeits.experts.architectures import qwen2_moe
+from moeits.experts.families import architecture_of
 from moeits.experts.layout import MoELayout
 from moeits.experts.promises import per_layer_config
 from tests.toys import fuse, make_toy, read_config, read_tensors, write_checkpoint
@@ -78,8 +78,8 @@ def test_a_model_among_others_is_called_what_it_is(tmp_path: Path, toy: Path) ->
 
 def described(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """Describe Qwen2-MoE in another way."""
-    other = replace(qwen2_moe.ARCHITECTURE, **changes)
-    monkeypatch.setattr("moeits.experts.architectures.ARCHITECTURES", (other,))
+    other = structs.replace(architecture_of({"model_type": "qwen2_moe"}), **changes)
+    monkeypatch.setattr("moeits.experts.families.ARCHITECTURES", (other,))
 
 
 def test_layers_may_have_any_name(tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

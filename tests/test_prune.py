@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -19,7 +20,7 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import CheckpointError, PlanError
 from moeits.evidence import Evidence
-from moeits.experts import architectures
+from moeits.experts import families
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.surgery.fates import fates
@@ -108,9 +109,9 @@ def plan_of_pruned(model: Path, kept: Mapping[int, tuple[int, ...]]) -> PruningP
 def test_a_tensor_with_two_fates_is_an_error_before_anything_is_written(
     tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known = next(each for each in architectures.ARCHITECTURES if each.model_type == "qwen2_moe")
-    greedy = replace(known, shared=(*known.shared, "experts.0."))
-    monkeypatch.setattr(architectures, "ARCHITECTURES", (greedy,))
+    known = next(each for each in families.ARCHITECTURES if each.model_type == "qwen2_moe")
+    greedy = structs.replace(known, shared=(*known.shared, "experts.0."))
+    monkeypatch.setattr(families, "ARCHITECTURES", (greedy,))
     with pytest.raises(CheckpointError, match=r"experts\.0\.\S+ would be of a routed expert and of what is shared"):
         moeits.simplify(toy, criterion="random", experts_per_layer=4, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -27,7 +27,7 @@ from safetensors.numpy import load_file, save_file
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.evidence import Evidence
-from moeits.experts.architectures import ARCHITECTURES, architecture_of
+from moeits.experts.families import ARCHITECTURES, architecture_of
 from moeits.experts.inventory import Inventory, LayerFacts
 from moeits.experts.layer import ExpertSizes
 from moeits.experts.layout import MoELayout

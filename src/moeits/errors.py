@@ -6,6 +6,7 @@
     │   ├── UnknownArchitecture   a model_type nobody has described yet
     │   ├── NonFiniteWeight       NaN or infinity in a weight
     │   └── UnscorableWeight      a dtype that can be moved but not computed with
+    ├── FamilyError         a table of families that is not one (also a ValueError)
     ├── ShapeMismatch       two weights of different size were to be compared (also a ValueError)
     ├── EvidenceError       evidence that is broken, or of another checkpoint (also a ValueError)
     ├── PlanError           a plan that is broken, or of another checkpoint (also a ValueError)
@@ -33,7 +34,7 @@ class CheckpointError(MoeitsError, ValueError):
 
 
 class UnknownArchitecture(CheckpointError):
-    """A model_type that no file in `moeits.experts.architectures` describes."""
+    """A model_type that no entry of `experts/families.toml` describes."""
 
 
 class NonFiniteWeight(CheckpointError):
@@ -42,6 +43,10 @@ class NonFiniteWeight(CheckpointError):
 
 class UnscorableWeight(CheckpointError):
     """A weight whose dtype can be moved but not computed with."""
+
+
+class FamilyError(MoeitsError, ValueError):
+    """A table of families that cannot be read, or an entry of it that does not describe a family."""
 
 
 class ShapeMismatch(MoeitsError, ValueError):

@@ -13,7 +13,7 @@ from unittest import mock
 import moeits
 from moeits.choosing.settings import share
 from moeits.errors import SettingError
-from moeits.experts.architectures import ARCHITECTURES
+from moeits.experts.families import ARCHITECTURES
 from moeits.healing.recipe import RECIPES, recipe_named
 from moeits.sizes import parse_size
 from moeits.stages.sweep import parse_taus

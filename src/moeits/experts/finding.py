@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from moeits.checkpoint.reading import TensorInfo
 from moeits.errors import CheckpointError
-from moeits.experts.architectures import Architecture
+from moeits.experts.families import Architecture
 from moeits.experts.layer import BlockTensors
 
 

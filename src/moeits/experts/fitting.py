@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 
 from moeits.checkpoint.reading import TensorInfo
 from moeits.errors import CheckpointError
-from moeits.experts.architectures import Architecture
+from moeits.experts.families import Architecture
 from moeits.experts.finding import belongs_to, block_name
 from moeits.experts.layer import BlockTensors
 

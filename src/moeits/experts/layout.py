@@ -14,7 +14,7 @@ import numpy as np
 from moeits.checkpoint.reading import Checkpoint, TensorInfo
 from moeits.errors import CheckpointError, UnscorableWeight
 from moeits.experts import finding, fitting, promises
-from moeits.experts.architectures import Architecture, architecture_of
+from moeits.experts.families import Architecture, architecture_of
 from moeits.experts.layer import BlockTensors, ExpertSizes, MoELayer
 from moeits.experts.mtp import MtpLayers
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from moeits.errors import CheckpointError
-from moeits.experts.architectures import Architecture
+from moeits.experts.families import Architecture
 
 
 def per_layer_config(config: Mapping[str, Any]) -> Mapping[int, Mapping[str, Any]]:

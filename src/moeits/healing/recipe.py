@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from moeits.errors import SettingError
-from moeits.experts.architectures import Architecture
+from moeits.experts.families import Architecture
 from moeits.settings import HEALING, setting
 
 GROUPS = ("router", "experts", "attention", "shared_experts")

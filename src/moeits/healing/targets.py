@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import HealingError
-from moeits.experts.architectures import Architecture
+from moeits.experts.families import Architecture
 from moeits.experts.layer import MoELayer
 from moeits.experts.layout import MoELayout
 
@@ -37,7 +37,7 @@ class Target:
 def targets_of(checkpoint: Checkpoint, moe: MoELayout, groups: tuple[str, ...]) -> tuple[Target, ...]:
     """The targets that `groups` name. Raises HealingError if a group matches nothing in this checkpoint, or if its
     family is not one that can be healed."""
-    if not moe.architecture.can_be_healed:
+    if not can_be_healed(moe.architecture):
         raise HealingError(
             f"{moe.architecture.model_type} can be scored and pruned, but not healed by moeits yet: transformers holds "
             "its experts in another form than the one that is adapted. Heal it with a trainer of your own."
@@ -58,6 +58,13 @@ def targets_of(checkpoint: Checkpoint, moe: MoELayout, groups: tuple[str, ...]) 
                 f"weights. It has {there}."
             )
     return tuple(target for group in dict.fromkeys(groups) for target in found[group])
+
+
+def can_be_healed(architecture: Architecture) -> bool:
+    """Whether transformers holds the experts of a family as they are adapted here: `experts.gate_up_proj` (E, 2 I, H)
+    and `experts.down_proj` (E, H, I), without biases, taken from files that have them one by one."""
+    usual = {"experts.gate_up_proj": ("gate", "up"), "experts.down_proj": ("down",)}
+    return bool(architecture.projections) and architecture.fused == usual and architecture.stacking == "rows"
 
 
 def block_in_memory(architecture: Architecture, layer: int) -> str:

@@ -9,7 +9,7 @@ from moeits.calibration.settings import Machine, Tokens
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import SettingError
 from moeits.evidence import Evidence
-from moeits.experts.architectures import architecture_of
+from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output

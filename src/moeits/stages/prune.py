@@ -13,7 +13,7 @@ from moeits.checkpoint.side_files import copy_side_files, side_files
 from moeits.checkpoint.writing import check_output, new_checkpoint
 from moeits.choosing.pruning_plan import PruningPlan, fit
 from moeits.errors import PlanError, SettingError
-from moeits.experts.architectures import architecture_of
+from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.progress import Progress, silent

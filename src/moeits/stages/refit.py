@@ -14,7 +14,7 @@ from moeits.checkpoint.side_files import copy_side_files, side_files
 from moeits.checkpoint.writing import check_output, new_checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import CalibrationError, PlanError
-from moeits.experts.architectures import architecture_of
+from moeits.experts.families import architecture_of
 from moeits.experts.layout import MoELayout
 from moeits.finished import FinishedLayers
 from moeits.progress import Progress, silent

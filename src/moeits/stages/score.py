@@ -11,7 +11,7 @@ import numpy as np
 from moeits.checkpoint.reading import Checkpoint
 from moeits.engines.threads import Threads
 from moeits.evidence import Evidence
-from moeits.experts.architectures import architecture_of
+from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output

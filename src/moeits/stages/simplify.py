@@ -16,7 +16,7 @@ from moeits.choosing.pruning_plan import PruningPlan
 from moeits.choosing.settings import Budget, Choice
 from moeits.errors import OutputError, SettingError
 from moeits.evidence import Evidence
-from moeits.experts.architectures import architecture_of
+from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.progress import Progress, silent

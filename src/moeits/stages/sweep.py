@@ -14,7 +14,7 @@ from moeits.choosing.pruning_plan import PruningPlan
 from moeits.choosing.settings import Choice
 from moeits.errors import SettingError
 from moeits.evidence import Evidence
-from moeits.experts.architectures import architecture_of
+from moeits.experts.families import architecture_of
 from moeits.measurement.ledger import Ledger
 from moeits.progress import Progress, silent
 from moeits.settings import with_settings

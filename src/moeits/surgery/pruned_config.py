@@ -10,7 +10,7 @@ from typing import Any
 
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import CheckpointError
-from moeits.experts.architectures import COUNT_KEYS
+from moeits.experts.families import COUNT_KEYS
 from moeits.experts.layout import MoELayout
 from moeits.experts.promises import per_layer_config
 from moeits.version import __version__

@@ -1,44 +1,44 @@
 """Which tensors of a checkpoint are experts, routers and shared experts: names, not modules.
 
-Weight-only pruning needs no model class, so an architecture is a frozen description of tensor names and config keys.
-To add one: write `architectures/<model_type>.py` and add its name to `ARCHITECTURES` below (docs/extending.md).
+Weight-only pruning needs no model class, so a family of models is an entry of `families.toml`: names of tensors and
+config keys. To add one, add an entry (docs/extending.md); the contract tests take it from there.
 """
 
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
-from moeits.errors import UnknownArchitecture
+from msgspec import Struct
 
-Config = Mapping[str, Any]
+from moeits.errors import FamilyError, UnknownArchitecture
+from moeits.experts.rules import Config, Groups, Layers
+from moeits.typed_json import NotOfItsType, convert_typed
+
+TABLE = Path(__file__).with_name("families.toml")
 
 # Names under which configs keep the number of routed experts; transformers reads some of them as others of them.
 COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
-
-def every_layer(config: Config, layer: int) -> bool:  # noqa: ARG001
-    """The rule of a family whose decoder layers are all MoE layers."""
-    return True
+_DEFAULTS = "defaults"
 
 
-def one_group(config: Config) -> int:  # noqa: ARG001
-    """The rule of a family whose router chooses among all experts, and of one whose groups may be of one expert."""
-    return 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
+class Architecture(
+    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"limit": "groups", "least": "least_experts"}
+):
     """Where one family of models keeps its experts. All names below `blocks` are relative to the MoE block."""
 
     model_type: str
-    """As in config.json; also the name of the file that describes it."""
+    """As in config.json; also the name of the entry."""
+    models: str = ""
+    """Models of the family by the names that people know, for the table of families."""
     blocks: tuple[str, ...]
     """Names of the MoE block, `{layer}` standing for the number of the decoder layer. Checkpoints written from
-    transformers' memory may use another name than those on the hub, hence a tuple; the one in memory comes last."""
-    expert: str = "experts.{expert}.{tensor}"
+    transformers' memory may use another name than those on the hub, hence several; the one in memory comes last."""
+    expert: str
     """A tensor of one routed expert. `{tensor}` is anything: weights, biases and scales move together."""
-    projections: Mapping[str, str] = field(default_factory=dict)
+    projections: Mapping[str, str]
     """Projection -> `{tensor}` of its weight, in the order in which their redundancies are averaged. Empty where no
     checkpoint has its experts one by one."""
     fused: Mapping[str, tuple[str, ...]]
@@ -50,17 +50,18 @@ class Architecture:
     """Tensors with one entry or row per expert, selection biases included; the first one must be there."""
     router_in_memory: str = ""
     """Name of the first one where transformers holds experts fused, if it is another one there."""
-    expert_axis: Mapping[str, int] = field(default_factory=dict)
+    expert_axis: Mapping[str, int] = {}
     """The axis of the experts in those tensors of the router where it is not the first."""
     shared: tuple[str, ...] = ()
     """Prefixes of what else is in the MoE block: shared experts and their gates."""
     num_experts_keys: tuple[str, ...]
     """Config keys of the number of routed experts. All that are present must agree, and are rewritten."""
-    top_k_key: str = "num_experts_per_tok"
-    is_moe_layer: Callable[[Config, int], bool] = every_layer
-    groups: Callable[[Config], int] = one_group
-    """Number of expert groups that the router's choice is limited by; 1 where it is not."""
-    least_per_group: Callable[[Config], int] = one_group
+    top_k_key: str
+    layers: Layers = Layers()
+    """Which decoder layers have experts."""
+    limit: Groups | None = None
+    """Groups of experts that limit the choice of the router."""
+    least: int = 1
     """Experts that each group, or the layer if it has no groups, must keep for the router to work."""
 
     @property
@@ -68,16 +69,17 @@ class Architecture:
         """The matrices of an expert, in the order in which their redundancies are averaged."""
         return tuple(projection for stacked in self.fused.values() for projection in stacked)
 
-    @property
-    def can_be_healed(self) -> bool:
-        """Whether transformers holds the experts as healing adapts them: `experts.gate_up_proj` (E, 2 I, H) and
-        `experts.down_proj` (E, H, I), without biases, taken from files that have them one by one."""
-        usual = {"experts.gate_up_proj": ("gate", "up"), "experts.down_proj": ("down",)}
-        return bool(self.projections) and self.fused == usual and self.stacking == "rows"
+    def is_moe_layer(self, config: Config, layer: int) -> bool:
+        """Whether a decoder layer has experts. Raises what rules raise where a config does not fit them."""
+        return self.layers.have_experts(config, layer)
 
-    def variant(self, model_type: str, **changes: Any) -> "Architecture":
-        """The description of another family that keeps its experts in the same way, but for these fields."""
-        return replace(self, model_type=model_type, **changes)
+    def groups(self, config: Config) -> int:
+        """Number of expert groups that the router's choice is limited by; 1 where it is not. Raises as rules do."""
+        return self.limit.count(config) if self.limit else 1
+
+    def least_per_group(self, config: Config) -> int:
+        """Experts that each group, or the layer if it has no groups, must keep. Raises as rules do."""
+        return max(self.least, self.limit.least(config, self.top_k_key) if self.limit else 1)
 
     def num_experts_key(self, config: Config) -> str | None:
         """The key under which this config keeps the number of experts, if any."""
@@ -90,47 +92,36 @@ class Architecture:
         return list(dict.fromkeys([*(key for key in self.num_experts_keys if key in config), *aliases]))
 
 
-from moeits.experts.architectures import (  # noqa: E402
-    deepseek_v2,
-    deepseek_v3,
-    dots1,
-    ernie4_5_moe,
-    glm4_moe,
-    gpt_oss,
-    granitemoe,
-    jamba,
-    lfm2_moe,
-    llama4_text,
-    minimax,
-    minimax_m2,
-    mixtral,
-    olmoe,
-    phimoe,
-    qwen2_moe,
-    qwen3_moe,
-    qwen3_next,
-)
+def read_families(table: Path = TABLE) -> tuple[Architecture, ...]:
+    """The families of a table, by model_type. Raises FamilyError, in a sentence, for what is not one."""
+    try:
+        entries = tomllib.loads(table.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FamilyError(f"{table} is not a table of families: {error}. docs/extending.md shows one.") from None
+    return tuple(_family(table, name, entries) for name in sorted(entries) if name != _DEFAULTS)
 
-ARCHITECTURES: tuple[Architecture, ...] = (
-    deepseek_v2.ARCHITECTURE,
-    deepseek_v3.ARCHITECTURE,
-    dots1.ARCHITECTURE,
-    ernie4_5_moe.ARCHITECTURE,
-    glm4_moe.ARCHITECTURE,
-    gpt_oss.ARCHITECTURE,
-    granitemoe.ARCHITECTURE,
-    jamba.ARCHITECTURE,
-    lfm2_moe.ARCHITECTURE,
-    llama4_text.ARCHITECTURE,
-    minimax.ARCHITECTURE,
-    minimax_m2.ARCHITECTURE,
-    mixtral.ARCHITECTURE,
-    olmoe.ARCHITECTURE,
-    phimoe.ARCHITECTURE,
-    qwen2_moe.ARCHITECTURE,
-    qwen3_moe.ARCHITECTURE,
-    qwen3_next.ARCHITECTURE,
-)
+
+def _family(table: Path, name: str, entries: Mapping[str, Any]) -> Architecture:
+    """One entry with all that it takes from others."""
+    try:
+        return convert_typed({**_inherited(name, entries), "model_type": name}, Architecture)
+    except NotOfItsType as reason:
+        raise FamilyError(f"[{name}] of {table} is not a family: {reason}. docs/extending.md lists the keys.") from None
+
+
+def _inherited(name: str, entries: Mapping[str, Any], below: tuple[str, ...] = ()) -> dict[str, Any]:
+    """An entry's keys, over those of the entry that it is like, over the defaults. `models` are an entry's own."""
+    entry = entries.get(name)
+    if not isinstance(entry, Mapping) or name in below:
+        raise NotOfItsType(f"it is like {name!r:.60}, which is " + ("like it" if name in below else "not an entry"))
+    if name == _DEFAULTS:
+        return dict(entry)
+    inherited = _inherited(entry.get("like", _DEFAULTS), entries, (*below, name))
+    own = {key: value for key, value in entry.items() if key != "like"}
+    return {**inherited, "models": "", **own}
+
+
+ARCHITECTURES: tuple[Architecture, ...] = read_families()
 
 
 def architecture_of(config: Config) -> Architecture:

@@ -1,0 +1,111 @@
+"""Which layers of a model have experts, and how many experts its router cannot do without, by its config.json.
+
+A family names config keys (`families.toml`); what such a key means is said here, once for all families. A family that
+needs another rule gets another field here. Rules raise KeyError, TypeError or ValueError where a config does not fit
+them.
+"""
+
+from collections.abc import Mapping
+from math import ceil
+from typing import Any
+
+from msgspec import Struct
+
+Config = Mapping[str, Any]
+
+
+class Number(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A number of a config, and what is meant where a config does not give one."""
+
+    key: str
+    absent: int | None = None
+    """What a config without the key means; by default it must have the key."""
+    null: int | None = None
+    """What null means; by default it is refused."""
+    zero: int | None = None
+    """What 0 means, where it does not mean 0."""
+
+    def of(self, config: Config) -> int:
+        """The number. Raises KeyError, TypeError."""
+        value = config[self.key] if self.absent is None else config.get(self.key, self.absent)
+        if value is None:
+            value = self.null
+        if type(value) is not int:
+            raise TypeError(f"{self.key} is {value!r:.40}")
+        return self.zero if value == 0 and self.zero is not None else value
+
+
+class Every(Number, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One layer of every so many."""
+
+    first_number: int = 0
+    """What the first layer counts as."""
+    offset: Number | None = None
+    """The remainder of the layers with experts; 0 by default."""
+
+    def holds(self, config: Config, layer: int) -> bool:
+        """Whether it is the turn of this layer. Raises KeyError, TypeError, ZeroDivisionError."""
+        return (layer + self.first_number) % self.of(config) == (self.offset.of(config) if self.offset else 0)
+
+
+class Kinds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A list that gives the kind of each layer."""
+
+    key: str
+    with_experts: tuple[str, ...]
+
+
+class Layers(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"start": "from", "end": "to"}):
+    """Which layers have experts: those that fulfil all of these, unless the config enumerates them.
+
+    All of them for a family that says nothing.
+    """
+
+    kinds: Kinds | None = None
+    """Where a config has this list, it alone decides."""
+    listed: str | None = None
+    """Key of a list of the layers with experts. Where a config has it, it alone decides."""
+    start: Number | None = None
+    """The first layer with experts."""
+    end: Number | None = None
+    """The last layer with experts; -1 is the last of all."""
+    every: Every | None = None
+    but: str | None = None
+    """Key of a list of layers without experts. A config may do without it."""
+
+    def have_experts(self, config: Config, layer: int) -> bool:
+        """Whether a layer has experts."""
+        if self.kinds and config.get(self.kinds.key) is not None:
+            return config[self.kinds.key][layer] in self.kinds.with_experts
+        if self.listed and config.get(self.listed) is not None:
+            return layer in config[self.listed]
+        return (
+            (self.start is None or layer >= self.start.of(config))
+            and (self.end is None or layer <= self._last(self.end, config))
+            and (self.every is None or self.every.holds(config, layer))
+            and (self.but is None or layer not in (config.get(self.but) or ()))
+        )
+
+    def _last(self, end: Number, config: Config) -> int:
+        last = end.of(config)
+        return config["num_hidden_layers"] - 1 if last == -1 else last
+
+
+class Groups(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A router that first chooses groups of experts, then experts in the chosen groups."""
+
+    number: Number
+    """How many groups there are."""
+    chosen: Number
+    """How many groups a token's experts come from."""
+    only_if: Mapping[str, str] = {}
+    """Settings without which the router does not ask for groups."""
+
+    def count(self, config: Config) -> int:
+        """Groups that limit the choice of the router; 1 where none do."""
+        asked = all(config.get(key) == value for key, value in self.only_if.items())
+        return self.number.of(config) if asked else 1
+
+    def least(self, config: Config, top_k_key: str) -> int:
+        """Experts that a group must have: the chosen groups must together have the top_k experts of a token."""
+        return 1 if self.count(config) == 1 else ceil(config[top_k_key] / self.chosen.of(config))

@@ -1,0 +1,143 @@
+"""The table of families: what an entry may say, what rules make of a config, and that it travels with the package."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hatchling.builders.wheel import WheelBuilder
+
+from moeits.errors import FamilyError
+from moeits.experts.families import ARCHITECTURES, TABLE, Architecture, architecture_of, read_families
+
+ROOT = Path(__file__).parents[1]
+DEFAULTS = TABLE.read_text(encoding="utf-8").partition("[deepseek_v2]")[0]
+
+
+def of(model_type: str) -> Architecture:
+    return architecture_of({"model_type": model_type})
+
+
+def moe_layers(model_type: str, layers: int = 6, **config: Any) -> list[int]:
+    config["num_hidden_layers"] = layers
+    return [layer for layer in range(layers) if of(model_type).is_moe_layer(config, layer)]
+
+
+def read(folder: Path, text: str) -> tuple[Architecture, ...]:
+    (folder / "families.toml").write_text(f"{DEFAULTS}\n{text}", encoding="utf-8")
+    return read_families(folder / "families.toml")
+
+
+# ------------------------------------------------------------------------------------- the table
+
+
+def test_an_entry_is_its_own_keys_over_those_it_is_like_over_the_defaults(tmp_path: Path) -> None:
+    beta, alpha = read(tmp_path, '[beta]\nshared = ["s."]\nmodels = "Beta"\n[gamma]\nlike = "beta"\nshared = []')
+    assert (beta.model_type, beta.models, beta.shared, beta.router) == ("beta", "Beta", ("s.",), ("gate.weight",))
+    assert (alpha.model_type, alpha.models, alpha.shared, alpha.blocks) == ("gamma", "", (), beta.blocks)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[beta]\nexpertz = 1", r"\[beta\] of .* object contains unknown field `expertz`"),
+        ("[beta]\nlayers.form = 1", r"unknown field `form` - at `\$\.layers`"),
+        ('[beta]\nlayers.from = "first"', r"got `str` - at `\$\.layers\.from`"),
+        ('[beta]\nstacking = "heap"', r"invalid enum value 'heap' - at `\$\.stacking`"),
+        ("[beta]\nrouter = 3", r"expected `array`, got `int` - at `\$\.router`"),
+        ('[beta]\nlike = "alpha"', "like 'alpha', which is not an entry"),
+        ('[beta]\nlike = "beta"', "like 'beta', which is like it"),
+        ('[alpha]\nlike = "beta"\n[beta]\nlike = "alpha"', "like 'alpha', which is like it"),
+        ("[beta]\nlike = 3", "like 3, which is not an entry"),
+        ("[beta", "not a table of families"),
+    ],
+)
+def test_what_is_not_an_entry_is_a_sentence(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(FamilyError, match=said) as error:
+        read(tmp_path, text)
+    assert "\n" not in str(error.value)
+    assert "docs/extending.md" in str(error.value)
+
+
+def test_a_table_that_is_not_there_or_not_text_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(FamilyError, match="No such file"):
+        read_families(tmp_path / "nowhere.toml")
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(FamilyError, match="is not a table of families"):
+        read_families(tmp_path / "bytes.toml")
+
+
+def test_every_family_says_which_models_are_of_it() -> None:
+    assert all(architecture.models for architecture in ARCHITECTURES)
+    names = [architecture.model_type for architecture in ARCHITECTURES]
+    assert names == sorted(set(names))
+
+
+def test_the_wheel_has_every_file_of_the_package(tmp_path: Path) -> None:
+    (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("moeits/")}
+    package = ROOT / "src"
+    ours = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
+    assert inside == {name for name in ours if "__pycache__" not in name}
+    assert "moeits/experts/families.toml" in inside
+
+
+# ------------------------------------------------------------------------------------- the rules
+
+
+def test_layers_begin_and_end_where_the_config_says() -> None:
+    assert moe_layers("lfm2_moe") == [2, 3, 4, 5]
+    assert moe_layers("deepseek_v2") == [*range(6)]
+    assert moe_layers("deepseek_v2", first_k_dense_replace=3) == [3, 4, 5]
+    assert moe_layers("ernie4_5_moe") == [1, 2, 3, 4, 5]
+    assert moe_layers("ernie4_5_moe", moe_layer_start_index=2, moe_layer_end_index=4) == [2, 3, 4]
+    assert moe_layers("ernie4_5_moe", moe_layer_end_index=None) == moe_layers("ernie4_5_moe", moe_layer_end_index=-1)
+    assert moe_layers("ernie4_5_moe", moe_layer_start_index=0, moe_layer_end_index=0) == [0]
+
+
+def test_every_so_many_layers_are_counted_as_the_family_counts() -> None:
+    assert moe_layers("deepseek_v3", moe_layer_freq=2) == [0, 2, 4]
+    assert moe_layers("qwen2_moe", decoder_sparse_step=2) == [1, 3, 5]
+    assert moe_layers("jamba", expert_layer_period=3, expert_layer_offset=2) == [2, 5]
+    assert moe_layers("jamba") == [1, 3, 5]
+
+
+def test_conditions_hold_together() -> None:
+    assert moe_layers("deepseek_v3", first_k_dense_replace=1, moe_layer_freq=2) == [2, 4]
+    assert moe_layers("qwen3_moe", decoder_sparse_step=2, mlp_only_layers=[3]) == [1, 5]
+    assert moe_layers("ernie4_5_moe", moe_layer_start_index=2, moe_layer_interval=2) == [3, 5]
+
+
+def test_a_list_of_layers_decides_alone() -> None:
+    assert moe_layers("llama4_text", moe_layers=[0, 4], interleave_moe_layer_step=2) == [0, 4]
+    assert moe_layers("llama4_text", moe_layers=None, interleave_moe_layer_step=2) == [1, 3, 5]
+    assert moe_layers("llama4_text", moe_layers=[]) == []
+
+
+@pytest.mark.parametrize("nothing", [None, 0])
+def test_what_nothing_means_differs_from_family_to_family(nothing: int | None) -> None:
+    assert moe_layers("deepseek_v3", moe_layer_freq=nothing) == [*range(6)]
+    assert moe_layers("ernie4_5_moe", moe_layer_interval=nothing) == [1, 2, 3, 4, 5]
+    for model_type, key in (
+        ("qwen2_moe", "decoder_sparse_step"),
+        ("llama4_text", "interleave_moe_layer_step"),
+        ("jamba", "expert_layer_period"),
+    ):
+        with pytest.raises((TypeError, ZeroDivisionError)):
+            moe_layers(model_type, **{key: nothing})
+
+
+def test_groups_limit_v2_if_it_is_told_so_and_v3_always() -> None:
+    config = {"num_experts_per_tok": 6, "n_group": 8, "topk_group": 3}
+    limited = {**config, "topk_method": "group_limited_greedy"}
+    assert [of("deepseek_v2").groups(each) for each in (config, limited)] == [1, 8]
+    assert [of("deepseek_v2").least_per_group(each) for each in (config, limited)] == [1, 2]
+    assert [of("deepseek_v3").groups(each) for each in (config, limited)] == [8, 8]
+    assert of("deepseek_v3").least_per_group({**config, "topk_group": 1}) == 6
+    assert of("deepseek_v3").least_per_group({**config, "n_group": 1}) == 2
+
+
+def test_the_fewest_experts_of_a_router_are_the_family_s() -> None:
+    least = {each.model_type: each.least_per_group({"num_experts_per_tok": 2, "moe_k": 2}) for each in ARCHITECTURES}
+    assert least["jamba"] == least["phimoe"] == least["deepseek_v3"] == 2
+    assert least["mixtral"] == least["deepseek_v2"] == 1
