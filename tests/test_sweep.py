@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import moeits
-from moeits.errors import OutputError, SettingError
+from moeits.checkpoint.reading import Checkpoint
+from moeits.errors import MoeitsError, OutputError, SettingError
 from moeits.evidence import Evidence
 from moeits.stages.sweep import Sweep, parse_taus
 from tests.toys import make_toy
@@ -87,7 +88,7 @@ class Stages:
         self.done: list[tuple[str, str]] = []
         self.stop_before: tuple[str, str] | None = None
         points = sys.modules["moeits.sweeping.points"]
-        for stage in (self.evaluate, self.heal, self.measure):
+        for stage in (self.evaluate, self.heal, self.measure, self.check_healing):
             monkeypatch.setattr(points, stage.__name__, stage)
 
     def _begin(self, stage: str, output: Path) -> None:
@@ -108,6 +109,10 @@ class Stages:
         self._begin("heal", output)
         shutil.copytree(model, output)
         (output / "healing.json").write_text('{"format": 1, "recipe_name": "small", "fingerprint": "x"}')
+
+    def check_healing(self, checkpoint: Checkpoint, *, data: str, recipe: str) -> None:
+        assert checkpoint.tensors
+        assert (data, recipe) == ("data.jsonl", "small")
 
     def measure(self, model: Path, *, output: Path, **_: Any) -> None:
         assert (model / "config.json").exists()
@@ -192,6 +197,25 @@ def test_a_control_of_nothing_is_refused(toy: Path, tmp_path: Path, control: int
         moeits.sweep(toy, tau="1", output=tmp_path / "run", control=control)
 
 
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ({"perplexity": "nowhere.txt"}, "There is no text nowhere.txt"),
+        ({"evaluate": "boolq", "num_fewshot": -1}, "--num-fewshot -1 is out of range"),
+        ({"evaluate": "boolq", "batch_size": 0}, "--batch-size 0 is out of range"),
+        ({"evaluate": "boolq", "dtype": "float23"}, "no dtype 'float23'"),
+        ({"evaluate": "boolq", "heal": "nowhere.jsonl"}, "has no tokenizer"),
+        ({"measure": True, "country": "Spain"}, "ISO code of three letters"),
+    ],
+)
+def test_what_is_wrong_with_the_work_at_the_points_is_said_before_anything_is_scored(
+    toy: Path, tmp_path: Path, asked: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(MoeitsError, match=sentence):
+        moeits.sweep(toy, tau="1", output=tmp_path / "run", **asked)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_footprint_asked_for_later_heals_nothing_again(
     toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,7 +241,7 @@ def test_other_data_of_the_same_name_are_other_data(toy: Path, tmp_path: Path, m
         folder = tmp_path / name / "data"
         (folder / "continuation").mkdir(parents=True)
         (folder / "continuation" / "test.jsonl").write_text("two" if name == "two" else "one")
-        (folder / "text.jsonl").write_text("one")
+        (folder / "text.jsonl").write_text('{"text": "one"}')
 
     def evaluated(name: str, text: str) -> Sweep:
         data = tmp_path / name / "data"
@@ -227,7 +251,7 @@ def test_other_data_of_the_same_name_are_other_data(toy: Path, tmp_path: Path, m
     evaluated("one", "one")
     evaluated("copy", "copy")
     for name, text in (("two", "one"), ("one", "two")):
-        (tmp_path / "two" / "data" / "text.jsonl").write_text("two")
+        (tmp_path / "two" / "data" / "text.jsonl").write_text('{"text": "two"}')
         with pytest.raises(SettingError, match=r"evaluation was .*\"sha256\""):
             evaluated(name, text)
     assert str(tmp_path) not in (tmp_path / "run" / "sweep.json").read_text()

@@ -15,14 +15,14 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 from moeits.errors import SettingError
 
 # Panels of --help, in the order in which they are shown.
-PANELS = ("What to remove", "At every point", "Scoring", "Healing", "Output", "Cost", "Expert")
-WHAT, POINTS, SCORING, HEALING, OUTPUT, COST, EXPERT = PANELS
+PANELS = ("What to remove", "What to ask", "At every point", "Scoring", "Healing", "Output", "Cost", "Expert")
+WHAT, ASKED, POINTS, SCORING, HEALING, OUTPUT, COST, EXPERT = PANELS
 
 S = TypeVar("S")
 
@@ -54,6 +54,22 @@ class Flag:
 def setting(default: Any, *, help: str, **facts: Any) -> Any:
     """A field of a settings dataclass; `facts` are those of a `Flag`."""
     return field(default=default, metadata={"flag": Flag(help=help, **facts)})
+
+
+def same_as(settings: type, name: str, **differing: Any) -> Any:
+    """A field that other settings have as well, described once; `differing` are facts of its `Flag` that are not alike.
+
+    `default` among them is another default.
+    """
+    other = next(each for each in fields(settings) if each.name == name)
+    default = differing.pop("default", other.default)
+    return field(default=default, metadata={"flag": replace(other.metadata["flag"], **differing)})
+
+
+def at_least(name: str, value: int | None, least: int) -> None:
+    """A setting is not smaller than it can be. Raises SettingError."""
+    if value is not None and value < least:
+        raise SettingError(f"--{name.replace('_', '-')} {value} is out of range: give {least} or more.")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from typing import Annotated, Any, get_args
 import typer
 
 from moeits.choosing.settings import Budget, Choice
-from moeits.evaluation.harness import BACKENDS
 from moeits.healing.recipe import RECIPES
 from moeits.settings import EXPERT, HEALING, OUTPUT, PANELS, WHAT, Flag, flags_of, keywords_of
 from moeits.signals.settings import Resources, Scoring
@@ -56,54 +55,14 @@ FLAGS: dict[str, Any] = {
     "revision": Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")],
     "runs": Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that moeits sweep wrote.")],
     "format": _one_of(FORMATS, "html: one page; md: its tables, for a paper or a model card."),
-    "prompt_tokens": Annotated[int, typer.Option(help="Length of the prompt that is read, random tokens.")],
-    "new_tokens": Annotated[int, typer.Option(help="How many tokens are generated after it.")],
-    "repeats": Annotated[int, typer.Option(help="How often each speed is measured.")],
-    "run": Annotated[
-        bool, typer.Option("--run/--no-run", metavar="", help="Load the model and run it; else its files alone.")
-    ],
-    "energy": Annotated[bool, typer.Option("--energy/--no-energy", metavar="", help="Measure energy, by codecarbon.")],
-    "energy_seconds": Annotated[float, typer.Option(help="Generate at least this long while energy is counted.")],
-    "country": Annotated[
-        str | None, typer.Option(help="Grid the electricity comes from (ISO code, such as ESP): adds the CO2.")
-    ],
     "card": Annotated[Path | None, typer.Option(help="Add the results to this checkpoint's README.md.")],
     "published": Annotated[
         bool, typer.Option("--published", metavar="", help="Show the paper's published rows as well.")
     ],
     "report output": Annotated[Path | None, typer.Option(help="Where the page or the tables go.")],
     "sweep tau": Annotated[str, typer.Option(help="FIRST:LAST:STEP, both ends included, or a list T,T,T.")],
-    "tasks": Annotated[
-        str | None,
-        typer.Option(
-            help="Names of tasks, by commas; paper stands for the paper's five.",
-            show_default="paper, or none with --perplexity",
-        ),
-    ],
-    "num_fewshot": Annotated[int, typer.Option(help="Examples in each prompt.")],
-    "evaluate batch_size": Annotated[int, typer.Option(help="Prompts in one batch.")],
     "evaluate fresh": Annotated[
         bool, typer.Option("--fresh", metavar="", help="Forget finished tasks of an interrupted evaluation.")
-    ],
-    "limit": Annotated[
-        int | None,
-        typer.Option(help="Only the first N items of each task, and documents of a text.", show_default="all"),
-    ],
-    "data_dir": Annotated[
-        Path | None, typer.Option(help="Folder with the tasks' data, instead of the hub (docs/evaluation.md).")
-    ],
-    "perplexity": Annotated[
-        Path | None, typer.Option(help="A text: documents in the field text of a .jsonl, or any file as one.")
-    ],
-    "window": Annotated[
-        int | None,
-        typer.Option(help="Tokens of a perplexity window.", show_default="the model's context, at most 2048"),
-    ],
-    "backend": _one_of(BACKENDS, "vllm is for checkpoints with equal counts in all layers."),
-    "dtype": Annotated[str, typer.Option(help="auto (as stored), float32, bfloat16, float16.")],
-    "device": Annotated[
-        str | None,
-        typer.Option(help="cpu, cuda:0, ... or split: one model over all.", show_default="the first accelerator"),
     ],
     "a": Annotated[Path, typer.Argument(metavar="A.json", help="Results to compare with.")],
     "b": Annotated[Path, typer.Argument(metavar="B.json", help="Results to compare.")],

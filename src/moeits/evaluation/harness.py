@@ -6,13 +6,12 @@ from math import isfinite
 from typing import Any
 
 from moeits.checkpoint.reading import Checkpoint
-from moeits.errors import EvaluationError, MissingExtra, MoeitsError, SettingError
+from moeits.errors import EvaluationError, MissingExtra, MoeitsError
+from moeits.evaluation.settings import Inference
 from moeits.evaluation.tasks import LoadedTask
 from moeits.experts.promises import per_layer_config
 from moeits.progress import Progress
-from moeits.runtime import checked_device, checked_dtype, context_of, load_checked, load_tokenizer, need, processes
-
-BACKENDS = ("hf", "vllm")
+from moeits.runtime import checked_device, context_of, load_checked, load_tokenizer, need, processes
 
 
 class CutPrompts:
@@ -50,38 +49,28 @@ class CutPrompts:
         return {}
 
 
-def language_model(
-    checkpoint: Checkpoint, *, backend: str, batch_size: int, dtype: str, device: str | None, progress: Progress
-) -> Any:
+def language_model(checkpoint: Checkpoint, inference: Inference, progress: Progress) -> Any:
     """The checkpoint behind the harness's interface, unequal counts per layer included (not with vLLM).
 
-    Raises SettingError for an unknown backend, EvaluationError where vLLM cannot serve the checkpoint, MissingExtra.
+    Raises SettingError for a device that is not there, EvaluationError where vLLM cannot serve the checkpoint,
+    MissingExtra.
     """
-    if backend not in BACKENDS:
-        raise SettingError(f"There is no backend {backend!r}. Known: {', '.join(BACKENDS)}.")
-    checked_dtype(dtype)
-    make = _with_transformers if backend == "hf" else _with_vllm
-    model = make(checkpoint, batch_size, dtype, device)
+    model = (_with_transformers if inference.backend == "hf" else _with_vllm)(checkpoint, inference)
     model.progress = progress
     return model
 
 
-def _with_transformers(
-    checkpoint: Checkpoint,
-    batch_size: int,
-    dtype: str,
-    device: str | None,
-) -> Any:
+def _with_transformers(checkpoint: Checkpoint, inference: Inference) -> Any:
     huggingface = need("lm_eval.models.huggingface", extra="eval")
     context_of(checkpoint)
     tokenizer = load_tokenizer(checkpoint)
     accelerator = _accelerator()
-    where = str(accelerator.device) if accelerator is not None else device
+    where = str(accelerator.device) if accelerator is not None else inference.device
     if where != "split":
         where = checked_device(where)
-    model = load_checked(checkpoint, dtype=dtype, device_map="auto" if where == "split" else {"": where})
+    model = load_checked(checkpoint, dtype=inference.dtype, device_map="auto" if where == "split" else {"": where})
     counted = type("HFLM", (CutPrompts, huggingface.HFLM), {})
-    made = counted(pretrained=model.eval(), tokenizer=tokenizer, batch_size=batch_size)
+    made = counted(pretrained=model.eval(), tokenizer=tokenizer, batch_size=inference.batch_size)
     if accelerator is not None:
         # The harness leaves the division of work to whoever hands it a model in memory.
         made.accelerator = accelerator
@@ -90,12 +79,7 @@ def _with_transformers(
     return made
 
 
-def _with_vllm(
-    checkpoint: Checkpoint,
-    batch_size: int,
-    dtype: str,
-    device: str | None,  # noqa: ARG001
-) -> Any:
+def _with_vllm(checkpoint: Checkpoint, inference: Inference) -> Any:
     """Not run: the machine this was written on has no vLLM."""
     if per_layer_config(checkpoint.config):
         raise EvaluationError(
@@ -108,7 +92,12 @@ def _with_vllm(
         raise MissingExtra("--backend vllm needs vllm, which is not installed: pip install vllm") from None
     causal = need("lm_eval.models.vllm_causallms", extra="eval")
     counted = type("VLLM", (CutPrompts, causal.VLLM), {})
-    made = counted(pretrained=str(checkpoint.folder), batch_size=batch_size, dtype=dtype, trust_remote_code=False)
+    made = counted(
+        pretrained=str(checkpoint.folder),
+        batch_size=inference.batch_size,
+        dtype=inference.dtype,
+        trust_remote_code=False,
+    )
     made.room = made.max_length - 1
     return made
 

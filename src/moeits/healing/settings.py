@@ -5,7 +5,7 @@ from pathlib import Path
 
 from moeits.errors import SettingError
 from moeits.runtime import checked_dtype
-from moeits.settings import EXPERT, HEALING, OUTPUT, setting
+from moeits.settings import EXPERT, HEALING, OUTPUT, at_least, setting
 
 # What the frozen model may be held in. float16 would need its loss scaled, which bfloat16 does without.
 DTYPES = ("auto", "float32", "bfloat16")
@@ -26,8 +26,7 @@ class Rows:
     def __post_init__(self) -> None:
         if not 0 <= self.holdout < 1:
             raise SettingError(f"--holdout {self.holdout:g} is out of range: it is a share from 0 to below 1.")
-        if self.samples is not None and self.samples < 1:
-            raise SettingError(f"--samples {self.samples} is out of range: give 1 or more.")
+        at_least("samples", self.samples, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +62,7 @@ class Training:
         if not 0 <= self.seed <= _LARGEST_SEED:
             raise SettingError(f"--seed {self.seed} is out of range: give 0 to {_LARGEST_SEED}.")
         for name in ("evaluate_every", "save_every"):
-            steps = getattr(self, name)
-            if steps is not None and steps < 1:
-                raise SettingError(f"--{name.replace('_', '-')} {steps} is out of range: give 1 step or more.")
+            at_least(name, getattr(self, name), 1)
 
     @property
     def goes_on(self) -> bool:

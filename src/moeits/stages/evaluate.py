@@ -1,6 +1,6 @@
 """What a checkpoint can still do: lm-evaluation-harness on its tasks, and perplexity on a text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,31 +13,26 @@ from moeits.evaluation.harness import language_model, run_task
 from moeits.evaluation.perplexity import Text, perplexity_of, read_text
 from moeits.evaluation.quiet import quiet
 from moeits.evaluation.results import ModelFacts, Results
-from moeits.evaluation.tasks import SEEDS, load_tasks, task_names
+from moeits.evaluation.settings import Inference, Questions
+from moeits.evaluation.tasks import SEEDS, load_tasks
 from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output
 from moeits.progress import Progress, silent
 from moeits.runtime import need
+from moeits.settings import with_settings
 from moeits.version import __version__
 
 # A perplexity window is the model's context, but no longer than this unless asked for.
 LONGEST_WINDOW = 2048
 
 
+@with_settings
 def evaluate(
     model: str | Path,
     *,
     output: str | Path | None = None,
-    tasks: str | Sequence[str] | None = None,
-    num_fewshot: int = 15,
-    batch_size: int = 40,
-    limit: int | None = None,
-    data_dir: str | Path | None = None,
-    perplexity: str | Path | None = None,
-    window: int | None = None,
-    backend: str = "hf",
-    dtype: str = "auto",
-    device: str | None = None,
+    questions: Questions,
+    inference: Inference,
     revision: str | None = None,
     fresh: bool = False,
     progress: Progress = silent,
@@ -56,43 +51,40 @@ def evaluate(
     Raises SettingError for arguments out of range, EvaluationError for data that are not there, CheckpointError,
     MissingExtra, OutputError.
     """
-    names = task_names(tasks if tasks is not None else ("paper" if perplexity is None else ""))
-    _check_numbers(num_fewshot=(num_fewshot, 0), batch_size=(batch_size, 1), limit=(limit, 1), window=(window, 2))
-    if not names and perplexity is None:
-        raise SettingError("There is nothing to evaluate: name --tasks, or give --perplexity TEXT.")
-    if perplexity is not None and backend != "hf":
+    if questions.perplexity is not None and inference.backend != "hf":
         raise SettingError("--perplexity needs --backend hf.")
     output = _writable(output)
     checkpoint = Checkpoint.open(model, revision=revision)
     if output is not None:
-        check_file_output(output, inputs=(checkpoint.folder, perplexity, data_dir))
-    text = read_text(perplexity, limit) if perplexity is not None else None
+        check_file_output(output, inputs=(checkpoint.folder, questions.perplexity, questions.data_dir))
+    data_dir = None if questions.data_dir is None else Path(questions.data_dir)
+    text = None if questions.perplexity is None else read_text(questions.perplexity, questions.limit)
     with quiet(), TemporaryDirectory() as scratch:
         # Tasks before the model: a file that is not there should not cost the minutes of loading weights.
-        loaded = load_tasks(
-            names, data_dir=Path(data_dir) if data_dir else None, num_fewshot=num_fewshot, scratch=Path(scratch)
-        )
-        lm = language_model(
-            checkpoint, backend=backend, batch_size=batch_size, dtype=dtype, device=device, progress=progress
-        )
-        settings = {
-            "num_fewshot": num_fewshot,
-            "batch_size": batch_size,
-            "limit": limit,
-            "data": "local" if data_dir else "hub",
-            "backend": backend,
-            "dtype": str(getattr(lm.model, "dtype", dtype)).removeprefix("torch."),
-            "context_tokens": lm.max_length,
-            "seeds": SEEDS,
-            "processes": lm.world_size,
-        }
-        run = _Run(lm, checkpoint, settings, output=output, fresh=fresh)
-        for task in loaded:
-            run.part(task.name, partial(run_task, task, lm, limit=limit), files=dict(task.files))
+        tasks = load_tasks(questions.names, data_dir=data_dir, num_fewshot=questions.num_fewshot, scratch=Path(scratch))
+        lm = language_model(checkpoint, inference, progress)
+        run = _Run(lm, checkpoint, _facts(questions, inference, lm), output=output, fresh=fresh)
+        for task in tasks:
+            run.part(task.name, partial(run_task, task, lm, limit=questions.limit), files=dict(task.files))
         if text is not None:
-            size = window or min(lm.max_length, LONGEST_WINDOW)
+            size = questions.window or min(lm.max_length, LONGEST_WINDOW)
             run.part("perplexity", partial(_perplexity, lm, text, size, progress), text=text.sha256, window=size)
     return run.results()
+
+
+def _facts(questions: Questions, inference: Inference, lm: Any) -> dict[str, Any]:
+    """What the results are of, beside the model, the tasks and the text themselves."""
+    return {
+        "num_fewshot": questions.num_fewshot,
+        "batch_size": inference.batch_size,
+        "limit": questions.limit,
+        "data": "local" if questions.data_dir else "hub",
+        "backend": inference.backend,
+        "dtype": str(getattr(lm.model, "dtype", inference.dtype)).removeprefix("torch."),
+        "context_tokens": lm.max_length,
+        "seeds": SEEDS,
+        "processes": lm.world_size,
+    }
 
 
 class _Run:
@@ -165,12 +157,6 @@ def _model_facts(checkpoint: Checkpoint) -> ModelFacts:
         "plan_sha256": (checkpoint.config.get("moeits") or {}).get("plan_sha256"),
         "experts": experts,
     }
-
-
-def _check_numbers(**numbers: tuple[int | None, int]) -> None:
-    for name, (value, least) in numbers.items():
-        if value is not None and value < least:
-            raise SettingError(f"--{name.replace('_', '-')} {value} is out of range: give {least} or more.")
 
 
 def _writable(output: str | Path | None) -> Path | None:

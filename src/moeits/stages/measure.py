@@ -11,11 +11,12 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import SettingError
 from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output, write_whole
-from moeits.measurement.energy import check_country
 from moeits.measurement.files import Parameters, file_bytes, parameters_of, reduction_of, sparsity_of
 from moeits.measurement.running import run_apart
+from moeits.measurement.settings import Workload
 from moeits.progress import Progress, silent
-from moeits.runtime import checked_dtype, context_of, need
+from moeits.runtime import context_of, need
+from moeits.settings import with_settings
 from moeits.version import __version__
 
 FORMAT = 1
@@ -57,19 +58,12 @@ class Footprint:
         return {"format": FORMAT, "kind": "footprint", **asdict(self)}
 
 
+@with_settings
 def measure(
     model: str | Path,
     *,
     output: str | Path | None = None,
-    prompt_tokens: int = 128,
-    new_tokens: int = 32,
-    repeats: int = 5,
-    run: bool = True,
-    energy: bool = True,
-    energy_seconds: float = 5.0,
-    country: str | None = None,
-    dtype: str = "auto",
-    device: str | None = None,
+    workload: Workload,
     revision: str | None = None,
     progress: Progress = silent,
 ) -> Footprint:
@@ -83,23 +77,11 @@ def measure(
     Raises CheckpointError if the checkpoint is broken, SettingError for arguments out of range, EvaluationError
     if the model cannot be run, MissingExtra without torch.
     """
-    if not energy_seconds > 0:
-        raise SettingError(f"--energy-seconds {energy_seconds:g} is out of range: give more than 0.")
-    asked = {
-        "prompt_tokens": prompt_tokens,
-        "new_tokens": new_tokens,
-        "repeats": repeats,
-        "energy": energy,
-        "energy_seconds": energy_seconds,
-        "country": check_country(country),
-        "dtype": checked_dtype(dtype),
-        "device": device,
-    }
     checkpoint = Checkpoint.open(model, revision=revision)
     if output is not None:
         check_file_output(Path(output), inputs=[checkpoint.folder])
     layout = MoELayout.of(checkpoint)
-    found = _run(checkpoint, asked, progress) if run else {}
+    measured = _run(checkpoint, workload, progress) if workload.run else {}
     sparsity, reduction = sparsity_of(checkpoint, progress), reduction_of(checkpoint)
     footprint = Footprint(
         model={
@@ -113,37 +95,29 @@ def measure(
         folder_bytes=file_bytes(checkpoint),
         reduction=reduction,
         sparsity=sparsity,
-        not_measured=_not_measured(reduction, sparsity, found),
+        not_measured=_not_measured(reduction, sparsity, measured),
         versions=_versions(),
-        **{name: found.get(name) for name in RUN_FIELDS},
+        **{name: measured.get(name) for name in RUN_FIELDS},
     )
     if output is not None:
         write_whole(Path(output), (json.dumps(footprint.facts(), indent=2) + "\n").encode())
     return footprint
 
 
-def _check_lengths(asked: Mapping[str, Any], checkpoint: Checkpoint) -> None:
-    for name in ("prompt_tokens", "new_tokens", "repeats"):
-        if asked[name] < 1:
-            raise SettingError(f"--{name.replace('_', '-')} {asked[name]} is out of range: give 1 or more.")
-    context = context_of(checkpoint)
-    wanted = asked["prompt_tokens"] + asked["new_tokens"]
-    if context and wanted > context:
+def _run(checkpoint: Checkpoint, workload: Workload, progress: Progress) -> dict[str, Any]:
+    """What running the model shows, in a process of its own. Raises SettingError where its context is too short."""
+    context, tokens = context_of(checkpoint), workload.prompt_tokens + workload.new_tokens
+    if context and tokens > context:
         raise SettingError(
-            f"--prompt-tokens {asked['prompt_tokens']} and --new-tokens {asked['new_tokens']} make {wanted} tokens, "
+            f"--prompt-tokens {workload.prompt_tokens} and --new-tokens {workload.new_tokens} make {tokens} tokens, "
             f"but the model's context is {context}. Ask for fewer."
         )
-
-
-def _run(checkpoint: Checkpoint, asked: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-    """What running the model shows, in a process of its own."""
-    _check_lengths(asked, checkpoint)
     need("torch", extra="measure")
     need("transformers", extra="measure")
     progress("running the model", 0, 1)
-    found = run_apart({**asked, "folder": str(checkpoint.folder.resolve())})
+    measured = run_apart({**workload.request, "folder": str(checkpoint.folder.resolve())})
     progress("running the model", 1, 1)
-    return found
+    return measured
 
 
 def _not_measured(reduction: float | None, sparsity: float | None, found: dict[str, Any]) -> dict[str, str]:

@@ -20,9 +20,9 @@ from moeits.progress import Progress, silent
 from moeits.settings import with_settings
 from moeits.signals.settings import Resources, Scoring
 from moeits.stages.score import score
-from moeits.sweeping.points import PointWork
+from moeits.sweeping.points import PointWork, check_points
 from moeits.sweeping.run_folder import PointFolder, RunFolder
-from moeits.sweeping.settings import PointSettings, facts_of
+from moeits.sweeping.settings import PointSettings
 from moeits.version import __version__
 
 FORMAT = 1
@@ -108,16 +108,10 @@ def sweep(
     """
     taus, run, scoring = parse_taus(tau), RunFolder(Path(output)), _scoring_of(criterion, scoring)
     checkpoint = Checkpoint.open(model, revision=revision, check=architecture_of)
-    asked = {
-        "scoring": scoring.facts(),
-        "criterion": criterion,
-        "min_experts": min_experts,
-        "evaluation": facts_of(points.evaluation),
-        "healing": facts_of(points.healing),
-        "measuring": facts_of(points.footprint),
-        "control": points.control,
-    }
     run.check_source(checkpoint.folder)
+    if fresh or not run.evidence.exists():
+        check_points(points, checkpoint)
+    asked = {"scoring": scoring.facts(), "criterion": criterion, "min_experts": min_experts, **points.facts()}
     settings = run.begin(fingerprint=checkpoint.fingerprint, settings=asked, fresh=fresh)
     ledger = Ledger(run.ledger, energy=points.energy, country=points.country)
     if run.sweep.exists() and run.evidence.exists():
@@ -128,19 +122,12 @@ def sweep(
                 checkpoint, output=run.evidence, scoring=scoring, resources=resources, fresh=fresh, progress=progress
             )
     planner = Planner(evidence, Choice(criterion=criterion, min_experts=min_experts))
-    found = cut(planner, sorted({*run.taus(), *taus}), settings, run)
-    pruned = [PointFolder(run.path / name) for name in found.folders(taus)]
+    walked = cut(planner, sorted({*run.taus(), *taus}), settings, run)
+    pruned = [PointFolder(run.path / name) for name in walked.folders(taus)]
     controls = choose_at_random(evidence, pruned, points.control, min_experts)
-    PointWork(
-        checkpoint=checkpoint,
-        run=run,
-        ledger=ledger,
-        evaluation=points.evaluation,
-        healing=points.healing,
-        footprint=points.footprint,
-        progress=progress,
-    ).all_points([run.unpruned, *(each for each in pruned if each != run.unpruned), *controls])
-    return found
+    work = PointWork(checkpoint=checkpoint, run=run, ledger=ledger, points=points, progress=progress)
+    work.all_points([run.unpruned, *(each for each in pruned if each != run.unpruned), *controls])
+    return walked
 
 
 def _scoring_of(criterion: str, scoring: Scoring) -> Scoring:
@@ -166,15 +153,15 @@ def cut(planner: Planner, taus: Sequence[float], settings: Mapping[str, Any], ru
         kept = {layer: len(experts) for layer, experts in plan.kept.items()}
         points.append(SweepPoint(tau=tau, folder=folder.path.name, kept=kept, summary=plan.summary))
     evidence = planner.evidence
-    found = Sweep(
+    walked = Sweep(
         source=evidence.source,
         model_type=evidence.model_type,
         fingerprint=evidence.fingerprint,
         settings=settings,
         points=tuple(points),
     )
-    run.save(found.facts())
-    return found
+    run.save(walked.facts())
+    return walked
 
 
 def choose_at_random(

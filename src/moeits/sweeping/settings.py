@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from moeits.errors import SettingError
+from moeits.evaluation.settings import Inference, Questions
 from moeits.evaluation.tasks import task_names
 from moeits.healing.recipe import RECIPES
-from moeits.settings import COST, EXPERT, HEALING, POINTS, setting
+from moeits.measurement.settings import Workload
+from moeits.settings import COST, EXPERT, HEALING, POINTS, same_as, setting
+
+_OF_QUESTIONS = ("tasks", "perplexity", "num_fewshot", "limit", "data_dir")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,18 +23,12 @@ class PointSettings:
     evaluate: str | None = setting(
         None, help="Evaluate every point on these tasks, as --tasks of evaluate.", panel=POINTS, metavar="TASKS"
     )
-    perplexity: str | Path | None = setting(
-        None, help="A text: documents in the field text of a .jsonl, or any file as one.", panel=POINTS
-    )
-    num_fewshot: int = setting(15, help="Examples in each prompt.", panel=EXPERT)
-    batch_size: int = setting(40, help="Prompts at a time in an evaluation.", panel=EXPERT)
-    limit: int | None = setting(
-        None, help="Only the first N items of each task, and documents of a text.", panel=POINTS, shown_default="all"
-    )
-    data_dir: str | Path | None = setting(
-        None, help="Folder with the tasks' data, instead of the hub (docs/evaluation.md).", panel=POINTS
-    )
-    dtype: str = setting("auto", help="auto (as stored), float32, bfloat16, float16.", panel=EXPERT)
+    perplexity: str | Path | None = same_as(Questions, "perplexity", panel=POINTS)
+    num_fewshot: int = same_as(Questions, "num_fewshot", panel=EXPERT)
+    batch_size: int = same_as(Inference, "batch_size", help="Prompts at a time in an evaluation.")
+    limit: int | None = same_as(Questions, "limit", panel=POINTS)
+    data_dir: str | Path | None = same_as(Questions, "data_dir", panel=POINTS)
+    dtype: str = same_as(Inference, "dtype")
     heal: str | Path | None = setting(
         None, help="Heal every point on these data, and evaluate it again.", panel=HEALING, metavar="DATA"
     )
@@ -42,10 +40,8 @@ class PointSettings:
         0, help="At every point also evaluate N random prunings of the same size.", panel=POINTS, metavar="N"
     )
     measure: bool = setting(False, help="Take the footprint of every point.", panel=COST)
-    energy: bool = setting(False, help="Measure energy, by codecarbon.", panel=COST, negatable=True)
-    country: str | None = setting(
-        None, help="Grid the electricity comes from (ISO code, such as ESP): adds the CO2.", panel=COST
-    )
+    energy: bool = same_as(Workload, "energy", default=False)
+    country: str | None = same_as(Workload, "country")
 
     def __post_init__(self) -> None:
         if self.control < 0:
@@ -55,6 +51,12 @@ class PointSettings:
                 raise SettingError(
                     f"{flag} in a sweep needs --evaluate TASKS or --perplexity TEXT: what should it show?"
                 )
+        # What is out of range there should not be said only after the scoring.
+        if self.evaluation:
+            Questions(**{name: self.evaluation[name] for name in _OF_QUESTIONS})
+            Inference(batch_size=self.batch_size, dtype=self.dtype)
+        if self.measure:
+            Workload(**self.footprint)
 
     @property
     def evaluation(self) -> dict[str, Any]:
@@ -72,6 +74,15 @@ class PointSettings:
     def footprint(self) -> dict[str, Any]:
         """Arguments of `measure`; empty if no footprint is to be taken."""
         return {"energy": self.energy, "country": self.country, "dtype": self.dtype} if self.measure else {}
+
+    def facts(self) -> dict[str, Any]:
+        """As the settings of sweep.json; None for work that is not asked for."""
+        return {
+            "evaluation": facts_of(self.evaluation),
+            "healing": facts_of(self.healing),
+            "measuring": facts_of(self.footprint),
+            "control": self.control,
+        }
 
 
 def facts_of(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
