@@ -38,10 +38,11 @@ MADE_UP = {
     "cosine.Cosine",
     "largest_entry.LargestEntry",
     "inner.ALLOCATION",
+    "int8_rows.CODEC",
     "mean_redundancy.CRITERION",
 }
-# Fields within fields of results and footprints.
-KEYS = {"flops.per_token", "machine.experts", "memory.peak_bytes"}
+# Fields within fields of results and footprints, and tensors of a checkpoint.
+KEYS = {"flops.per_token", "gate_proj.weight_scale", "machine.experts", "memory.peak_bytes"}
 # Modules that the house does not have, which is what is said of them.
 NEVER = {"base.py", "common.py", "utils.py"}
 # Tables of settings, of which nothing was measured.

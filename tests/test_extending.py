@@ -16,7 +16,7 @@ from moeits import signals
 from moeits.choosing import criteria
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.evidence import Evidence
-from tests.toys import make_toy
+from tests.toys import make_toy, read_config, read_tensors, write_checkpoint
 
 ROOT = Path(__file__).parents[1]
 # A file of the page, and after it the line that makes it known: "`name.VALUE` in `TUPLE`".
@@ -25,7 +25,7 @@ ADDITION = re.compile(
 )
 # An entry of the table of families.
 ENTRY = re.compile(r"```toml\n# src/moeits/(experts/families\.toml)\n(.*?)```", re.DOTALL)
-TUPLES = {"PAIR_SIGNALS", "EXPERT_SIGNALS", "CRITERIA", "ALLOCATIONS"}
+TUPLES = {"CODECS", "PAIR_SIGNALS", "EXPERT_SIGNALS", "CRITERIA", "ALLOCATIONS"}
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,21 @@ def test_the_new_signals_and_the_criterion_plan_within_the_memory(extended, tmp_
     options = ("--criterion", "mean_redundancy", "--experts-per-layer", 4)
     _run(extended, "moeits", "plan", evidence, *options, "--output", plan)
     assert '"criterion": "mean_redundancy"' in plan.read_text()
+
+
+def test_the_new_codec_scores_what_its_numbers_stand_for(extended, tmp_path):
+    toy = make_toy(tmp_path / "toy", "olmoe", dtype="float32")
+    packed, plain = dict(read_tensors(toy)), dict(read_tensors(toy))
+    for name in [name for name in packed if ".experts." in name]:
+        scale = np.abs(packed[name]).max(axis=1, keepdims=True) / 127
+        packed[name] = np.round(packed[name] / scale).astype(np.int8)
+        packed[f"{name}_scale"], plain[name] = scale, packed[name] * scale
+    found = {}
+    for form, tensors in (("packed", packed), ("plain", plain)):
+        folder = write_checkpoint(tmp_path / form, read_config(toy), tensors)
+        _run(extended, "moeits", "score", folder, "--output", tmp_path / f"{form}.evidence")
+        found[form] = Evidence.load(tmp_path / f"{form}.evidence").redundancy
+    assert all(np.array_equal(redundancy, found["plain"][layer]) for layer, redundancy in found["packed"].items())
 
 
 def test_the_new_allocation_shares_out_a_budget(extended, tmp_path):

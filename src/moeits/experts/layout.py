@@ -17,16 +17,7 @@ from moeits.experts import finding, fitting, promises
 from moeits.experts.families import Architecture, architecture_of
 from moeits.experts.layer import BlockTensors, ExpertSizes, MoELayer
 from moeits.experts.mtp import MtpLayers
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightSize:
-    """What one projection of one expert weighs, and what it takes to read it."""
-
-    entries: int
-    itemsize: int
-    read_bytes: int
-    """Bytes held while it is read: where projections stand side by side, all of them are read at once."""
+from moeits.experts.stored import Place, StoredWeight, WeightSize, parts_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,52 +45,53 @@ class MoELayout:
         return cls(architecture=architecture, layers=layers, mtp=mtp)
 
     def read(self, checkpoint: Checkpoint, layer: int, expert: int, projection: str) -> np.ndarray:
-        """Weight of one projection of one expert, (outputs, inputs), in its stored dtype; the same for every layout."""
-        moe, architecture = self.layers[layer], self.architecture
-        if moe.experts:
-            return checkpoint.read(moe.experts[expert][architecture.projections[projection]])
-        name, stacked = self._fused_with(projection)
-        at, parts = stacked.index(projection), len(stacked)
-        if architecture.stacking == "rows":
-            rows = checkpoint.tensors[moe.fused[name]].shape[1] // parts
-            return checkpoint.read(moe.fused[name], (expert, slice(at * rows, (at + 1) * rows)))
-        whole = checkpoint.read(moe.fused[name], (expert,))
-        width = whole.shape[1] // parts
-        own = slice(at * width, (at + 1) * width) if architecture.stacking == "columns" else slice(at, None, parts)
-        return np.ascontiguousarray(whole[:, own].T)
+        """Weight of one projection of one expert, (outputs, inputs), the same for every layout.
+
+        In its stored dtype; a packed one in the dtype in which the model computes. Raises UnscorableWeight for one that
+        is packed in a way that no codec knows.
+        """
+        return self._stored(checkpoint, layer, expert, projection).read(checkpoint)
 
     def weight_size(self, checkpoint: Checkpoint, layer: int, projection: str) -> WeightSize:
-        """Size of one projection of one expert."""
-        moe = self.layers[layer]
-        if moe.experts:
-            info, share = checkpoint.tensors[moe.experts[0][self.architecture.projections[projection]]], 1
-        else:
-            name, stacked = self._fused_with(projection)
-            info, share = checkpoint.tensors[moe.fused[name]], moe.num_experts * len(stacked)
-        beside = 0 if moe.experts or self.architecture.stacking == "rows" else info.nbytes // moe.num_experts
-        entries, nbytes = info.parameters // share, info.nbytes // share
-        return WeightSize(entries=entries, itemsize=nbytes // entries, read_bytes=nbytes + beside)
+        """Size of one projection of one expert, in numbers. Raises UnscorableWeight as `read` does, by headers only."""
+        return self._stored(checkpoint, layer, 0, projection).size(checkpoint.config)
 
     def weight_name(self, layer: int, expert: int, projection: str) -> str:
         """What to call a weight in a message: its tensor's name, and the expert where the tensor holds them all."""
+        parts = self._parts(layer, expert, projection)
+        name = parts.get("weight") or next(iter(parts.values()))
+        return name if self.layers[layer].experts else f"{name}[{expert}] ({projection})"
+
+    def check_scorable(self, checkpoint: Checkpoint) -> None:
+        """Every expert has its weights in a way that can be read. Raises UnscorableWeight where not, say for GPTQ."""
+        for layer in self.layers:
+            for projection in self.architecture.projection_names:
+                self.weight_size(checkpoint, layer, projection)
+
+    def _stored(self, checkpoint: Checkpoint, layer: int, expert: int, projection: str) -> StoredWeight:
+        parts = self._parts(layer, expert, projection)
+        tensors = {part: checkpoint.tensors[name] for part, name in parts.items()}
+        stored = StoredWeight.of(tensors, self._place(layer, expert, projection))
+        if stored is None:
+            raise UnscorableWeight(
+                f"{', '.join(parts.values())}: experts quantized in this way can be moved but not scored. Score the "
+                "checkpoint in bf16, and prune this one by that plan, with --any-fingerprint."
+            )
+        return stored
+
+    def _parts(self, layer: int, expert: int, projection: str) -> dict[str, str]:
+        """The tensors that keep a projection, by the names of their parts."""
         moe = self.layers[layer]
         if moe.experts:
-            return moe.experts[expert][self.architecture.projections[projection]]
-        return f"{moe.fused[self._fused_with(projection)[0]]}[{expert}] ({projection})"
+            return parts_of(self.architecture.projections[projection], moe.experts[expert])
+        return parts_of(self._fused_with(projection)[0], moe.fused)
 
-    def check_scorable(self) -> None:
-        """Every expert has its weights as matrices. Raises UnscorableWeight where they are packed, say by GPTQ."""
-        for layer, moe in self.layers.items():
-            wanted = self.architecture.projections.values() if moe.experts else self.architecture.fused
-            found = moe.experts[0] if moe.experts else moe.fused
-            if missing := next((name for name in wanted if name not in found), None):
-                stem = missing.removesuffix("weight")
-                instead = ", ".join(name for name in found if name.startswith(stem))
-                raise UnscorableWeight(
-                    f"Layer {layer} has its experts quantized ({instead} instead of {missing}): such weights can be "
-                    "moved but not scored. Score the bf16 checkpoint that this one was made from, and prune this one "
-                    "by that plan, with --any-fingerprint."
-                )
+    def _place(self, layer: int, expert: int, projection: str) -> Place | None:
+        if self.layers[layer].experts:
+            return None
+        _, stacked = self._fused_with(projection)
+        at, stacking = stacked.index(projection), self.architecture.stacking
+        return Place(expert=expert, at=at, of=len(stacked), stacking=stacking)
 
     def _fused_with(self, projection: str) -> tuple[str, tuple[str, ...]]:
         """The fused tensor that holds a projection, and all that are stacked in it."""

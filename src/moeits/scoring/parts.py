@@ -7,7 +7,8 @@ import numpy as np
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import NonFiniteWeight, SettingError, UnscorableWeight
-from moeits.experts.layout import MoELayout, WeightSize
+from moeits.experts.layout import MoELayout
+from moeits.experts.stored import WeightSize
 from moeits.signals import ROUTER
 
 Value = TypeVar("Value")

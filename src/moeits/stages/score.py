@@ -50,7 +50,7 @@ def score(
         model if isinstance(model, Checkpoint) else Checkpoint.open(model, revision=revision, check=architecture_of)
     )
     layout = MoELayout.of(checkpoint)
-    layout.check_scorable()
+    layout.check_scorable(checkpoint)
     wanted = _Wanted.of(scoring, layout)
     memory_bytes = parse_size(resources.memory, "--memory")
     output = None if output is None else Path(output)

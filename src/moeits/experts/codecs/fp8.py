@@ -1,0 +1,91 @@
+"""FP8 weights with scales: by blocks (DeepSeek-V3, Qwen3 FP8, MiniMax-M2), by rows, or one for the whole weight."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, ClassVar
+
+import numpy as np
+
+from moeits.errors import UnscorableWeight
+from moeits.experts.codecs import Codec, Decoded, Part, dtype_of
+from moeits.experts.codecs.scales import SCALE_DTYPES, as_float32, finite_or_not
+
+_WEIGHTS = ("F8_E4M3", "F8_E5M2")
+_SCALES = ("scale_inv", "scale")
+# Rows that are decoded at a time, and the float32 values of each of their entries: of the table, scale, product.
+_ROWS, _ROW_BYTES = 64, 3 * 4
+
+
+@dataclass(frozen=True)
+class Fp8:
+    """value = weight * scale in float32, rounded to the model's dtype, as transformers' Fp8Dequantize does.
+
+    A scale is of a block of the weight: of `weight_block_size` of the quantization config, the last ones cut off at the
+    edges, otherwise of equal blocks. `weight_scale_inv` is DeepSeek's name for what is multiplied all the same.
+    """
+
+    name: ClassVar[str] = "fp8"
+    reads: ClassVar[tuple[str, ...]] = ("weight", *_SCALES)
+    rows_apart: ClassVar[bool] = False
+    outputs_first: ClassVar[bool] = False
+
+    def holds(self, parts: Mapping[str, Part]) -> bool:
+        scales = [parts[name] for name in _SCALES if name in parts]
+        weight = parts.get("weight")
+        return (
+            weight is not None
+            and weight.dtype in _WEIGHTS
+            and [scale.dtype in SCALE_DTYPES for scale in scales] == [True]
+        )
+
+    def size(self, parts: Mapping[str, Part], config: Mapping[str, Any]) -> Decoded:
+        weight, scale = parts["weight"], next(parts[name] for name in _SCALES if name in parts)
+        _block(weight.shape, _grid(scale.shape), config)
+        itemsize = dtype_of(config).itemsize
+        held = weight.nbytes + scale.nbytes + prod(weight.shape) * itemsize
+        grid = 4 * prod(scale.shape[:-1]) * weight.shape[-1]
+        return Decoded(
+            shape=weight.shape,
+            itemsize=itemsize,
+            held_bytes=held + grid + _ROWS * _ROW_BYTES * weight.shape[-1],
+        )
+
+    def decode(self, parts: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> np.ndarray:
+        weight, scale = parts["weight"], next(parts[name] for name in _SCALES if name in parts)
+        grid = as_float32(scale).reshape(_grid(scale.shape))
+        height, width = _block(weight.shape, grid.shape, config)
+        across = np.repeat(grid, width, axis=1)[:, : weight.shape[1]]
+        value_of = np.arange(256, dtype=np.uint8).view(weight.dtype).astype(np.float32)
+        result = np.empty(weight.shape, dtype_of(config))
+        for start in range(0, len(weight), _ROWS):
+            rows = slice(start, min(start + _ROWS, len(weight)))
+            scales = across[np.arange(rows.start, rows.stop) // height]
+            with finite_or_not():
+                result[rows] = value_of[weight[rows].view(np.uint8)] * scales
+        return result
+
+
+def _grid(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Scales as (rows of blocks, columns of blocks): one for all, one for each row, or one for each block."""
+    return (*shape, *(1,) * (2 - len(shape)))
+
+
+def _block(shape: tuple[int, ...], grid: tuple[int, ...], config: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and columns of the weight that have one scale."""
+    if len(shape) == len(grid) == 2 and all(grid):
+        asked = (config.get("quantization_config") or {}).get("weight_block_size")
+        sizes = [-(-size // count) for size, count in zip(shape, grid, strict=True)]
+        if isinstance(asked, list) and [*map(type, asked)] == [int, int] and min(asked) > 0:
+            blocks = [-(-size // of) for size, of in zip(shape, asked, strict=True)]
+            if blocks == list(grid):
+                return asked[0], asked[1]
+        if all(size % count == 0 for size, count in zip(shape, grid, strict=True)):
+            return sizes[0], sizes[1]
+    raise UnscorableWeight(
+        f"scales of shape {list(grid)} do not fit a weight of shape {list(shape)}; download the checkpoint again, its "
+        "config.json too"
+    )
+
+
+CODEC: Codec = Fp8()
