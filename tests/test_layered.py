@@ -21,7 +21,11 @@ def tokens() -> torch.Tensor:
 
 
 def layer_by_layer(folder: Path) -> torch.Tensor:
-    model = LayeredModel(Checkpoint.open(folder))
+    return layer_by_layer_of(Checkpoint.open(folder))
+
+
+def layer_by_layer_of(checkpoint: Checkpoint) -> torch.Tensor:
+    model = LayeredModel(checkpoint)
     hidden, arguments = model.start(tokens())
     for i in range(len(model)):
         with model.layer(i) as layer:

@@ -27,7 +27,7 @@ ROOMS = {
     "measuring": "measurement stages.measure",
     "refitting": "calibration refitting stages.calibrate stages.refit",
     "comparing": "stages.compare",
-    "lines": "stages.simplify stages.sweep sweeping",
+    "lines": "stages.forecast stages.simplify stages.sweep sweeping trials",
     "report": "report_page stages.report",
     "outside": "__init__ __main__ command_line console demo",
 }

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moeits.stages.calibrate import calibrate
     from moeits.stages.compare import Comparison, compare
     from moeits.stages.evaluate import evaluate
+    from moeits.stages.forecast import Forecast, forecast
     from moeits.stages.heal import Healing, heal
     from moeits.stages.inspect import Inspection, inspect
     from moeits.stages.measure import Footprint, measure
@@ -37,6 +38,7 @@ __all__ = [
     "Comparison",
     "Evidence",
     "Footprint",
+    "Forecast",
     "Healing",
     "Inspection",
     "MoeitsError",
@@ -47,6 +49,7 @@ __all__ = [
     "calibrate",
     "compare",
     "evaluate",
+    "forecast",
     "heal",
     "inspect",
     "load",
@@ -74,6 +77,8 @@ _HOMES = {
     "Comparison": "moeits.stages.compare",
     "compare": "moeits.stages.compare",
     "evaluate": "moeits.stages.evaluate",
+    "Forecast": "moeits.stages.forecast",
+    "forecast": "moeits.stages.forecast",
     "Healing": "moeits.stages.heal",
     "heal": "moeits.stages.heal",
     "Inspection": "moeits.stages.inspect",

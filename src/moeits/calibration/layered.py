@@ -8,8 +8,8 @@ memory is one layer, and no line of any model's code is repeated here.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class LayeredModel:
         self.layout = MoELayout.of(checkpoint)
         self.device = torch.device(device)
         with quiet():
-            self.model = _without_weights(checkpoint.folder, checkpoint.config)
+            self.model = _without_weights(checkpoint.config)
         self.layers = _decoder_layers(self.model)
         self._prefix = self.layout.architecture.blocks[-1].split("{layer}")[0]
         self._fill_the_rest()
@@ -236,13 +236,16 @@ class Watched:
         self.routed = out.reshape(-1, out.shape[-1])
 
 
-def _without_weights(folder: Path, config: Mapping[str, Any]) -> Any:
+def _without_weights(config: Mapping[str, Any]) -> Any:
     transformers = need("transformers", extra="load")
     name = class_name(config)
     stock = getattr(transformers, name, None)
     if not (isinstance(stock, type) and issubclass(stock, transformers.PreTrainedModel)):
         raise CheckpointError(f"This transformers has no model class {name}. Update transformers.")
-    read = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    known = transformers.CONFIG_MAPPING
+    if config["model_type"] not in known:
+        raise CheckpointError(f"This transformers has no model type {config['model_type']}. Update transformers.")
+    read = known[config["model_type"]].from_dict(deepcopy(dict(config)))
     read.dtype = torch.float32
     made: Any = per_layer_class(stock) if per_layer_config(config) else stock
     with torch.device("meta"):

@@ -160,7 +160,7 @@ class Checkpoint:
                 "prune with --any-fingerprint"
             )
         dtype = DTYPES[info.dtype]
-        first, shape = _contiguous(info.shape, where)
+        first, shape = contiguous(info.shape, where)
         raw = np.fromfile(
             info.shard, np.uint8, count=prod(shape) * dtype.itemsize, offset=info.offset + first * dtype.itemsize
         )
@@ -225,7 +225,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _contiguous(shape: tuple[int, ...], where: tuple[int | slice, ...]) -> tuple[int, tuple[int, ...]]:
+def contiguous(shape: tuple[int, ...], where: tuple[int | slice, ...]) -> tuple[int, tuple[int, ...]]:
     """First entry and shape of the part `where` of a row-major tensor."""
     first, stride, rest = 0, prod(shape), shape
     for at in where:

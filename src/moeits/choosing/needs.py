@@ -1,5 +1,6 @@
 """What a criterion must know, as a scoring that finds it."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from moeits.choosing.criteria import criterion_named
@@ -17,3 +18,15 @@ def scoring_for(criterion: str, scoring: Scoring) -> Scoring | None:
     if not needs or not {*beside} <= {signal.name for signal in SIGNALS}:
         return None
     return replace(scoring, signals=",".join([*filter(None, [scoring.signals]), *beside]) or None)
+
+
+def scoring_for_all(criteria: Iterable[str], scoring: Scoring) -> Scoring | None:
+    """One scoring with what all these criteria need; None if none of them scores. Raises SettingError."""
+    asked = [found for found in (scoring_for(name, scoring) for name in criteria) if found is not None]
+    signals = dict.fromkeys(name for each in asked for name in (each.signals or "").split(",") if name)
+    return replace(scoring, signals=",".join(signals) or None) if asked else None
+
+
+def watches(criterion: str) -> bool:
+    """Whether it must see experts at work, which is what calibrating finds. Raises SettingError."""
+    return bool(criterion_named(criterion).needs) and scoring_for(criterion, Scoring()) is None

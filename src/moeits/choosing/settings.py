@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from decimal import Decimal
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,29 @@ def finite(value: Any, flag: str) -> float:
     if not isfinite(number):
         raise SettingError(f"{flag} {_shown(value)} is not a number.")
     return number
+
+
+def numbers(text: str, flag: str, *, most: int, example: str) -> tuple[str, ...]:
+    """Of `A:B:STEP` all numbers, both ends included, or those of a list `A,B,C`; as texts, since they may be shares.
+
+    Raises SettingError for what is neither, or more than `most` of them.
+    """
+    try:
+        if ":" not in text:
+            found = tuple(item.strip() for item in text.split(",") if item.strip())
+            if len(found) > most:
+                raise ValueError
+            return found
+        first, last, step = map(Decimal, text.split(":"))
+        if step <= 0 or last < first or (last - first) / step >= most:
+            raise ValueError
+        return tuple(f"{first + step * number:f}" for number in range(int((last - first) / step) + 1))
+    except (ValueError, ArithmeticError):
+        shown = text if len(text) <= 60 else f"{text[:60]}..."
+        raise SettingError(
+            f"{flag} {shown} is not a list of numbers, nor a range of at most {most}: write FIRST:LAST:STEP, "
+            f"such as {example}, or a list."
+        ) from None
 
 
 def _shown(value: Any) -> str:

@@ -20,7 +20,7 @@ from moeits import console
 from moeits.__main__ import INTERRUPTED
 from moeits.command_line.examples import epilog
 from moeits.command_line.flags import flag, panel_rank
-from moeits.console import footprint, healing, plans, refitting, results
+from moeits.console import footprint, forecast, healing, plans, refitting, results
 from moeits.errors import MoeitsError
 
 # Stages whose result is the next one's input: at a command line it would be lost without an output.
@@ -84,6 +84,7 @@ COMMANDS: tuple[tuple[Callable[..., Any], Callable[[Any, dict[str, Any]], None]]
     (moeits.prune, plans.show_plan),
     (moeits.simplify, plans.show_plan),
     (moeits.refit, refitting.show_refitting),
+    (moeits.forecast, forecast.show_forecast),
     (moeits.heal, healing.show_healing),
     (moeits.evaluate, results.show_results),
     (moeits.compare, results.show_comparison),

@@ -23,6 +23,10 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "moeits refit HALF --parent MODEL -o REFITTED",
         "moeits refit HALF --parent MODEL --data self --tokens 8192 -o REFITTED-SELF",
     ),
+    "forecast": (
+        "moeits forecast MODEL -o forecast.json",
+        "moeits forecast MODEL --reductions 25%,50% --budget 0.1 --data self --tokens 8192 -o forecast.json",
+    ),
     "heal": (
         "moeits heal HALF --data texts.jsonl --recipe small -o HEALED",
         "moeits heal HALF --data texts.jsonl --targets router --steps 50 -o HEALED-ROUTERS",

@@ -4,13 +4,14 @@ Every tensor has exactly one fate - copy, take, rename or drop - and all fates a
 number is ever recomputed, so what is kept is kept to the bit, in any dtype.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.side_files import copy_side_files, side_files
-from moeits.checkpoint.writing import check_output, new_checkpoint
+from moeits.checkpoint.writing import NewTensor, check_output, new_checkpoint
 from moeits.choosing.pruning_plan import PruningPlan, fit
 from moeits.errors import PlanError, SettingError
 from moeits.experts.families import architecture_of
@@ -25,6 +26,7 @@ from moeits.surgery.mtp import drops_mtp, plan_with_mtp, without_mtp
 from moeits.surgery.pruned_config import LOADER_FILE, class_name, pruned_config
 from moeits.surgery.quantization import renumbered_settings
 from moeits.surgery.settings import Writing
+from moeits.surgery.unwritten import Unwritten
 from moeits.surgery.written import check_written
 
 
@@ -58,27 +60,63 @@ def prune(
     moe = MoELayout.of(checkpoint)
     plan = plan if isinstance(plan, PruningPlan) else PruningPlan.load(plan)
     check_plan(plan, checkpoint, moe, any_fingerprint=any_fingerprint)
+    made = carried_out(checkpoint, moe, plan, writing)
+    shard_bytes = _shard_bytes(writing.max_shard_size, checkpoint)
+    side_files(checkpoint.folder)
+    with new_checkpoint(
+        Path(output), sources=[checkpoint.folder], nbytes=made.nbytes, overwrite=writing.overwrite
+    ) as writer:
+        left_out = copy_side_files(checkpoint.folder, writer, rewritten=made.quantization_files)
+        writer.write_json("config.json", made.config)
+        if made.layout == "per-layer":
+            writer.copy(Path(__file__).parents[1] / LOADER_FILE, LOADER_FILE)
+        writer.write_text("plan.json", made.plan.to_json())
+        writer.write_text("README.md", _card(checkpoint, moe, made.config, made.plan, left_out))
+        writer.write_tensors(made.tensors, max_shard_bytes=shard_bytes, progress=progress)
+        _check_both_ends(checkpoint, writer.folder, moe, made.plan)
+    return made.plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class CarriedOut:
+    """A plan carried out on headers alone: what would be written."""
+
+    plan: PruningPlan
+    """As it is carried out."""
+    layout: str
+    config: Mapping[str, Any]
+    quantization_files: Mapping[str, Any]
+    """Side files of a quantizer that name experts, with the new numbers."""
+    tensors: Sequence[NewTensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def carried_out(checkpoint: Checkpoint, moe: MoELayout, plan: PruningPlan, writing: Writing) -> CarriedOut:
+    """A plan of this checkpoint on its headers. Raises PlanError, CheckpointError or SettingError if it misfits."""
     drop_mtp = drops_mtp(plan, asked=writing.drop_mtp)
     layout = _chosen_layout(writing.layout, plan.counts, moe, drop_mtp=drop_mtp)
-    shard_bytes = _shard_bytes(writing.max_shard_size, checkpoint)
     plan = plan_with_mtp(fit(plan, Inventory.of(checkpoint, moe), layout), checkpoint, moe, dropped=drop_mtp)
     config = pruned_config(checkpoint.config, moe, plan, layout)
     config, quantization_files = renumbered_settings(checkpoint, moe, plan.kept, config)
-    config = without_mtp(config) if drop_mtp else config
-    side_files(checkpoint.folder)
-    tensors = new_tensors(checkpoint, moe, plan.kept, dropped=moe.mtp.tensors if drop_mtp else ())
-    with new_checkpoint(
-        Path(output), sources=[checkpoint.folder], nbytes=sum(t.nbytes for t in tensors), overwrite=writing.overwrite
-    ) as writer:
-        left_out = copy_side_files(checkpoint.folder, writer, rewritten=quantization_files)
-        writer.write_json("config.json", config)
-        if layout == "per-layer":
-            writer.copy(Path(__file__).parents[1] / LOADER_FILE, LOADER_FILE)
-        writer.write_text("plan.json", plan.to_json())
-        writer.write_text("README.md", _card(checkpoint, moe, config, plan, left_out))
-        writer.write_tensors(tensors, max_shard_bytes=shard_bytes, progress=progress)
-        _check_both_ends(checkpoint, writer.folder, moe, plan)
-    return plan
+    return CarriedOut(
+        plan=plan,
+        layout=layout,
+        config=without_mtp(config) if drop_mtp else config,
+        quantization_files=quantization_files,
+        tensors=new_tensors(checkpoint, moe, plan.kept, dropped=moe.mtp.tensors if drop_mtp else ()),
+    )
+
+
+def unwritten(checkpoint: Checkpoint, plan: PruningPlan) -> Unwritten:
+    """The checkpoint that `prune` would write, to be read without writing it. Raises what `prune` raises."""
+    moe = MoELayout.of(checkpoint)
+    check_plan(plan, checkpoint, moe)
+    made = carried_out(checkpoint, moe, plan, Writing())
+    return Unwritten(checkpoint, made.config, made.tensors)
 
 
 def _check_both_ends(checkpoint: Checkpoint, written: Path, moe: MoELayout, plan: PruningPlan) -> None:

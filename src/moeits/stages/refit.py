@@ -95,14 +95,14 @@ def refit(
     from moeits.calibration.texts import windows_of
 
     windows = windows_of(whole, texts, progress, by_source=True)
-    _check_enough(windows.fit.size, layout)
+    check_enough(windows.fit.size, layout)
     settings = {**windows.facts, **asdict(fitting)}
     key = {**settings, "parent": whole.fingerprint}
     finished = FinishedLayers(
         partial_output(output), fingerprint=pruned.fingerprint, settings=key, fresh=fresh, of_pairs=False
     )
     fitted = FittedLayers(finished, layout, pruned)
-    losses = _fit_all(whole, pruned, windows, fitting, fitted, output.parent, most_bytes, device, progress)
+    losses = fit_all(whole, pruned, windows, fitting, fitted, output.parent, most_bytes, device, progress)
     loss, accepted = judged(losses)
     if not accepted:
         fitted.forget_all()
@@ -140,12 +140,7 @@ def _record(
 def check_parent(pruned: Checkpoint, layout: MoELayout, parent: Checkpoint) -> None:
     """The parent is what the plan was made for, and the pruned checkpoint what the plan left. Raises PlanError."""
     for checkpoint in (pruned, parent):
-        odd = sorted({info.dtype for info in checkpoint.tensors.values() if info.parameters > 1} - set(_FLOATS))
-        if "quantization_config" in checkpoint.config or odd:
-            raise CalibrationError(
-                f"{checkpoint.source} is quantised ({', '.join(odd) or 'by its config.json'}). Refit the bf16 original "
-                "pruned by the same plan, and quantise afterwards."
-            )
+        check_floats(checkpoint)
     path = pruned.folder / "plan.json"
     if not path.is_file():
         raise PlanError(f"{pruned.source} has no plan.json, by which it was pruned. Prune the parent again.")
@@ -163,14 +158,24 @@ def check_parent(pruned: Checkpoint, layout: MoELayout, parent: Checkpoint) -> N
             )
 
 
-def _check_enough(tokens: int, layout: MoELayout) -> None:
+def check_floats(checkpoint: Checkpoint) -> None:
+    """Its weights are numbers that can be fitted. Raises CalibrationError for a quantised checkpoint."""
+    odd = sorted({info.dtype for info in checkpoint.tensors.values() if info.parameters > 1} - set(_FLOATS))
+    if "quantization_config" in checkpoint.config or odd:
+        raise CalibrationError(
+            f"{checkpoint.source} is quantised ({', '.join(odd) or 'by its config.json'}). Refit the bf16 original "
+            "pruned by the same plan, and quantise afterwards."
+        )
+
+
+def check_enough(tokens: int, layout: MoELayout) -> None:
     """With fewer tokens than a layer's router sends to one expert on average, there is nothing to fit."""
     need_most = max(4 * moe.num_experts // moe.top_k for moe in layout.layers.values())
     if tokens < need_most:
         raise CalibrationError(f"{tokens} tokens are too few for a fit: give --tokens {need_most} or more.")
 
 
-def _fit_all(
+def fit_all(
     whole: Checkpoint,
     pruned: Checkpoint,
     windows: Any,

@@ -1,0 +1,192 @@
+"""Checkpoint x reductions -> what each size would cost, with and without a refit, before anything is written."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moeits.calibration.settings import Machine, Tokens
+from moeits.checkpoint.reading import Checkpoint
+from moeits.choosing.limits import Limits
+from moeits.choosing.needs import scoring_for, watches
+from moeits.choosing.settings import Budget, Choice
+from moeits.evaluation.finished_tasks import FinishedTasks
+from moeits.evidence import Evidence
+from moeits.experts.families import architecture_of
+from moeits.experts.inventory import Inventory
+from moeits.experts.layout import MoELayout
+from moeits.files import check_file_output, write_whole
+from moeits.progress import Progress, silent
+from moeits.refitting.settings import Fitting
+from moeits.settings import with_settings
+from moeits.signals.settings import Scoring
+from moeits.stages.calibrate import calibrate
+from moeits.stages.plan import plan
+from moeits.stages.refit import check_enough, check_floats
+from moeits.stages.score import score
+from moeits.trials.settings import Forecasting
+from moeits.trials.sizes import Prediction, SizeForecast, forecast_size
+from moeits.version import __version__
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What sizes of one model would cost, as forecast.json holds it. Losses are nats per token."""
+
+    source: str
+    model_type: str
+    fingerprint: str
+    settings: Mapping[str, Any]
+    data: Mapping[str, Any]
+    """The tokens: those that are fitted on, those that choose, those that judge."""
+    unpruned: float
+    """Loss of the model as it is, on the tokens that judge."""
+    sizes: tuple[SizeForecast, ...]
+    """By reduction, the smallest first."""
+    budget: float
+    safe: Mapping[str, float | None]
+    """`pruned` and `refitted`: the largest reduction up to which the whole interval of the rise is below the budget."""
+
+    def facts(self) -> dict[str, Any]:
+        """The forecast as a JSON value."""
+        return {"format": FORMAT, "kind": "forecast", "moeits": __version__, **asdict(self)}
+
+
+@with_settings
+def forecast(
+    model: str | Path,
+    *,
+    output: str | Path | None = None,
+    sizes: Forecasting,
+    texts: Tokens,
+    fitting: Fitting,
+    machine: Machine,
+    revision: str | None = None,
+    fresh: bool = False,
+    progress: Progress = silent,
+) -> Forecast:
+    """What would each size cost: errors of the layers, and rise of loss, KL and top-1 agreement on held-out tokens.
+
+    Each of `reductions` is planned by `criterion`, and pruned and refitted in memory, one decoder layer at a time; no
+    checkpoint is written. The answer is the largest reduction whose rise stays below `budget`, with its whole 95 %
+    interval over windows. docs/forecast.md says how far it can be trusted. A killed run goes on with the next size.
+
+    Raises BudgetOutOfReach for a reduction below the floors, CalibrationError for tokens that will not do,
+    CheckpointError, SettingError, OutputError.
+    """
+    checkpoint = Checkpoint.open(model, revision=revision, check=architecture_of)
+    if output is not None:
+        check_file_output(output := Path(output), inputs=[checkpoint.folder])
+    moe = MoELayout.of(checkpoint)
+    check_floats(checkpoint)
+    _check_within_reach(Inventory.of(checkpoint, moe), sizes)
+    from moeits.calibration.texts import windows_of
+
+    windows = windows_of(checkpoint, texts, progress, by_source=True)
+    check_enough(windows.fit.size, moe)
+    settings = {"criterion": sizes.criterion, **asdict(fitting)}
+    made_with = {"fingerprint": checkpoint.fingerprint, "data": windows.facts, **settings, "moeits": __version__}
+    finished = FinishedTasks(output, made_with=made_with, fresh=fresh)
+    beside = Path.cwd() if output is None else output.parent
+    made = _Run(checkpoint, windows, sizes, texts, fitting, machine, beside, finished, progress).forecast(settings)
+    if output is not None:
+        write_whole(output, (json.dumps(made.facts(), indent=1) + "\n").encode())
+        finished.remove()
+    return made
+
+
+def _check_within_reach(inventory: Inventory, sizes: Forecasting) -> None:
+    """No size is below the floors. Raises BudgetOutOfReach."""
+    for reduction in sizes.shares:
+        Limits(inventory, Choice(criterion=sizes.criterion)).check(Budget(reduction=reduction))
+
+
+def safe_reduction(sizes: Sequence[tuple[float, Prediction]], budget: float) -> float | None:
+    """The largest reduction such that at it, and at all smaller ones, the whole interval of the rise is below."""
+    safe = None
+    for reduction, found in sorted(sizes, key=lambda size: size[0]):
+        if found.high >= budget:
+            break
+        safe = reduction
+    return safe
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A forecast under way."""
+
+    checkpoint: Checkpoint
+    windows: Any
+    sizes: Forecasting
+    texts: Tokens
+    fitting: Fitting
+    machine: Machine
+    beside: Path
+    finished: FinishedTasks
+    progress: Progress
+
+    def forecast(self, settings: Mapping[str, Any]) -> Forecast:
+        """All sizes, and the answer."""
+        unpruned, each = self.all_sizes()
+        return Forecast(
+            source=self.checkpoint.source,
+            model_type=self.checkpoint.config["model_type"],
+            fingerprint=self.checkpoint.fingerprint,
+            settings=settings,
+            data=self.windows.facts,
+            unpruned=unpruned,
+            sizes=each,
+            budget=float(self.sizes.budget),
+            safe={
+                "pruned": safe_reduction([(size.reduction, size.pruned) for size in each], self.sizes.budget),
+                "refitted": safe_reduction([(size.reduction, size.refitted) for size in each], self.sizes.budget),
+            },
+        )
+
+    def all_sizes(self) -> tuple[float, tuple[SizeForecast, ...]]:
+        """Loss of the unpruned model, and every size; what an earlier run finished is not done again."""
+        evidence: Evidence | None = None
+        unpruned, made = 0.0, []
+        for done, reduction in enumerate(self.sizes.shares):
+            self.progress("sizes", done, len(self.sizes.shares))
+            kept = self.finished.get(f"reduction-{reduction:g}")
+            if kept is None:
+                evidence = evidence or self._evidence()
+                kept = self._one(evidence, reduction)
+                self.finished.put(f"reduction-{reduction:g}", kept)
+            unpruned = float(kept["samples"]["unpruned"])
+            made.append(_size_of(kept["row"]))
+        self.progress("sizes", len(made), len(made))
+        return unpruned, tuple(made)
+
+    def _one(self, evidence: Evidence, reduction: float) -> dict[str, Any]:
+        chosen = plan(evidence, reduction=reduction, criterion=self.sizes.criterion, seed=self.texts.seed)
+        unpruned, size = forecast_size(
+            self.checkpoint,
+            chosen,
+            reduction,
+            self.windows,
+            self.fitting,
+            self.machine,
+            self.beside,
+            self.progress,
+        )
+        return {"row": asdict(size), "samples": {"unpruned": unpruned}}
+
+    def _evidence(self) -> Evidence:
+        """What the criterion must know."""
+        name = self.sizes.criterion
+        if watches(name):
+            return calibrate(self.checkpoint, texts=self.texts, machine=self.machine, progress=self.progress)
+        scoring = scoring_for(name, Scoring())
+        if scoring is not None:
+            return score(self.checkpoint, scoring=scoring, progress=self.progress)
+        return Evidence(inventory=Inventory.of(self.checkpoint, MoELayout.of(self.checkpoint)))
+
+
+def _size_of(row: Mapping[str, Any]) -> SizeForecast:
+    predictions = {name: Prediction(**row[name]) for name in ("pruned", "refitted")}
+    return SizeForecast(**{**row, "layers": tuple(row["layers"]), **predictions})

@@ -1,0 +1,72 @@
+"""What `prune` would write, read as a checkpoint that is nowhere on disk: ranges of the bytes of its source."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from moeits.checkpoint.reading import DTYPES, Checkpoint, TensorInfo, contiguous
+from moeits.checkpoint.writing import ByteRange, NewTensor
+from moeits.errors import CheckpointError
+
+
+class Unwritten(Checkpoint):
+    """A pruned checkpoint before it is written; `folder` is that of its source, whose side files are its own.
+
+    Only tensors that are moved can be read. Of a shard and an offset each has the first of its bytes.
+    """
+
+    def __init__(self, source: Checkpoint, config: Mapping[str, Any], tensors: Sequence[NewTensor]) -> None:
+        self.folder, self.source, self.config = source.folder, source.source, config
+        self._ranges = {tensor.name: _ranges_of(tensor) for tensor in tensors}
+        self._of = source
+        self.stamps = source.stamps
+        self.tensors: Mapping[str, TensorInfo] = {
+            tensor.name: TensorInfo(
+                name=tensor.name,
+                dtype=tensor.dtype,
+                shape=tensor.shape,
+                shard=self._ranges[tensor.name][0].path,
+                offset=self._ranges[tensor.name][0].offset,
+                nbytes=tensor.nbytes,
+            )
+            for tensor in tensors
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Another one than the written checkpoint has: of the source, and of where each tensor's bytes are."""
+        digest = hashlib.sha256(self._of.fingerprint.encode())
+        for name, ranges in sorted(self._ranges.items()):
+            digest.update(f"{name} {[(r.path.name, r.offset, r.length) for r in ranges]}".encode())
+        return digest.hexdigest()
+
+    def read(self, name: str, where: tuple[int | slice, ...] = ()) -> np.ndarray:
+        """As a checkpoint on disk does: only the bytes of the part that is asked for are read."""
+        info = self.tensors[name]
+        dtype = DTYPES[info.dtype]
+        first, shape = contiguous(info.shape, where)
+        begin, count = first * dtype.itemsize, prod(shape) * dtype.itemsize
+        raw = np.concatenate([*_pieces(self._ranges[name], begin, begin + count), np.empty(0, np.uint8)])
+        if raw.size != count:
+            raise CheckpointError(f"{info.shard.name} ends in the middle of {name}. Download this file again.")
+        return raw.view(dtype).reshape(shape)
+
+
+def _ranges_of(tensor: NewTensor) -> tuple[ByteRange, ...]:
+    ranges = tuple(part for part in tensor.parts if isinstance(part, ByteRange))
+    assert len(ranges) == len(tensor.parts), f"{tensor.name} is computed, not moved"
+    return ranges
+
+
+def _pieces(ranges: Sequence[ByteRange], begin: int, end: int) -> Iterator[np.ndarray]:
+    """The bytes [begin, end) of some ranges put one after the other."""
+    at = 0
+    for each in ranges:
+        low, high = max(begin, at), min(end, at + each.length)
+        if low < high:
+            yield np.fromfile(each.path, np.uint8, count=high - low, offset=each.offset + low - at)
+        at += each.length
