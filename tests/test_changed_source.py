@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import moeits
-from moeits.checkpoint.reading import Checkpoint, _sampled_spans
+from moeits.checkpoint.fingerprints import sampled_spans
+from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError
 from tests.toys import make_toy
 
@@ -20,7 +21,7 @@ def change_what_no_fingerprint_sees(model: Path) -> int:
     """Flip a bit of every byte that is not sampled; returns how many."""
     content, flipped = bytearray((model / "model.safetensors").read_bytes()), 0
     for info in Checkpoint.open(model).tensors.values():
-        sampled = {at for start, length in _sampled_spans(info.nbytes) for at in range(start, start + length)}
+        sampled = {at for start, length in sampled_spans(info.nbytes) for at in range(start, start + length)}
         for at in set(range(info.nbytes)) - sampled:
             content[info.offset + at] ^= 1
             flipped += 1

@@ -296,7 +296,7 @@ def toy_evidence(
         "floor": {} if floor is None else floor,
     }
     facts |= changes
-    inventory = Inventory(**{each.name: facts.pop(each.name) for each in fields(Inventory)})
+    inventory = Inventory(**{each.name: facts.pop(each.name) for each in fields(Inventory) if each.name in facts})
     return Evidence(inventory=inventory, **facts)
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 from msgspec import Meta, Struct
 
+from moeits.checkpoint.fingerprints import Coverage
 from moeits.errors import EvidenceError
 from moeits.experts.inventory import Inventory, LayerFacts
 from moeits.files import write_whole
@@ -80,10 +81,15 @@ class Evidence:
             "model_type": self.model_type,
             "source": self.source,
             "fingerprint": self.fingerprint,
+            **self._coverage(),
             "estimator": self.estimator,
             "settings": dict(self.settings),
             **self.above_noise(),
         }
+
+    def _coverage(self) -> dict[str, Any]:
+        coverage = self.inventory.coverage
+        return {} if coverage is None else {"coverage": coverage.facts()}
 
     def save(self, path: str | Path) -> None:
         """Write the evidence, all or nothing: tensors `layers.<i>.redundancy`, `.floor` and `.<name of a signal>`,
@@ -100,6 +106,7 @@ class Evidence:
             "model_type": self.model_type,
             "source": self.source,
             "fingerprint": self.fingerprint,
+            **self._coverage(),
             "estimator": self.estimator,
             "settings": dict(self.settings),
             "layers": {str(i): asdict(facts) for i, facts in self.layers.items()},
@@ -149,9 +156,21 @@ def merged(several: Sequence[Evidence]) -> Evidence:
             )
         if other is not first and other.redundancy:
             raise EvidenceError("Two of the files hold redundancies. Give one of them, and files of other signals.")
+    inventory = replace(first.inventory, coverage=_fullest(several))
     signals = {name: by_layer for each in several for name, by_layer in each.signals.items()}
     settings = {name: value for each in (*several, first) for name, value in each.settings.items()}
-    return replace(first, signals=signals, settings=settings)
+    return replace(first, inventory=inventory, signals=signals, settings=settings)
+
+
+def _fullest(several: Sequence[Evidence]) -> Coverage | None:
+    """What is known of the weights by the one that has seen most. Raises EvidenceError if two saw other weights."""
+    known = [each.inventory.coverage for each in several if each.inventory.coverage is not None]
+    if len({coverage.sha256 for coverage in known if coverage.full}) > 1:
+        raise EvidenceError(
+            f"The evidence is of two versions of {several[0].source}: the SHA-256 of their weights differ. Give files "
+            "of one."
+        )
+    return max(known, key=lambda coverage: coverage.full, default=None)
 
 
 def _line(error: object) -> str:
@@ -184,7 +203,8 @@ class _Facts(Struct):
     other_parameters: Count
     other_bytes: Count
     tensors_sha256: str | None = None
-    """None in evidence of 0.1."""
+    """None in evidence of 0.1, as `coverage`."""
+    coverage: Coverage | None = None
 
 
 def _decoded(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> Evidence:
@@ -208,6 +228,7 @@ def _decoded(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> 
         layers=facts.layers,
         other_parameters=facts.other_parameters,
         other_bytes=facts.other_bytes,
+        coverage=facts.coverage,
     )
     if facts.tensors_sha256 not in (None, _sha256(tensors)):
         raise NotOfItsType("its matrices were changed, or mixed up, after it was written")

@@ -4,10 +4,9 @@ Nothing here knows what an expert is. Only headers are read on opening; the numb
 read only on demand, so that a model larger than memory can be worked on.
 """
 
-import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -19,10 +18,12 @@ import ml_dtypes
 import numpy as np
 
 from moeits.checkpoint import hub
+from moeits.checkpoint.fingerprints import Coverage, full_sha256, sampled_coverage, sampled_fingerprint
 from moeits.checkpoint.parts import INDEX_NAME, SINGLE_NAME
 from moeits.checkpoint.stamps import check_stamps, stamps_of
 from moeits.errors import CheckpointError, SettingError, UnscorableWeight
 from moeits.printable import printable
+from moeits.progress import Progress, silent
 
 # safetensors name of a dtype -> numpy's. What is missing here can still be moved as bytes, but not read as numbers.
 DTYPES: Mapping[str, np.dtype] = MappingProxyType(
@@ -48,9 +49,6 @@ _MOST_HEADER_BYTES = 100_000_000
 # The largest models have some hundred thousand tensors, of up to three axes. A tensor's entry opens three brackets; a
 # header that opens far more only takes memory.
 _MOST_BRACKETS, _MOST_AXES, _MOST_NAME = 3_000_000, 64, 1000
-
-# The fingerprint reads a tensor whole up to this many bytes, and beyond that this many spans of this many bytes.
-_WHOLE_BYTES, _SPANS, _SPAN_BYTES = 4096, 8, 512
 
 _LONGEST_FILE_NAME = 255
 
@@ -80,6 +78,8 @@ class Checkpoint:
     Open one with `Checkpoint.open`. `source` is what the checkpoint is called in plans and cards: the hub id with its
     resolved commit, or the name of the folder; never a path of this machine.
     """
+
+    _sha256: str | None = None
 
     def __init__(self, folder: Path, *, source: str, tensors: Mapping[str, TensorInfo] | None = None) -> None:
         self.folder = folder
@@ -174,20 +174,20 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over names, dtypes, shapes and sampled bytes of all tensors.
+        """SHA-256 over names, dtypes, shapes and sampled bytes of all tensors; the same for any sharding of them."""
+        return sampled_fingerprint(self.tensors)
 
-        The same for any sharding of the same tensors. Small tensors enter whole, large ones with eight evenly spaced
-        spans, so that a checkpoint of 100 GB is known in seconds.
+    def coverage(self, *, full: bool = False, progress: Progress = silent) -> Coverage:
+        """How much tells this checkpoint from others; with `full` the SHA-256 of every byte, which is taken once.
+
+        Raises CheckpointError if the shards change meanwhile.
         """
-        digest = hashlib.sha256()
-        for name in sorted(self.tensors):
-            info = self.tensors[name]
-            digest.update(json.dumps([name, info.dtype, info.shape]).encode())
-            with info.shard.open("rb") as file:
-                for start, length in _sampled_spans(info.nbytes):
-                    file.seek(info.offset + start)
-                    digest.update(file.read(length))
-        return digest.hexdigest()
+        if not full:
+            return sampled_coverage(self.tensors)
+        if self._sha256 is None:
+            self._sha256 = full_sha256(self.tensors, progress)
+            self.check_unchanged()
+        return Coverage(nbytes=self.nbytes, of=self.nbytes, sha256=self._sha256)
 
     @cached_property
     def shards(self) -> tuple[Path, ...]:
@@ -239,14 +239,6 @@ def contiguous(shape: tuple[int, ...], where: tuple[int | slice, ...]) -> tuple[
         assert 0 <= at < size
         first += at * stride
     return first, rest
-
-
-def _sampled_spans(nbytes: int) -> Iterator[tuple[int, int]]:
-    if nbytes <= _WHOLE_BYTES:
-        yield 0, nbytes
-        return
-    for span in range(_SPANS):
-        yield span * (nbytes - _SPAN_BYTES) // (_SPANS - 1), _SPAN_BYTES
 
 
 # ------------------------------------------------------------------------------------------------ files of a folder

@@ -155,6 +155,7 @@ class Planner:
             order=self._orders_to_floor,
             summary={**summary, "floored_layers": floored, **self._above_noise},
             layers=self.evidence.layers,
+            coverage=self.evidence.inventory.coverage,
         )
 
     @cached_property

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
+from moeits.checkpoint.fingerprints import Coverage
 from moeits.choosing.elimination import steps_to
 from moeits.errors import PlanError
 from moeits.experts.inventory import MOST_EXPERTS, Inventory, LayerFacts
@@ -36,6 +37,8 @@ class PruningPlan:
     summary: Mapping[str, Any] = field(default_factory=dict)
     layers: Mapping[int, LayerFacts] = field(default_factory=dict)
     """What each layer was before; empty in a plan of 0.1, which did not say."""
+    coverage: Coverage | None = None
+    """How much of the weights the fingerprint has seen; None in a plan of 0.1."""
 
     def facts(self) -> dict[str, Any]:
         """The plan as the JSON value that plan.json holds."""
@@ -44,6 +47,7 @@ class PruningPlan:
             "model_type": self.model_type,
             "source": self.source,
             "fingerprint": self.fingerprint,
+            **({} if self.coverage is None else {"coverage": self.coverage.facts()}),
             "criterion": self.criterion,
             "settings": dict(self.settings),
             "kept": {str(layer): list(experts) for layer, experts in self.kept.items()},
@@ -93,6 +97,7 @@ class PruningPlan:
             order={layer: tuple(steps) for layer, steps in stored.order.items()},
             summary=stored.summary,
             layers=stored.layers,
+            coverage=stored.coverage,
         )
 
     @property
@@ -118,6 +123,7 @@ class PruningPlan:
             layers=self.layers,
             other_parameters=others[0],
             other_bytes=others[1],
+            coverage=self.coverage,
         )
 
     def experts_before(self) -> dict[int, int] | None:
@@ -158,6 +164,7 @@ class _Stored(Struct):
     order: dict[_Layer, list[tuple[_Expert, float | None]]] = {}
     summary: dict[str, _Scalar | list[_Scalar] | dict[str, _Scalar | list[_Scalar] | _Flat]] = {}
     layers: dict[_Layer, LayerFacts] = {}
+    coverage: Coverage | None = None
 
 
 class _Summary(Struct):
@@ -205,7 +212,13 @@ def fit(plan: PruningPlan, inventory: Inventory, layout: str) -> PruningPlan:
     settings = dict(plan.settings)
     if plan.fingerprint != inventory.fingerprint:
         settings["planned_for"] = plan.source
-    plan = replace(plan, source=inventory.source, fingerprint=inventory.fingerprint, settings=settings)
+    plan = replace(
+        plan,
+        source=inventory.source,
+        fingerprint=inventory.fingerprint,
+        coverage=inventory.coverage,
+        settings=settings,
+    )
     if layout == "uniform" and len(set(plan.counts.values())) > 1:
         groups = lcm(*(facts.groups for facts in inventory.layers.values()))
         plan = even_out(plan, inventory.num_experts, groups=groups)

@@ -88,6 +88,8 @@ def show_inspection(found: Inspection, arguments: dict[str, Any]) -> None:  # no
     table(
         ("layers", "experts", "kept") if of_plan else ("layers", "experts", "top-k"), _inspection_rows(found, of_plan)
     )
+    if found.coverage is not None:
+        out(str(found.coverage))
     experts = sum(row.experts for row in found.layers)
     verb = "experts kept; the checkpoint will have" if of_plan else "routed experts,"
     parameters = "?" if found.parameters is None else f"{found.parameters:,}"

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from moeits.checkpoint.fingerprints import Coverage
 from moeits.checkpoint.reading import Checkpoint
 from moeits.experts.layer import ExpertSizes
 from moeits.experts.layout import MoELayout
@@ -67,9 +68,18 @@ class Inventory:
     other_parameters: int
     """Parameters of everything but routed experts and their router rows."""
     other_bytes: int
+    coverage: Coverage | None = None
+    """How much of the weights the fingerprint has seen; None where a file of 0.1 does not say."""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, layout: MoELayout, *, fingerprint: str | None = None) -> "Inventory":
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        layout: MoELayout,
+        *,
+        fingerprint: str | None = None,
+        coverage: Coverage | None = None,
+    ) -> "Inventory":
         """The inventory of an opened checkpoint, whose fingerprint is taken from its tensors if it is not given."""
         layers = {
             i: LayerFacts(
@@ -89,6 +99,7 @@ class Inventory:
             layers=layers,
             other_parameters=checkpoint.parameters - sum(n * (s.parameters + s.router_parameters) for n, s in routed),
             other_bytes=checkpoint.nbytes - sum(n * (s.nbytes + s.router_nbytes) for n, s in routed),
+            coverage=checkpoint.coverage() if coverage is None else coverage,
         )
 
     @property

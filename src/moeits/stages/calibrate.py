@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from moeits.calibration.settings import Machine, Tokens
+from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import SettingError
 from moeits.evidence import Evidence
@@ -27,8 +28,8 @@ def calibrate(
     output: str | Path | None = None,
     texts: Tokens,
     machine: Machine,
+    opening: Opening,
     selection: int = 4096,
-    revision: str | None = None,
     fresh: bool = False,
     progress: Progress = silent,
 ) -> Evidence:
@@ -43,9 +44,7 @@ def calibrate(
     """
     if not 64 <= selection <= 10**6:
         raise SettingError(f"--selection {selection} is out of range: it is from 64 to 1000000 tokens.")
-    checkpoint = (
-        model if isinstance(model, Checkpoint) else Checkpoint.open(model, revision=revision, check=architecture_of)
-    )
+    checkpoint = opening.open(model, check=architecture_of)
     layout = MoELayout.of(checkpoint)
     if output is not None:
         check_file_output(output := Path(output), inputs=[checkpoint.folder])
@@ -61,7 +60,7 @@ def calibrate(
     beside = Path.cwd() if output is None else output.parent
     layers = _all_layers(checkpoint, windows.fit, settings["selection"], finished, most_bytes, beside, device, progress)
     evidence = Evidence(
-        inventory=Inventory.of(checkpoint, layout),
+        inventory=Inventory.of(checkpoint, layout, coverage=opening.coverage(checkpoint, progress)),
         settings=settings,
         signals={
             name: {layer: values[name] for layer, values in layers.items()} for name in next(iter(layers.values()))

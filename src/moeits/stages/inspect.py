@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import ceil, gcd
 from pathlib import Path
 
+from moeits.checkpoint.fingerprints import Coverage
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.choosing.settings import share
@@ -42,6 +43,8 @@ class Inspection:
     nbytes: int | None
     routed_parameters: int | None
     """Parameters of routed experts, router rows not counted; None in a plan."""
+    coverage: Coverage | None
+    """How much of the weights that fingerprint has seen; None if an older plan does not say."""
     shards: int | None
     storage: str | None
     """How experts are stored: per-expert, fused, or mixed; None in a plan."""
@@ -81,6 +84,7 @@ def inspect(
         source=checkpoint.source,
         model_type=layout.architecture.model_type,
         fingerprint=None,
+        coverage=None,
         layers=tuple(LayerRow(layer=i, experts=moe.num_experts, top_k=moe.top_k) for i, moe in layout.layers.items()),
         parameters=checkpoint.parameters,
         nbytes=checkpoint.nbytes,
@@ -102,6 +106,7 @@ def _inspect_plan(plan: PruningPlan) -> Inspection:
         source=plan.source,
         model_type=plan.model_type,
         fingerprint=plan.fingerprint,
+        coverage=plan.coverage,
         layers=tuple(
             LayerRow(layer=i, experts=count, experts_before=before.get(i), top_k=top_k.get(i))
             for i, count in plan.counts.items()

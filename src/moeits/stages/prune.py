@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moeits.checkpoint.fingerprints import Coverage
+from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.side_files import copy_side_files, side_files
 from moeits.checkpoint.writing import NewTensor, check_output, new_checkpoint
@@ -37,8 +39,8 @@ def prune(
     plan: str | Path | PruningPlan,
     output: str | Path,
     writing: Writing,
+    opening: Opening,
     any_fingerprint: bool = False,
-    revision: str | None = None,
     progress: Progress = silent,
 ) -> PruningPlan:
     """Write the checkpoint that a plan leaves: removed experts gone, everything else as it was, bit for bit.
@@ -49,18 +51,17 @@ def prune(
     equal, else per-layer. No plan covers the experts of layers for multi-token prediction: a uniform checkpoint is
     written without these layers (`drop_mtp`), others keep them whole. Shards are at most `max_shard_size`, by default
     as large as the source's. With `any_fingerprint` the plan may have been made for another form of this model: the
-    parent of a quantised one, or the same experts fused. The output appears under its name only when complete.
+    parent of a quantised one, or the same experts fused. By `verify` every byte is compared with what the plan was made
+    for, or sampled ones. The output appears under its name only when complete.
 
     Raises PlanError if the plan is of another checkpoint or does not fit it, CheckpointError if the checkpoint is
     broken, OutputError if the output exists, lies in the source, or cannot be written.
     """
-    checkpoint = (
-        model if isinstance(model, Checkpoint) else Checkpoint.open(model, revision=revision, check=architecture_of)
-    )
+    checkpoint = opening.open(model, check=architecture_of)
     moe = MoELayout.of(checkpoint)
     plan = plan if isinstance(plan, PruningPlan) else PruningPlan.load(plan)
-    check_plan(plan, checkpoint, moe, any_fingerprint=any_fingerprint)
-    made = carried_out(checkpoint, moe, plan, writing)
+    coverage = _verified(plan, checkpoint, moe, opening, any_fingerprint=any_fingerprint, progress=progress)
+    made = carried_out(checkpoint, moe, plan, writing, coverage)
     shard_bytes = _shard_bytes(writing.max_shard_size, checkpoint)
     side_files(checkpoint.folder)
     with new_checkpoint(
@@ -95,11 +96,17 @@ class CarriedOut:
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
-def carried_out(checkpoint: Checkpoint, moe: MoELayout, plan: PruningPlan, writing: Writing) -> CarriedOut:
-    """A plan of this checkpoint on its headers. Raises PlanError, CheckpointError or SettingError if it misfits."""
+def carried_out(
+    checkpoint: Checkpoint, moe: MoELayout, plan: PruningPlan, writing: Writing, coverage: Coverage | None = None
+) -> CarriedOut:
+    """A plan of this checkpoint on its headers; `coverage` is what was read of the weights to tell them from others.
+
+    Raises PlanError, CheckpointError or SettingError if it misfits.
+    """
     drop_mtp = drops_mtp(plan, asked=writing.drop_mtp)
     layout = _chosen_layout(writing.layout, plan.counts, moe, drop_mtp=drop_mtp)
-    plan = plan_with_mtp(fit(plan, Inventory.of(checkpoint, moe), layout), checkpoint, moe, dropped=drop_mtp)
+    inventory = Inventory.of(checkpoint, moe, coverage=coverage)
+    plan = plan_with_mtp(fit(plan, inventory, layout), checkpoint, moe, dropped=drop_mtp)
     config = pruned_config(checkpoint.config, moe, plan, layout)
     config, quantization_files = renumbered_settings(checkpoint, moe, plan.kept, config)
     return CarriedOut(
@@ -117,6 +124,25 @@ def unwritten(checkpoint: Checkpoint, plan: PruningPlan) -> Unwritten:
     check_plan(plan, checkpoint, moe)
     made = carried_out(checkpoint, moe, plan, Writing())
     return Unwritten(checkpoint, made.config, made.tensors)
+
+
+def _verified(
+    plan: PruningPlan,
+    checkpoint: Checkpoint,
+    moe: MoELayout,
+    opening: Opening,
+    *,
+    any_fingerprint: bool,
+    progress: Progress,
+) -> Coverage:
+    """What is known of the weights, which are those of the plan, or of another form of its model.
+
+    Of another form there is nothing to compare. Raises PlanError as `check_plan` and `Verifying.check` do.
+    """
+    check_plan(plan, checkpoint, moe, any_fingerprint=any_fingerprint)
+    if any_fingerprint and plan.fingerprint != checkpoint.fingerprint:
+        return opening.coverage(checkpoint, progress)
+    return opening.check(plan.coverage, checkpoint, source=plan.source, progress=progress)
 
 
 def _check_both_ends(checkpoint: Checkpoint, written: Path, moe: MoELayout, plan: PruningPlan) -> None:

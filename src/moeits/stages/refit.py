@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from moeits.calibration.settings import Machine, Tokens
+from moeits.checkpoint.opening import Verifying
 from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.side_files import copy_side_files, side_files
 from moeits.checkpoint.writing import check_output, new_checkpoint
@@ -70,6 +71,7 @@ def refit(
     texts: Tokens,
     fitting: Fitting,
     machine: Machine,
+    verifying: Verifying,
     overwrite: bool = False,
     fresh: bool = False,
     progress: Progress = silent,
@@ -90,7 +92,7 @@ def refit(
     check_output(output, sources=[pruned.folder, whole.folder], overwrite=overwrite)
     side_files(pruned.folder)
     layout = MoELayout.of(pruned)
-    check_parent(pruned, layout, whole)
+    check_parent(pruned, layout, whole, verifying, progress)
     most_bytes, device = parse_size(machine.memory, "--memory"), checked_device(machine.device)
     from moeits.calibration.texts import windows_of
 
@@ -137,7 +139,9 @@ def _record(
     )
 
 
-def check_parent(pruned: Checkpoint, layout: MoELayout, parent: Checkpoint) -> None:
+def check_parent(
+    pruned: Checkpoint, layout: MoELayout, parent: Checkpoint, verifying: Verifying, progress: Progress
+) -> None:
     """The parent is what the plan was made for, and the pruned checkpoint what the plan left. Raises PlanError."""
     for checkpoint in (pruned, parent):
         check_floats(checkpoint)
@@ -150,6 +154,7 @@ def check_parent(pruned: Checkpoint, layout: MoELayout, parent: Checkpoint) -> N
             f"{pruned.source} was pruned from {plan.source} (fingerprint {plan.fingerprint[:12]}), but {parent.source} "
             f"has fingerprint {parent.fingerprint[:12]}. Give the checkpoint that it was pruned from as --parent."
         )
+    verifying.check(plan.coverage, parent, source=plan.source, progress=progress)
     for i, moe in layout.layers.items():
         if len(plan.kept.get(i, ())) != moe.num_experts:
             raise PlanError(

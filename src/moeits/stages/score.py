@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
 from moeits.engines.threads import Threads
 from moeits.evidence import Evidence
@@ -31,7 +32,7 @@ def score(
     output: str | Path | None = None,
     scoring: Scoring,
     resources: Resources,
-    revision: str | None = None,
+    opening: Opening,
     fresh: bool = False,
     progress: Progress = silent,
 ) -> Evidence:
@@ -41,14 +42,13 @@ def score(
     (`paper`: the mean; `authors-code`: the authors' program), `projection_weights` overrides them. `signals` are kept
     beside the redundancy. `memory` bounds the weights held at once, encoded and as they are read, with the tables of
     the threads. With `output` the evidence is also written there, and a killed run goes on where it was unless
-    `fresh`. The result does not depend on `threads`, `memory`, sharding or layout.
+    `fresh`. `verify` says by what the weights are told from others. The scores do not depend on `threads`, `memory`,
+    sharding or layout.
 
     Raises CheckpointError if the checkpoint is broken or has weights that cannot be scored, SettingError for an
     argument that is out of range, OutputError if the evidence cannot be written.
     """
-    checkpoint = (
-        model if isinstance(model, Checkpoint) else Checkpoint.open(model, revision=revision, check=architecture_of)
-    )
+    checkpoint = opening.open(model, check=architecture_of)
     layout = MoELayout.of(checkpoint)
     layout.check_scorable(checkpoint)
     wanted = _Wanted.of(scoring, layout)
@@ -62,7 +62,7 @@ def score(
         scorer = LayerScorer(checkpoint=checkpoint, layout=layout, engine=engine, memory_bytes=memory_bytes)
         layers = _all_layers(scorer, wanted, finished, progress)
     evidence = Evidence(
-        inventory=Inventory.of(checkpoint, layout),
+        inventory=Inventory.of(checkpoint, layout, coverage=opening.coverage(checkpoint, progress)),
         estimator=scoring.estimator,
         settings=wanted.settings,
         redundancy={layer: values["redundancy"] for layer, values in layers.items()},

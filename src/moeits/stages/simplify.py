@@ -2,9 +2,11 @@
 
 import os
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 from moeits.calibration.settings import Machine, Watching
+from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.replaceable import remove_checkpoint
 from moeits.checkpoint.writing import check_output
@@ -43,20 +45,20 @@ def simplify(
     resources: Resources,
     writing: Writing,
     watching: Watching,
+    opening: Opening,
     heal: str | Path | None = None,
     recipe: str = "paper",
-    revision: str | None = None,
     progress: Progress = silent,
 ) -> PruningPlan:
     """Make a checkpoint smaller: `score`, `plan` and `prune` in one go, with the arguments of all three.
 
     Paper: Algorithm 1. With `heal` (data) the pruned checkpoint is healed by `recipe`; until that is done it lies in
     OUTPUT.pruned, from where `moeits heal OUTPUT.pruned --resume` goes on after a kill; with `refit` from where
-    `moeits refit OUTPUT.pruned` does. Otherwise nothing is kept in between. Criteria that watch experts calibrate
-    instead of scoring. What is wrong with an argument, or out of reach of a budget, is said before anything is scored.
-    Returns the plan as it was carried out. Raises what the stages raise.
+    `moeits refit OUTPUT.pruned` does. Criteria that watch experts calibrate instead of scoring. What is wrong with an
+    argument, or out of reach of a budget, is said before anything is scored. Returns the plan as it was carried out.
+    Raises what the stages raise.
     """
-    checkpoint = Checkpoint.open(model, revision=revision, check=architecture_of)
+    checkpoint = opening.open(model, check=architecture_of)
     moe = MoELayout.of(checkpoint)
     check_request(checkpoint, moe, output=output, writing=writing)
     pruned = _beside(Path(output)) if watching.refit or heal is not None else Path(output)
@@ -65,17 +67,16 @@ def simplify(
     elif heal is not None:
         _check_left_over(checkpoint, pruned, Path(output), heal, recipe, overwrite=writing.overwrite)
         check_healing(checkpoint, data=heal, recipe=recipe)
-    evidence = Evidence(inventory=Inventory.of(checkpoint, moe))
-    _check_within_reach(checkpoint, moe, evidence, budget, choice, writing)
-    asked = scoring_for(choice.criterion, scoring)
-    if asked is not None:
-        evidence = score(checkpoint, scoring=asked, resources=resources, progress=progress)
+    opened = {"opening": opening, "progress": progress}
+    evidence = Evidence(inventory=_within_reach(checkpoint, moe, budget, choice, writing))
+    if (asked := scoring_for(choice.criterion, scoring)) is not None:
+        evidence = score(checkpoint, scoring=asked, resources=resources, **opened)
     elif criterion_named(choice.criterion).needs:
-        evidence = calibrate(checkpoint, texts=watching.texts(choice.seed), machine=Machine(), progress=progress)
-    chosen = plan(evidence, budget=budget, choice=choice)
-    done = prune(checkpoint, plan=chosen, output=pruned, writing=writing, progress=progress)
+        evidence = calibrate(checkpoint, texts=watching.texts(choice.seed), machine=Machine(), **opened)
+    chosen = _hashed(plan(evidence, budget=budget, choice=choice), checkpoint, opening, progress)
+    done = prune(checkpoint, plan=chosen, output=pruned, writing=writing, **opened)
     if watching.refit:
-        given = {"texts": watching.texts(choice.seed), "overwrite": writing.overwrite}
+        given = {"texts": watching.texts(choice.seed), "overwrite": writing.overwrite, "verifying": opening}
         refit_stage(pruned, parent=checkpoint.folder, output=output, progress=progress, **given)
         remove_checkpoint(pruned)
     elif heal is not None:
@@ -84,21 +85,28 @@ def simplify(
     return done
 
 
+def _hashed(chosen: PruningPlan, checkpoint: Checkpoint, opening: Opening, progress: Progress) -> PruningPlan:
+    """The plan with what is known of the weights, also where nothing was scored."""
+    return replace(chosen, coverage=opening.coverage(checkpoint, progress))
+
+
 def _beside(output: Path) -> Path:
     """Where the pruned checkpoint lies until what is made from it is done."""
     return output.with_name(output.name + ".pruned")
 
 
-def _check_within_reach(
-    checkpoint: Checkpoint, moe: MoELayout, facts: Evidence, budget: Budget, choice: Choice, writing: Writing
-) -> None:
-    """What floors, groups, protection or the layout forbid is said before anything is scored."""
+def _within_reach(
+    checkpoint: Checkpoint, moe: MoELayout, budget: Budget, choice: Choice, writing: Writing
+) -> Inventory:
+    """The facts of the checkpoint. What floors, groups, protection or the layout forbid is said before scoring."""
     if choice.super_experts and not watches_tokens(criterion_named(choice.criterion)):
         raise SettingError("--super-experts needs a criterion that watches tokens, such as reap or reconstruction.")
-    limits = Limits(facts.inventory, choice, named_by(choice.protect, facts.inventory))
+    inventory = Inventory.of(checkpoint, moe)
+    limits = Limits(inventory, choice, named_by(choice.protect, inventory))
     limits.check(budget)
     asked = limits.counts(budget)
     check_layout(checkpoint, moe, writing, asked and asked[0])
+    return inventory
 
 
 def _check_refit(checkpoint: Checkpoint, pruned: Path, output: Path, heal: object, writing: Writing) -> None:

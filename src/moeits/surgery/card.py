@@ -166,7 +166,19 @@ Criterion `{plan.criterion}`; {_settings_sentence(plan.settings)}.{by_hand}
 `plan.json` is {repeats}: anybody with the source can prune it again with
 `moeits prune SOURCE --plan plan.json --output OUTPUT`. The plan was made for the
 fingerprint `{plan.fingerprint[:16]}`, taken over the names, dtypes, shapes and a sample of the bytes of all tensors.
-{_noise_note(plan)}{notes}""".rstrip()
+{_coverage_note(plan)}{_noise_note(plan)}{notes}""".rstrip()
+
+
+def _coverage_note(plan: PruningPlan) -> str:
+    """How surely the weights are those that the plan was made for."""
+    if plan.coverage is None:
+        return ""
+    if plan.coverage.full:
+        return f"Every byte of them was hashed too, {plan.coverage.of:,} in all: SHA-256\n`{plan.coverage.sha256}`.\n"
+    return (
+        f"The fingerprint is sampled, {plan.coverage.nbytes:,} bytes of {plan.coverage.of:,}: a change between the\n"
+        "samples would not be seen. `--verify full` compares every byte.\n"
+    )
 
 
 def _code_note(plan: PruningPlan, left_out: Sequence[str]) -> str:

@@ -1,0 +1,78 @@
+"""Which source a stage reads, and how surely it is told from others."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moeits.checkpoint.fingerprints import Coverage
+from moeits.checkpoint.reading import Checkpoint
+from moeits.errors import PlanError, SettingError
+from moeits.progress import Progress, silent
+from moeits.settings import EXPERT, setting
+
+AUTO, SAMPLED, FULL = VERIFY = ("auto", "sampled", "full")
+
+# Hashing so much takes half a second on one slow core.
+ALWAYS_HASHED_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verifying:
+    """What tells the weights of a source from others."""
+
+    verify: str = setting(
+        AUTO,
+        help="full hashes every byte of the weights, sampled a few of each tensor; auto: full up to 256 MiB, "
+        "and wherever the plan has a full hash.",
+        panel=EXPERT,
+        choices=VERIFY,
+    )
+
+    def __post_init__(self) -> None:
+        if self.verify not in VERIFY:
+            raise SettingError(f"--verify {self.verify} is not one of {', '.join(VERIFY)}.")
+
+    def coverage(self, checkpoint: Checkpoint, progress: Progress = silent) -> Coverage:
+        """What evidence of this checkpoint says of its weights."""
+        full = self.verify == FULL or (self.verify == AUTO and checkpoint.nbytes <= ALWAYS_HASHED_BYTES)
+        return checkpoint.coverage(full=full, progress=progress)
+
+    def check(
+        self, planned: Coverage | None, checkpoint: Checkpoint, *, source: str, progress: Progress = silent
+    ) -> Coverage:
+        """The weights are those that a plan was made for, as far as it can tell. Raises PlanError if not.
+
+        `source` is what the plan calls them.
+        """
+        known = planned is not None and planned.full
+        if self.verify == FULL and not known:
+            raise PlanError(
+                f"--verify full compares every byte with what the plan was made for, but its fingerprint of {source} "
+                "is of sampled bytes. Score with --verify full and plan again, or prune with --verify sampled."
+            )
+        if not known or self.verify == SAMPLED:
+            return checkpoint.coverage()
+        found = checkpoint.coverage(full=True, progress=progress)
+        if planned is not None and planned.sha256 != found.sha256:
+            raise PlanError(
+                f"The weights of {checkpoint.source} are not those that the plan was made for: their SHA-256 is "
+                f"{str(found.sha256)[:12]}, and that of {source} was {str(planned.sha256)[:12]}. They were changed or "
+                "damaged: download them again, or plan again."
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening(Verifying):
+    """Which version of a source is read."""
+
+    revision: str | None = setting(None, help="Branch, tag or commit of a hub model.", panel=EXPERT)
+
+    def open(
+        self, model: str | Path | Checkpoint, *, check: Callable[[Mapping[str, Any]], object] | None = None
+    ) -> Checkpoint:
+        """The checkpoint that is named, or given opened. Raises what `Checkpoint.open` raises."""
+        if isinstance(model, Checkpoint):
+            return model
+        return Checkpoint.open(model, revision=self.revision, check=check)
