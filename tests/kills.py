@@ -37,6 +37,7 @@ HEALING: dict[str, Any] = {
     **{"recipe": "small", "rank": 2, "batch_size": 2, "steps": 4, "evaluate_every": 2, "save_every": 2},
     **{"sequence_length": 16, "packing": False, "learning_rate": 1e-2},
 }
+WATCHED: dict[str, Any] = {"device": "cpu", "tokens": 512, "held_out": 256, "window": 16}
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ VERBS = (
     ),
     Verb("simplify", lambda g, w, _: moeits.simplify(g / "toy", tau=0.5, output=w / "out"), "out"),
     Verb("heal", _heal, "out", unsteady=frozenset({*DURATIONS, "README.md"})),
+    Verb(
+        "calibrate", lambda g, w, _: moeits.calibrate(g / "toy", output=w / "s.safetensors", **WATCHED), "s.safetensors"
+    ),
+    Verb("refit", lambda g, w, _: moeits.refit(g / "pruned", parent=g / "toy", output=w / "out", **WATCHED), "out"),
     Verb("sweep", lambda g, w, _: moeits.sweep(g / "toy", tau="-1:2:1", output=w / "run"), "run", grows=True),
 )
 

@@ -73,8 +73,10 @@ NEED_TORCH = {
     "calibration.layered",
     "calibration.routing",
     "calibration.stream",
+    "refitting.features",
     "refitting.layer",
     "refitting.ridge",
+    "refitting.scales",
     "refitting.streams",
 }
 # A program of its own, which nothing imports.

@@ -16,8 +16,9 @@ from moeits.calibration.texts import windows_of
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CalibrationError, MoeitsError, PlanError, SettingError
 from moeits.progress import silent
+from moeits.refitting.features import ExpertFeatures, Routed, down_of
 from moeits.refitting.layer import LayerData, refit_layer
-from moeits.refitting.ridge import ExpertFeatures, LayerProblem, Routed, down_of, predicted
+from moeits.refitting.ridge import LayerProblem, predicted
 from moeits.stages.refit import judged
 from tests.evaluation_toys import CHARACTERS, give_tokenizer, write_jsonl
 from tests.toys import make_toy
@@ -98,7 +99,8 @@ def test_the_fitted_weights_are_a_stationary_point(most_joint: int, ridge: float
 def test_the_solution_is_linear_in_the_targets() -> None:
     made, features, target = problem()
     made.solve(0.1)
-    half = LayerProblem(features, {e: w[:, :HIDDEN] for e, w in made.start.items()}, (1.25 * target,), routed().weight)
+    old = {e: down_of(stock_experts(), e) for e in range(EXPERTS)}
+    half = LayerProblem(features, old, (1.25 * target,), routed().weight)
     half.solve(0.1)
     for e, weight in made.mixed(0.25).items():
         torch.testing.assert_close(weight, half.weights[e], rtol=0, atol=1e-3)

@@ -8,7 +8,7 @@ import torch
 
 from moeits.calibration.layered import LiveLayer, Watched
 from moeits.errors import CalibrationError
-from moeits.refitting.ridge import before_down, down_of
+from moeits.refitting.features import before_down, down_of
 
 
 class Sums:

@@ -47,7 +47,7 @@ def _notes(plan: PruningPlan) -> Iterator[str]:
     """What a budget did that nobody may have meant, and who stayed whatever it asked for."""
     for setting, name in (("protected", "protected experts"), ("super_experts", "super experts")):
         if experts := plan.settings.get(setting):
-            yield f"{name} stay: {_of_layers(experts)}."
+            yield f"{name} stay: {of_layers(experts)}."
     if plan.summary["experts_kept"] == plan.summary["experts_before"]:
         yield "nothing was removed: the model is within the budget as it is."
     if len(plan.summary.get("floored_layers") or ()) == len(plan.kept):
@@ -62,7 +62,7 @@ def _notes(plan: PruningPlan) -> Iterator[str]:
         )
 
 
-def _of_layers(experts: Mapping[str, Sequence[int]]) -> str:
+def of_layers(experts: Mapping[str, Sequence[int]]) -> str:
     """Such as 'layer 1: 68; layer 2: 92', the first of many."""
     shown = [f"layer {layer}: {', '.join(map(str, ids))}" for layer, ids in experts.items()]
     return "; ".join(shown[:8]) + (f"; and {len(shown) - 8} layers more" if len(shown) > 8 else "")

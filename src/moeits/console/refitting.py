@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from moeits.choosing.protection import listed, super_experts
 from moeits.console import out, table, written
+from moeits.console.plans import of_layers
 from moeits.evidence import Evidence
 from moeits.stages.refit import Refitting
 
@@ -66,4 +68,6 @@ def show_calibration(evidence: Evidence, arguments: dict[str, Any]) -> None:
             )
         )
     table(("layer", "share of the choices", "experts no token reached", "largest output"), rows)
+    if outlying := super_experts(evidence):
+        out(f"super experts, which criteria of tokens keep: {of_layers(listed(outlying))}")
     written(arguments)

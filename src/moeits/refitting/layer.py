@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from moeits.refitting.ridge import ExpertFeatures, LayerProblem, Routed, down_of, grid, predicted
+from moeits.refitting.features import ExpertFeatures, Routed, down_of
+from moeits.refitting.ridge import LayerProblem, RidgeTooSmall, grid, predicted
 
 # After so many weaker ridges in a row without a gain on held-out tokens the search ends.
 _PATIENCE = 2
@@ -60,7 +61,10 @@ def _search(
     best: tuple[float, float | None, float | None, dict[int, torch.Tensor]] = (before, None, None, {})
     sweeps, worse = 0, 0
     for ridge in grid(largest_ridge):
-        sweeps += problem.solve(ridge)
+        try:
+            sweeps += problem.solve(ridge)
+        except RidgeTooSmall:
+            break
         error, share = min(zip(errors(), drifts, strict=True))
         if error < best[0]:
             best, worse = (error, ridge, share, problem.mixed(share)), 0

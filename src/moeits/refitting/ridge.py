@@ -10,10 +10,12 @@ Matrices are kept transposed here, (I, H), as features are multiplied from the l
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
+
+from moeits.refitting.features import ROWS, ExpertFeatures
+from moeits.refitting.scales import best_scales
 
 # The sweeps end when the gradient has fallen to this share of what it was at the old weights.
 _STILL = 3e-5
@@ -21,78 +23,16 @@ _MOST_SWEEPS = 60
 # Up to so many features of all kept experts together the normal equations are solved as they are.
 _MOST_JOINT = 6144
 _GRID = tuple(float(f"{mantissa}e{power}") for power in range(4, -7, -1) for mantissa in (3, 1))
-# Rows of features made at once.
-_ROWS = 16384
 
 
-@dataclass(frozen=True, kw_only=True)
-class Routed:
-    """What the routed experts of one layer get, for T tokens."""
-
-    hidden: torch.Tensor
-    """(T, H)"""
-    chosen: torch.Tensor
-    """(T, k)"""
-    gates: torch.Tensor
-    """(T, k)"""
-    weight: torch.Tensor
-    """(T,): s_t, by which the squared error of a token counts."""
-
-    def of(self, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which tokens are routed to an expert, and its gate times the root of their weight."""
-        tokens, slot = torch.where(self.chosen == expert)
-        return tokens, self.gates[tokens, slot].float() * self.weight[tokens].sqrt()
-
-
-class ExpertFeatures:
-    """phi_e = root s * g * h, made from the stock experts when it is asked for, and held while the memory lasts."""
-
-    def __init__(self, experts: Any, routed: Routed, *, most_bytes: int) -> None:
-        self._experts, self._routed, self._left = experts, routed, most_bytes
-        self._held: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def of(self, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens (t,) and features (t, I) of one expert."""
-        if expert in self._held:
-            return self._held[expert]
-        tokens, scale = self._routed.of(expert)
-        parts = [
-            before_down(self._experts, expert, self._routed.hidden[some]) * own[:, None]
-            for some, own in zip(tokens.split(_ROWS), scale.split(_ROWS), strict=True)
-        ]
-        features = torch.cat(parts)
-        if (nbytes := features.numel() * 4) <= self._left:
-            self._left -= nbytes
-            self._held[expert] = tokens, features
-        return tokens, features
-
-    def bias(self, expert: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Tokens and what the bias of the down projection gives at them, (t, H); None where there is none."""
-        if not getattr(self._experts, "has_bias", False):
-            return None
-        tokens, scale = self._routed.of(expert)
-        return tokens, scale[:, None] * self._experts.down_proj_bias[expert]
-
-
-def before_down(experts: Any, expert: int, hidden: torch.Tensor) -> torch.Tensor:
-    """(t, I): what an expert of a stock class hands to its down projection."""
-    weight = experts.gate_up_proj[expert]
-    wide = hidden @ (weight if experts.is_transposed else weight.T)
-    if experts.has_bias:
-        wide = wide + experts.gate_up_proj_bias[expert]
-    return torch.as_tensor(experts._apply_gate(wide))
-
-
-def down_of(experts: Any, expert: int) -> torch.Tensor:
-    """(I, H): the down projection of one expert of a stock class."""
-    weight = experts.down_proj[expert]
-    return torch.as_tensor(weight if experts.is_transposed else weight.T)
+class RidgeTooSmall(ArithmeticError):
+    """The ridge is lost in the rounding of a Gram matrix of lower rank, such as of text that repeats itself."""
 
 
 class LayerProblem:
     """One layer's regression: features, and several targets at once, each (T, H).
 
-    `weights` (I, targets x H) of each expert are the solution of the last `solve`, at first the old ones.
+    `weights` (I, targets x H) of each expert are the solution of the last `solve`, at first `start`, the old ones.
     """
 
     def __init__(
@@ -102,8 +42,10 @@ class LayerProblem:
         targets: Sequence[torch.Tensor],
         weight: torch.Tensor,
         *,
+        scaled: bool = True,
         most_joint: int = _MOST_JOINT,
     ) -> None:
+        """With `scaled` the ridge pulls towards the old weights times what is best for each expert as a whole."""
         self.features = features
         self.start = {e: torch.cat([d] * len(targets), dim=1) for e, d in start.items()}
         self.width = next(iter(start.values())).shape[1]
@@ -115,16 +57,27 @@ class LayerProblem:
         for e, d in start.items():
             tokens, phi = features.of(e)
             self.residual.index_add_(0, tokens, (phi @ d).repeat(1, len(targets)), alpha=-1)
+        if scaled:
+            self._scale(len(targets))
         entries = sum(d.shape[0] for d in start.values())
         self.mean_diagonal = self._sum_of_squares() / entries
         self._first = self.gradient_norm(1.0)  # nothing has moved, so no ridge pulls
         self._solver: _Solver = (_Joint if entries <= most_joint else _Blocks)(self)
 
+    def _scale(self, targets: int) -> None:
+        old = {e: d[:, : self.width] for e, d in self.start.items()}
+        for e, more in best_scales(self.features, old, self.residual, targets).items():
+            self.move(e, torch.cat([old[e] * each for each in more], dim=1))
+        self.start = dict(self.weights)
+
     def _sum_of_squares(self) -> float:
         return sum(float(self.features.of(e)[1].square().sum(dtype=torch.float64)) for e in self.start)
 
     def solve(self, ridge: float) -> int:
-        """Bring `weights` to the solution for r = `ridge`; gives the number of sweeps over the experts."""
+        """Bring `weights` to the solution for r = `ridge`; gives the number of sweeps over the experts.
+
+        Raises RidgeTooSmall, with all weights as they were.
+        """
         return self._solver.solve(ridge * self.mean_diagonal, _STILL * self._first)
 
     def gradient(self, expert: int, strength: float) -> torch.Tensor:
@@ -193,8 +146,8 @@ class _Joint:
         self._rows = {e: slice(*edges[n : n + 2]) for n, e in enumerate(problem.start)}
         self._gram = torch.zeros(edges[-1], edges[-1], dtype=torch.float64)
         self._to_target = torch.zeros(edges[-1], problem.residual.shape[1], dtype=torch.float64)
-        for begin in range(0, len(problem.residual), _ROWS // 4):
-            self._take(begin, begin + _ROWS // 4)
+        for begin in range(0, len(problem.residual), ROWS // 4):
+            self._take(begin, begin + ROWS // 4)
         self._old = torch.cat(list(problem.start.values())).double()
 
     def _take(self, begin: int, end: int) -> None:
@@ -219,7 +172,10 @@ class _Joint:
 def _factor(gram: torch.Tensor, strength: float) -> torch.Tensor:
     ridged = gram.clone()
     ridged.diagonal().add_(strength if strength > 0 else 1.0)
-    return torch.linalg.cholesky(ridged)
+    factor, wrong = torch.linalg.cholesky_ex(ridged)
+    if wrong:
+        raise RidgeTooSmall
+    return factor
 
 
 def predicted(

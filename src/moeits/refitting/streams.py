@@ -10,8 +10,8 @@ from moeits.calibration.layered import LayeredModel, LiveLayer
 from moeits.calibration.stream import Stream
 from moeits.calibration.texts import Windows
 from moeits.progress import Progress
+from moeits.refitting.features import Routed
 from moeits.refitting.layer import LayerData, LayerFit, refit_layer
-from moeits.refitting.ridge import Routed
 
 
 def _put(live: LiveLayer, expert: int, down: torch.Tensor) -> None:

@@ -98,6 +98,7 @@ def _all_layers(
                         stream.hidden[part] = stream.run(live, i, part).cpu()
                 else:
                     known = _watch(stream, live, i, selection)
+                    checkpoint.check_unchanged()
                     finished.put(i, known)
                 if known is not None:
                     layers[i] = known

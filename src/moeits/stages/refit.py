@@ -222,6 +222,8 @@ def fit_all(
                     return torch.from_numpy(into[expert])
 
                 fit = run.layer(i, store)
+                for checkpoint in (whole, pruned):
+                    checkpoint.check_unchanged()
                 if fit is not None:
                     fitted.put(i, fit.facts(), weights)
             progress("refitting layers", i + 1, count)
@@ -255,6 +257,7 @@ def _write(
     sources = [pruned.folder, parent.folder]
     with new_checkpoint(output, sources=sources, nbytes=pruned.nbytes, overwrite=overwrite) as writer:
         writer.write_tensors(fitted.tensors(), max_shard_bytes=largest, progress=progress)
+        pruned.check_unchanged()
         copy_side_files(pruned.folder, writer)
         for name in (LOADER_FILE, "plan.json"):
             if (pruned.folder / name).is_file():

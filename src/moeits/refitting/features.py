@@ -1,0 +1,89 @@
+"""What the routed experts of one layer hand to their down projections: the features of the regression.
+
+Matrices are kept transposed, (I, H), as features are multiplied from the left.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+# Rows of features made at once.
+ROWS = 16384
+
+
+@dataclass(frozen=True, kw_only=True)
+class Routed:
+    """What the routed experts of one layer get, for T tokens."""
+
+    hidden: torch.Tensor
+    """(T, H)"""
+    chosen: torch.Tensor
+    """(T, k)"""
+    gates: torch.Tensor
+    """(T, k)"""
+    weight: torch.Tensor
+    """(T,): s_t, by which the squared error of a token counts."""
+
+    def of(self, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Which tokens are routed to an expert, and its gate times the root of their weight."""
+        tokens, slot = torch.where(self.chosen == expert)
+        return tokens, self.gates[tokens, slot].float() * self.weight[tokens].sqrt()
+
+
+class ExpertFeatures:
+    """phi_e = root s * g * h, made from the stock experts when it is asked for, and held while the memory lasts."""
+
+    def __init__(self, experts: Any, routed: Routed, *, most_bytes: int) -> None:
+        self._experts, self._routed, self._left = experts, routed, most_bytes
+        self._held: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def of(self, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (t,) and features (t, I) of one expert."""
+        if expert in self._held:
+            return self._held[expert]
+        tokens, scale = self._routed.of(expert)
+        parts = [
+            before_down(self._experts, expert, self._routed.hidden[some]) * own[:, None]
+            for some, own in zip(tokens.split(ROWS), scale.split(ROWS), strict=True)
+        ]
+        features = torch.cat(parts)
+        if (nbytes := features.numel() * 4) <= self._left:
+            self._left -= nbytes
+            self._held[expert] = tokens, features
+        return tokens, features
+
+    def outputs(self, part: slice, down: Mapping[int, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of some tokens: who was chosen (t, k), and what each gives with these down projections (t, k, H), weighted
+        as in phi, biases left out."""
+        hidden, chosen = self._routed.hidden[part], self._routed.chosen[part]
+        scale = self._routed.gates[part].float() * self._routed.weight[part].sqrt()[:, None]
+        given = torch.zeros(*chosen.shape, hidden.shape[1])
+        for e, d in down.items():
+            tokens, slot = torch.where(chosen == e)
+            if len(tokens):
+                given[tokens, slot] = before_down(self._experts, e, hidden[tokens]) @ d * scale[tokens, slot][:, None]
+        return chosen, given
+
+    def bias(self, expert: int) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Tokens and what the bias of the down projection gives at them, (t, H); None where there is none."""
+        if not getattr(self._experts, "has_bias", False):
+            return None
+        tokens, scale = self._routed.of(expert)
+        return tokens, scale[:, None] * self._experts.down_proj_bias[expert]
+
+
+def before_down(experts: Any, expert: int, hidden: torch.Tensor) -> torch.Tensor:
+    """(t, I): what an expert of a stock class hands to its down projection."""
+    weight = experts.gate_up_proj[expert]
+    wide = hidden @ (weight if experts.is_transposed else weight.T)
+    if experts.has_bias:
+        wide = wide + experts.gate_up_proj_bias[expert]
+    return torch.as_tensor(experts._apply_gate(wide))
+
+
+def down_of(experts: Any, expert: int) -> torch.Tensor:
+    """(I, H): the down projection of one expert of a stock class."""
+    weight = experts.down_proj[expert]
+    return torch.as_tensor(weight if experts.is_transposed else weight.T)
