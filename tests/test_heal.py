@@ -14,7 +14,7 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError, HealingError, MissingExtra, MoeitsError, OutputError, SettingError
 from moeits.experts.layout import MoELayout
 from moeits.healing.merging import merged_tensors
-from moeits.healing.targets import targets_of
+from moeits.healing.targets import frozen_mixers, targets_of
 from tests.healing_toys import conversations, make_pruned, texts, write_rows, write_tokenizer
 from tests.toys import fuse, make_toy, read_config, read_tensors
 
@@ -81,6 +81,16 @@ def test_merging_holds_one_expert_of_a_fused_tensor_at_a_time(tmp_path: Path):
         tracemalloc.stop()
     assert merged.digest() == hashlib.sha256(checkpoint.read(largest.name).tobytes()).digest()
     assert peak < 4 * np.prod(largest.shape) / 4, "bytes in float32, of a quarter of the tensor"
+
+
+@pytest.mark.parametrize(
+    ("family", "said"), [("qwen3_next", "linear_attn"), ("jamba", "mamba"), ("lfm2_moe", "conv"), ("qwen2_moe", None)]
+)
+def test_layers_that_mix_tokens_by_something_else_than_attention_are_named(tmp_path: Path, family: str, said: str):
+    checkpoint = Checkpoint.open(make_toy(tmp_path / "toy", family, layers=4))
+    notes = frozen_mixers(checkpoint, ("attention",))
+    assert (said is None and notes == []) or f"mix tokens by {said}, not attention" in notes[0]
+    assert frozen_mixers(checkpoint, ("router",)) == []
 
 
 def test_fused_experts_are_healed_like_single_ones(data: Path, tmp_path: Path):

@@ -4,6 +4,7 @@ A target is one adapted module of the stock model. What its adapter must look li
 so that it can be compared with what training really holds (`adapters.check_trainable`).
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -13,8 +14,9 @@ from moeits.experts.families import Architecture
 from moeits.experts.layer import MoELayer
 from moeits.experts.layout import MoELayout
 
-# Modules of a decoder layer that belong to attention, in the families that can be healed.
+# Modules of a decoder layer that mix tokens: attention, and what some families have in its place in some layers.
 _ATTENTION = "self_attn."
+_OTHER_MIXER = re.compile(r"layers\.(\d+)\.(linear_attn|mamba|conv)\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +67,15 @@ def can_be_healed(architecture: Architecture) -> bool:
     and `experts.down_proj` (E, H, I), without biases, taken from files that have them one by one."""
     usual = {"experts.gate_up_proj": ("gate", "up"), "experts.down_proj": ("down",)}
     return bool(architecture.projections) and architecture.fused == usual and architecture.stacking == "rows"
+
+
+def frozen_mixers(checkpoint: Checkpoint, groups: tuple[str, ...]) -> list[str]:
+    """A note on the layers that `attention` does not reach, since they mix tokens by something else; else none."""
+    found = {match[1]: match[2] for name in checkpoint.tensors if (match := _OTHER_MIXER.search(name))}
+    if "attention" not in groups or not found:
+        return []
+    kinds = " and ".join(sorted(set(found.values())))
+    return [f"Of {len(found)} layers that mix tokens by {kinds}, not attention, that part is not trained."]
 
 
 def block_in_memory(architecture: Architecture, layer: int) -> str:
