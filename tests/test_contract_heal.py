@@ -116,6 +116,44 @@ def test_the_record_names_recipe_data_and_curves(healed, tmp_path: Path):  # noq
     assert "## Healing" in (output / "README.md").read_text()
 
 
+# As DeepSeek-V3 (arXiv 2412.19437, eq. 15) and those that follow it have it. All others take a softmax.
+SIGMOID = {"deepseek_v3", "glm4_moe", "dots1", "lfm2_moe", "minimax_m2"}
+
+
+def probabilities(logits: np.ndarray, model_type: str) -> np.ndarray:
+    """s_i / sum_j s_j of a token's affinities s, as the paper of each family has them."""
+    affinities = 1 / (1 + np.exp(-logits)) if model_type in SIGMOID else np.exp(logits)
+    return affinities / affinities.sum(-1, keepdims=True)
+
+
+def test_the_balance_term_is_that_of_the_papers_for_the_affinities_of_the_family(healed):
+    from moeits.healing.objective import balance_of
+    from moeits.healing.recipe import HealingRecipe
+    from moeits.healing.targets import router_in_memory
+
+    pruned, _, _ = healed
+    model, layout = moeits.load(pruned).eval(), MoELayout.of(Checkpoint.open(pruned))
+    balance = balance_of(model, layout, HealingRecipe(balance=1.0))
+    seen: list[tuple[np.ndarray, ...]] = []
+    for layer in layout.layers:
+        router = model.get_submodule(router_in_memory(layout.architecture, layer))
+        router.register_forward_hook(lambda _, __, out: seen.append(tuple(each.numpy() for each in out)))
+    with torch.no_grad():
+        model(input_ids=torch.arange(2, 26).view(2, 12), use_cache=False)
+        found = float(balance({"attention_mask": torch.ones(2, 12)}))
+    terms, model_type = [], layout.architecture.model_type
+    for layer, (logits, gates, chosen) in zip(layout.layers.values(), seen, strict=True):
+        p = probabilities(logits[:, : layer.num_experts].astype(float), model_type)
+        f = np.bincount(chosen.ravel(), minlength=layer.num_experts) / chosen.size
+        terms.append(layer.num_experts * (f * p.mean(0)).sum())
+        # Phi-MoE's gates are of a softmax each, over what is left after jitter (Sparsemixer).
+        if model_type != "phimoe":
+            picked = np.take_along_axis(p, chosen, -1)
+            shares = picked / picked.sum(-1, keepdims=True)
+            assert np.allclose(gates / gates.sum(-1, keepdims=True), shares, atol=1e-5), "the affinity is another one"
+    assert found == pytest.approx(np.mean(terms), abs=1e-5)
+
+
 @pytest.mark.parametrize("model_type", REFUSED)
 def test_a_family_that_cannot_be_healed_is_a_sentence(tmp_path: Path, model_type: str) -> None:
     data = write_rows(tmp_path / "data.jsonl", texts())

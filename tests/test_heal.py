@@ -14,7 +14,7 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError, HealingError, MissingExtra, MoeitsError, OutputError, SettingError
 from moeits.experts.layout import MoELayout
 from moeits.healing.merging import merged_tensors
-from moeits.healing.targets import frozen_mixers, targets_of
+from moeits.healing.targets import targets_of, without_attention
 from tests.healing_toys import conversations, make_pruned, texts, write_rows, write_tokenizer
 from tests.toys import fuse, make_toy, read_config, read_tensors
 
@@ -84,13 +84,23 @@ def test_merging_holds_one_expert_of_a_fused_tensor_at_a_time(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("family", "said"), [("qwen3_next", "linear_attn"), ("jamba", "mamba"), ("lfm2_moe", "conv"), ("qwen2_moe", None)]
+    ("family", "reached"), [("qwen3_next", 2), ("jamba", 2), ("lfm2_moe", 2), ("qwen2_moe", 4), ("minimax", 4)]
 )
-def test_layers_that_mix_tokens_by_something_else_than_attention_are_named(tmp_path: Path, family: str, said: str):
+def test_layers_that_mix_tokens_by_something_else_than_attention_are_counted(
+    tmp_path: Path, family: str, reached: int
+) -> None:
     checkpoint = Checkpoint.open(make_toy(tmp_path / "toy", family, layers=4))
-    notes = frozen_mixers(checkpoint, ("attention",))
-    assert (said is None and notes == []) or f"mix tokens by {said}, not attention" in notes[0]
-    assert frozen_mixers(checkpoint, ("router",)) == []
+    notes = without_attention(checkpoint, ("attention",))
+    assert notes == [] if reached == 4 else f"reaches {reached} of 4 layers" in notes[0]
+    assert without_attention(checkpoint, ("router",)) == []
+
+
+def test_a_healing_says_which_layers_its_targets_did_not_reach(data: Path, tmp_path: Path) -> None:
+    toy = make_pruned(tmp_path, "lfm2_moe", layers=4)
+    healing = moeits.heal(toy, data=data, output=tmp_path / "healed", **{**TINY, "targets": "attention"})
+    (note,) = [note for note in healing.notes if "--targets attention" in note]
+    assert note in json.loads((tmp_path / "healed" / "healing.json").read_text())["notes"]
+    assert note in (tmp_path / "healed" / "README.md").read_text()
 
 
 def test_fused_experts_are_healed_like_single_ones(data: Path, tmp_path: Path):

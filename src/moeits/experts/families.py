@@ -50,6 +50,8 @@ class Architecture(
     """Tensors with one entry or row per expert, selection biases included; the first one must be there."""
     router_in_memory: str = ""
     """Name of the first one where transformers holds experts fused, if it is another one there."""
+    affinity: Literal["softmax", "sigmoid"] = "softmax"
+    """What makes a token's affinities to the experts of the router's logits, from which gates are taken."""
     expert_axis: Mapping[str, int] = {}
     """The axis of the experts in those tensors of the router where it is not the first."""
     shared: tuple[str, ...] = ()

@@ -1,8 +1,9 @@
 """What the card of a healed checkpoint says of the healing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moeits.printable import markdown_text
 from moeits.surgery.card import Afterwards
 
 _TRAINED = "The weights that are left were healed by a short LoRA training, see below."
@@ -19,7 +20,7 @@ def _section(healing: Mapping[str, Any]) -> str:
     return f"""## Healing
 
 LoRA on {_in_words(recipe["targets"])}, merged back; every other tensor is the pruned checkpoint's, byte for byte.
-Recipe `{healing["recipe_name"]}`: {fields}; seed {healing["seed"]}.
+Recipe `{healing["recipe_name"]}`: {fields}; seed {healing["seed"]}.{_notes(healing["notes"])}
 
 Trained on {data["sequences"]:,} sequences ({data["trained_tokens"]:,} trained tokens) of {data["used"]:,} rows;
 {data["dropped"]:,} rows were dropped,
@@ -35,6 +36,10 @@ Data fingerprint `{data["fingerprint"][:16]}`; `healing.json` has the curves.{_e
 A lower loss after training is not yet a healed model: part of the gain is more training on this data, which the
 unpruned model would gain as well. Heal it the same way and compare.
 """
+
+
+def _notes(notes: Sequence[str]) -> str:
+    return "".join(f"\n{markdown_text(note)}" for note in notes)
 
 
 def _energy(energy: Mapping[str, Any]) -> str:

@@ -54,12 +54,14 @@ class RouterBalance:
     """The load-balancing term of one forward pass: the mean over layers of n sum_i f_i P_i (Fedus et al. 2021, eq. 4).
 
     n is the layer's own number of experts, f_i the share of its choices that fall on expert i, P_i the mean probability
-    of expert i; 1 where the load is even. transformers' own term pools all layers by expert number, which means nothing
-    where layers keep different experts. Padding does not count.
+    of expert i; 1 where the load is even. Where affinities are sigmoids, probabilities are these divided by their sum
+    over the experts (DeepSeek-V3, arXiv 2412.19437, eqs. 17-20). transformers' own term pools all layers by expert
+    number, which means nothing where layers keep different experts. Padding does not count.
     """
 
-    def __init__(self, routers: Iterable[tuple[torch.nn.Module, int]]) -> None:
-        """`routers`: the stock router of each layer, and its number of experts."""
+    def __init__(self, routers: Iterable[tuple[torch.nn.Module, int]], affinity: str = "softmax") -> None:
+        """`routers`: the stock router of each layer, and its number of experts; `affinity` is that of the family."""
+        self._affinity = affinity
         self._outputs: list[tuple[torch.Tensor, torch.Tensor, int]] = []
         for router, count in routers:
             router.register_forward_hook(self._recorder(count))
@@ -73,10 +75,16 @@ class RouterBalance:
         terms = []
         for logits, chosen, count in self._outputs:
             # Where layers differ, recorded logits are padded to a common width.
-            probability = logits[real, :count].float().softmax(-1).mean(0)
+            probability = self._probabilities(logits[real, :count].float()).mean(0)
             share = torch.bincount(chosen[real].flatten(), minlength=count) / (real.sum() * chosen.shape[-1])
             terms.append(count * (share * probability).sum())
         return torch.stack(terms).mean()
+
+    def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        if self._affinity == "softmax":
+            return logits.softmax(-1)
+        affinities = logits.sigmoid()
+        return affinities / affinities.sum(-1, keepdim=True)
 
     def _recorder(self, count: int) -> Callable[..., None]:
         def record(module: Any, args: Any, output: tuple[torch.Tensor, ...]) -> None:  # noqa: ARG001
@@ -99,7 +107,7 @@ def balance_of(model: Any, moe: MoELayout, recipe: HealingRecipe) -> RouterBalan
     for layer in moe.layers.values():
         router = model.get_submodule(router_in_memory(moe.architecture, layer.index))
         routers.append((getattr(router, "frozen", router), layer.num_experts))
-    return RouterBalance(routers)
+    return RouterBalance(routers, moe.architecture.affinity)
 
 
 @torch.no_grad()

@@ -14,9 +14,9 @@ from moeits.experts.families import Architecture
 from moeits.experts.layer import MoELayer
 from moeits.experts.layout import MoELayout
 
-# Modules of a decoder layer that mix tokens: attention, and what some families have in its place in some layers.
+# Modules of a decoder layer that belong to attention. Layers of some families have something else in its place.
 _ATTENTION = "self_attn."
-_OTHER_MIXER = re.compile(r"layers\.(\d+)\.(linear_attn|mamba|conv)\.")
+_LAYER = re.compile(r"\blayers\.(\d+)\.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +69,18 @@ def can_be_healed(architecture: Architecture) -> bool:
     return bool(architecture.projections) and architecture.fused == usual and architecture.stacking == "rows"
 
 
-def frozen_mixers(checkpoint: Checkpoint, groups: tuple[str, ...]) -> list[str]:
-    """A note on the layers that `attention` does not reach, since they mix tokens by something else; else none."""
-    found = {match[1]: match[2] for name in checkpoint.tensors if (match := _OTHER_MIXER.search(name))}
-    if "attention" not in groups or not found:
+def without_attention(checkpoint: Checkpoint, groups: tuple[str, ...]) -> list[str]:
+    """A note on the layers that `attention` does not reach, since they mix tokens in another way; else none."""
+    if "attention" not in groups:
         return []
-    kinds = " and ".join(sorted(set(found.values())))
-    return [f"Of {len(found)} layers that mix tokens by {kinds}, not attention, that part is not trained."]
+    layers = {match[1] for name in checkpoint.tensors if (match := _LAYER.search(name))}
+    reached = {match[1] for target in _attention(checkpoint) if (match := _LAYER.search(target.module))}
+    if layers == reached:
+        return []
+    return [
+        f"--targets attention reaches {len(reached)} of {len(layers)} layers: the others mix tokens in another way, "
+        "which is not trained."
+    ]
 
 
 def block_in_memory(architecture: Architecture, layer: int) -> str:

@@ -21,7 +21,7 @@ from moeits.healing.merging import merged_tensors
 from moeits.healing.recipe import HealingRecipe, recipe_named
 from moeits.healing.run import HealingRun
 from moeits.healing.settings import Rows, Training
-from moeits.healing.targets import frozen_mixers, targets_of
+from moeits.healing.targets import targets_of, without_attention
 from moeits.healing.template import Template
 from moeits.progress import Progress, silent
 from moeits.runtime import context_of, load_tokenizer, processes, quiet
@@ -112,7 +112,7 @@ def heal(
     moe = MoELayout.of(checkpoint)
     _check_floats(checkpoint)
     chosen, notes = _fit_context(recipe_named(recipe, moe.architecture).changed(changes), changes, checkpoint)
-    notes += frozen_mixers(checkpoint, chosen.targets)
+    notes += without_attention(checkpoint, chosen.targets)
     taught_by = _teacher(teacher, chosen, checkpoint)
     job = _job(checkpoint, moe, chosen, data=data, output=output, rows=rows, training=training, teacher=taught_by)
     if training.goes_on and job.run.saved_nothing():
