@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 import moeits
 from moeits.calibration.settings import Tokens
 from moeits.calibration.shares import share_out
-from moeits.calibration.texts import windows_of
+from moeits.calibration.texts import _cut_each, _tokenizer, windows_of
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CalibrationError, MoeitsError, PlanError, SettingError
 from moeits.progress import silent
@@ -132,28 +132,86 @@ def test_a_loss_that_does_not_fall_for_certain_is_not_accepted() -> None:
     assert not of(pruned + 0.2)
 
 
+def wishing(seed: int, wish: torch.Tensor, source: torch.Tensor) -> LayerData:
+    """Tokens that want of each expert so many times what it gives."""
+    experts, seen = stock_experts(), routed(seed)
+    features = ExpertFeatures(experts, seen, most_bytes=0)
+    root = seen.weight.sqrt()[:, None]
+    given = predicted(features, {e: down_of(experts, e) for e in range(EXPERTS)}, torch.zeros(TOKENS, HIDDEN))
+    wanted = wish[:, None] * given / root
+    return LayerData(routed=seen, at_hand=wanted, back=wanted, source=source)
+
+
+FITTING = {"drifts": (0.0, 1.0), "largest_ridge": 10.0, "most_bytes": 1 << 20}
+ONE = torch.zeros(TOKENS, dtype=torch.long)
+
+
 def test_a_fit_that_helps_only_its_own_source_is_refused_by_another_one() -> None:
     """Where the two sources want opposite things of the experts, the old weights are the best of both."""
-    experts = stock_experts()
-
-    def source(seed: int, wish: float) -> LayerData:
-        seen = routed(seed)
-        start = {e: down_of(experts, e) for e in range(EXPERTS)}
-        features = ExpertFeatures(experts, seen, most_bytes=0)
-        root = seen.weight.sqrt()[:, None]
-        wanted = predicted(features, {e: wish * w for e, w in start.items()}, torch.zeros(TOKENS, HIDDEN)) / root
-        return LayerData(routed=seen, at_hand=wanted, back=wanted)
-
-    settings = {"drifts": (0.0, 1.0), "largest_ridge": 10.0, "most_bytes": 1 << 20}
-    fitted = source(1, 1.5)
-    own, weights = refit_layer(0, experts, fitted, source(2, 1.5), **settings)
-    assert own.ridge is not None
-    assert own.error_after < 0.1 * own.error_before
+    more, less = torch.full((TOKENS,), 1.5), torch.full((TOKENS,), 0.5)
+    fitted = wishing(1, more, ONE)
+    accepted, weights = refit_layer(0, stock_experts(), fitted, wishing(2, more, ONE), **FITTING)
+    assert accepted.ridge is not None
+    assert accepted.error_after < 0.1 * accepted.error_before
     assert weights
-    other, untouched = refit_layer(0, experts, fitted, source(3, 0.5), **settings)
-    assert other.ridge is None
-    assert other.error_after == other.error_before
+    refused, untouched = refit_layer(0, stock_experts(), fitted, wishing(3, less, ONE), **FITTING)
+    assert refused.ridge is None
+    assert refused.error_after == refused.error_before
     assert not untouched
+
+
+def test_the_source_that_gains_least_decides_however_few_its_tokens_are() -> None:
+    fitted = wishing(1, torch.full((TOKENS,), 1.5), ONE)
+    few = (torch.arange(TOKENS) % 20 == 0).long()
+    mixed = torch.where(few == 1, 0.5, 1.5)
+    together, _ = refit_layer(0, stock_experts(), fitted, wishing(2, mixed, ONE), **FITTING)
+    assert together.ridge is not None
+    apart, untouched = refit_layer(0, stock_experts(), fitted, wishing(2, mixed, few), **FITTING)
+    assert apart.ridge is None
+    assert not untouched
+
+
+def test_a_source_that_lost_refuses_the_refit_of_all() -> None:
+    rng = np.random.default_rng(0)
+    pruned = rng.normal(5, 1, 50)
+    near = {"pruned": [0.1], "refitted": [0.1]}
+    sources = {"nats": ["a"] * 40 + ["b"] * 10, "nats_of_choosing": ["c"] * 5}
+
+    def of(*gains: float) -> tuple[dict[str, float], bool]:
+        a, b, c = gains
+        nats = {"unpruned": pruned - 1, "pruned": pruned, "refitted": pruned + np.repeat([a, b], [40, 10])}
+        chose = {"unpruned": pruned[:5], "pruned": pruned[:5], "refitted": pruned[:5] + c}
+        facts, accepted = judged(
+            {
+                "nats": nats,
+                "nats_of_choosing": chose,
+                "sources": sources,
+                "kl_to_parent": near,
+                "same_first_choice": near,
+            }
+        )
+        return facts["by_source"], accepted
+
+    by_source, accepted = of(-0.3, -0.1, -0.2)
+    assert by_source == pytest.approx({"a": -0.3, "b": -0.1, "c": -0.2})
+    assert accepted
+    assert not of(-0.3, 0.1, -0.2)[1]
+    assert not of(-0.3, -0.1, 0.2)[1]
+
+
+def test_windows_of_each_source_are_told_apart_and_what_is_too_little_is_one_source(place: Path) -> None:
+    tokenizer = _tokenizer(Checkpoint.open(place / "toy"))
+    documents = {"long": ["a" * 100] * 20, "short": ["b" * 100] * 5, "tiny": ["c" * 20], "small": ["d" * 100]}
+    ids, names = _cut_each(tokenizer, documents, 20, 32, Tokens())
+    assert ids.shape == (20, 32)
+    assert names == ("long",) * 9 + ("others",) * 3 + ("short",) * 8
+    for name, letters in (("long", "a"), ("short", "b"), ("others", "cd")):
+        own = ids[[name == each for each in names]]
+        assert set(np.unique(own)) == {0, *(2 + CHARACTERS.index(letter) for letter in letters)}
+    _, together = _cut_each(tokenizer, {name: ["e" * 30] for name in "abcdefgh"}, 7, 32, Tokens())
+    assert together == ("others",) * 7
+    with pytest.raises(CalibrationError, match="Give more text, or ask for fewer"):
+        _cut_each(tokenizer, {"a": ["f" * 30]}, 7, 32, Tokens())
 
 
 def test_sources_are_held_out_whole_where_they_suffice() -> None:
@@ -164,7 +222,8 @@ def test_sources_are_held_out_whole_where_they_suffice() -> None:
     two = share_out(documents, held_out=700, fit=700, written=False)
     assert two is not None
     assert (two.fitted, two.chosen_by, two.judged_by) == (("a",), ("c", "b"), ("c", "b"))
-    assert not set(two.choosing) & set(two.judging)
+    for source in ("c", "b"):
+        assert not set(two.choosing[source]) & set(two.judging[source])
     assert share_out(documents, held_out=700, fit=1000, written=False) is None
     assert share_out(dict.fromkeys(documents, "a"), held_out=200, fit=200, written=False) is None
     beside = share_out(dict.fromkeys(documents, "a"), held_out=200, fit=0, written=True)

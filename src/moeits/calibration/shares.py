@@ -15,8 +15,9 @@ class Shares:
     """Documents, and the sources that they are of."""
 
     fit: tuple[str, ...]
-    choosing: tuple[str, ...]
-    judging: tuple[str, ...]
+    choosing: Mapping[str, tuple[str, ...]]
+    """Source -> documents; of `judging` alike."""
+    judging: Mapping[str, tuple[str, ...]]
     fitted: tuple[str, ...]
     chosen_by: tuple[str, ...]
     judged_by: tuple[str, ...]
@@ -72,15 +73,15 @@ def _enough(sizes: Mapping[str, int], *parts: tuple[list[str], float]) -> bool:
 def _shares(
     documents: Mapping[str, str], fitted: list[str], chosen_by: list[str], judged_by: list[str], *, written: bool
 ) -> Shares:
-    def of(names: Iterable[str]) -> tuple[str, ...]:
-        among = set(names)
-        return tuple(document for document, source in documents.items() if source in among)
+    def of(names: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        return {name: tuple(document for document, source in documents.items() if source == name) for name in names}
 
     choosing, judging = of(chosen_by), of(judged_by)
     if chosen_by == judged_by:
-        choosing, judging = choosing[0::2], judging[1::2]
+        choosing = {source: own[0::2] for source, own in choosing.items()}
+        judging = {source: own[1::2] for source, own in judging.items()}
     return Shares(
-        fit=of(fitted),
+        fit=tuple(document for own in of(fitted).values() for document in own),
         choosing=choosing,
         judging=judging,
         fitted=(*(["self"] if written else []), *fitted),

@@ -7,7 +7,7 @@ otherwise from documents, or generated windows, of its own.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ _HELD_OUT = 5
 # Documents by which it is estimated how many characters a token has.
 _SAMPLE = 50
 _LONGEST_NAME = 60
+# Fewer windows of a source say little of it alone.
+_LEAST_OF_SOURCE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +45,26 @@ class Windows:
     """Held out as well: by them it is said what was gained."""
     sources: tuple[str, ...]
     """What they were taken from, as it was asked for; never a path."""
+    chosen_by: tuple[str, ...] = ()
+    """Of which source each window of `choosing` is; of `judging` alike. Nothing where sources are not told apart."""
+    judged_by: tuple[str, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def all(self) -> np.ndarray:
         """Those of the fit, of the choice and of the judgement."""
         return np.concatenate([self.fit, self.choosing, self.judging])
+
+    @property
+    def choosing_sources(self) -> np.ndarray:
+        """The number of the source of each window of `choosing`; all 0 where they are not told apart."""
+        names = sorted(set(self.chosen_by))
+        return np.array([names.index(name) for name in self.chosen_by] or [0] * len(self.choosing), np.int64)
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """Those that take no part in the fit."""
+        return np.concatenate([self.choosing, self.judging])
 
     @property
     def digest(self) -> str:
@@ -136,11 +152,15 @@ def _of_shares(
         fit.append(_self_written(checkpoint, tokenizer, written, length, settings.seed, progress))
     if count > written:
         fit.append(_cut(tokenizer, share.fit, count - written, length, ", ".join(share.fitted), settings))
+    choosing, chosen_by = _cut_each(tokenizer, share.choosing, held, length, settings)
+    judging, judged_by = _cut_each(tokenizer, share.judging, held, length, settings)
     return Windows(
         fit=np.concatenate(fit),
-        choosing=_cut(tokenizer, share.choosing, held, length, ", ".join(share.chosen_by), settings),
-        judging=_cut(tokenizer, share.judging, held, length, ", ".join(share.judged_by), settings),
+        choosing=choosing,
+        judging=judging,
         sources=_names(sources),
+        chosen_by=chosen_by,
+        judged_by=judged_by,
     )
 
 
@@ -179,13 +199,48 @@ def _documents(source: str) -> dict[str, str]:
     return documents
 
 
-def _cut(tokenizer: Any, documents: Sequence[str], count: int, length: int, name: str, settings: Tokens) -> np.ndarray:
-    """(count, length) ids of shuffled documents."""
-    first, ids, needed = _first_token(tokenizer), [], count * length
-    for i in np.random.default_rng(settings.seed).permutation(len(documents)):
+def _cut_each(
+    tokenizer: Any, documents: Mapping[str, Sequence[str]], count: int, length: int, settings: Tokens
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(count, length) ids, as many windows of each source as there are, and their sources.
+
+    What is too little to be told apart is one source together, and so is all where that gives more windows.
+    """
+    cut = {name: _as_many(tokenizer, own, count, length, settings) for name, own in documents.items()}
+    apart = {name: windows for name, windows in cut.items() if len(windows) >= _LEAST_OF_SOURCE}
+    rest = [document for name, own in documents.items() if name not in apart for document in own]
+    if rest:
+        apart["others"] = _as_many(tokenizer, rest, count, length, settings)
+    if sum(map(len, apart.values())) < count:
+        everything = [document for own in documents.values() for document in own]
+        return _cut(tokenizer, everything, count, length, ", ".join(documents), settings), ("all",) * count
+    picked = sorted((at, name) for name, windows in apart.items() for at in range(len(windows)))[:count]
+    picked.sort(key=lambda each: (each[1], each[0]))
+    return np.stack([apart[name][at] for at, name in picked]), tuple(name for _, name in picked)
+
+
+def _as_many(tokenizer: Any, documents: Sequence[str], most: int, length: int, settings: Tokens) -> np.ndarray:
+    """(up to `most`, length) ids of shuffled documents."""
+    ids = _joined(tokenizer, documents, most * length, settings.seed)
+    return np.array(ids[: len(ids) // length * length], np.int64).reshape(-1, length)
+
+
+def _joined(tokenizer: Any, documents: Sequence[str], needed: int, seed: int) -> list[int]:
+    """So many ids of shuffled documents, or what there is."""
+    first, ids = _first_token(tokenizer), []
+    for i in np.random.default_rng(seed).permutation(len(documents)):
         ids += [first, *tokenizer.encode(documents[i], add_special_tokens=False)]
         if len(ids) >= needed:
-            return np.array(ids[:needed], np.int64).reshape(count, length)
+            break
+    return ids[:needed]
+
+
+def _cut(tokenizer: Any, documents: Sequence[str], count: int, length: int, name: str, settings: Tokens) -> np.ndarray:
+    """(count, length) ids of shuffled documents."""
+    needed = count * length
+    ids = _joined(tokenizer, documents, needed, settings.seed)
+    if len(ids) == needed:
+        return np.array(ids, np.int64).reshape(count, length)
     # Four fifths of a text are there to be fitted on, one fifth is held out.
     raise CalibrationError(
         f"{printable(name, _LONGEST_NAME)} has {len(ids)} tokens where {needed} are asked for, each document "

@@ -36,9 +36,17 @@ def show_refitting(refitting: Refitting, arguments: dict[str, Any]) -> None:
         ],
     )
     out(_who_judged(refitting.data))
+    if of_sources := loss.get("by_source"):
+        out("refitted - pruned: " + ", ".join(f"{source} {gain:+.4f}" for source, gain in of_sources.items()))
     if not refitting.accepted:
-        out("note: the loss did not fall for certain there, so no weight was changed. More --tokens may do.")
+        out(f"note: {_why_not(loss)}, so no weight was changed. More --tokens may do.")
     written(arguments)
+
+
+def _why_not(loss: Mapping[str, Any]) -> str:
+    """Why a refit was not accepted."""
+    lost = [source for source, gain in (loss.get("by_source") or {}).items() if gain > 0]
+    return f"the loss rose on {', '.join(lost)}" if lost else "the loss did not fall for certain there"
 
 
 def _who_judged(data: Mapping[str, Any]) -> str:

@@ -1,9 +1,10 @@
 """The refit of one layer: ridge and drift chosen on held-out tokens, old weights kept where nothing is gained."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from moeits.refitting.features import ExpertFeatures, Routed, down_of
@@ -22,12 +23,13 @@ class LayerData:
     """(T, H): what all experts would give the routed part to do on the pruned model's own inputs."""
     back: torch.Tensor
     """(T, H): what brings the residual stream back to the unpruned model's."""
+    source: torch.Tensor
+    """(T,): the number of the source that each token is of."""
 
-
-def _of(wanted: torch.Tensor, given: torch.Tensor, share: float) -> float:
-    """Squared error of a mixture of what the solutions for the two targets give, side by side."""
-    at_hand, back = given.chunk(2, dim=1)
-    return float((wanted - at_hand.lerp(back, share)).square().sum(dtype=torch.float64))
+    def by_source(self, left: torch.Tensor) -> np.ndarray:
+        """Sums of squares of (T, H) over the tokens of each source."""
+        sums = torch.zeros(int(self.source.max()) + 1, dtype=torch.float64)
+        return sums.index_add_(0, self.source, left.square().sum(1, dtype=torch.float64)).numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,28 +53,58 @@ class LayerFit:
 
 
 def _search(
-    problem: LayerProblem,
-    errors: Callable[[], list[float]],
-    before: float,
-    drifts: Sequence[float],
-    largest_ridge: float,
-) -> tuple[float, float | None, float | None, dict[int, torch.Tensor], int]:
-    """From the strongest ridge on, while held-out tokens gain: least error, its ridge, drift and weights; sweeps."""
-    best: tuple[float, float | None, float | None, dict[int, torch.Tensor]] = (before, None, None, {})
-    sweeps, worse = 0, 0
+    problem: LayerProblem, judge: "_HeldOut", drifts: Sequence[float], largest_ridge: float
+) -> tuple[np.ndarray, float | None, float | None, dict[int, torch.Tensor], int]:
+    """From the strongest ridge on, while held-out tokens gain: errors, their ridge, drift and weights; sweeps.
+
+    Errors are those of each source, and what counts is the one that gains least: what helps one kind of text and harms
+    another is not taken.
+    """
+    best: tuple[np.ndarray, float | None, float | None, dict[int, torch.Tensor]] = (judge.before, None, None, {})
+    least, sweeps, worse = 1.0, 0, 0
     for ridge in grid(largest_ridge):
         try:
             sweeps += problem.solve(ridge)
         except RidgeTooSmall:
             break
-        error, share = min(zip(errors(), drifts, strict=True))
-        if error < best[0]:
-            best, worse = (error, ridge, share, problem.mixed(share)), 0
+        left, share = min(judge.errors(problem, drifts), key=lambda each: _worst(each[0], judge.before))
+        if (worst := _worst(left, judge.before)) < least:
+            best, least, worse = (left, ridge, share, problem.mixed(share)), worst, 0
         else:
             worse += 1
             if worse > _PATIENCE:
                 break
     return (*best, sweeps)
+
+
+def _worst(after: np.ndarray, before: np.ndarray) -> float:
+    """What is left of the error in the source where most is left."""
+    there = before > 0
+    return float((after[there] / before[there]).max(initial=0.0 if there.any() else 1.0))
+
+
+class _HeldOut:
+    """Tokens that take no part in the fit, by which ridge and drift are chosen."""
+
+    def __init__(self, data: LayerData, experts: Any, *, reached: Collection[int], most_bytes: int) -> None:
+        self._data, self._features = data, ExpertFeatures(experts, data.routed, most_bytes=most_bytes)
+        self._wanted = data.back * data.routed.weight.sqrt()[:, None]
+        old = {e: down_of(experts, e) for e in range(experts.down_proj.shape[0])}
+        self._still = predicted(self._features, {e: d for e, d in old.items() if e not in reached}, self._wanted)
+        given = predicted(self._features, {e: old[e] for e in reached}, self._still, onto=True)
+        self.before = data.by_source(self._wanted - given)
+        """Sums of squared errors with the old weights, by source."""
+
+    def errors(self, problem: LayerProblem, drifts: Sequence[float]) -> list[tuple[np.ndarray, float]]:
+        """The same with the problem's weights, for each drift."""
+        twice = torch.cat([self._still, self._still], 1)
+        given = predicted(self._features, problem.weights, twice, onto=True)
+        at_hand, back = given.chunk(2, dim=1)
+        return [(self._data.by_source(self._wanted - at_hand.lerp(back, share)), share) for share in drifts]
+
+    def relative(self, errors: np.ndarray) -> float:
+        """Of all sources together, as a share of the target's square."""
+        return float(errors.sum() / (self._wanted.square().sum(dtype=torch.float64).item() or 1.0))
 
 
 def refit_layer(
@@ -87,31 +119,20 @@ def refit_layer(
 ) -> tuple[LayerFit, dict[int, torch.Tensor]]:
     """New down projections (I, H) of the experts that tokens reached; empty where the old ones stay."""
     features = ExpertFeatures(experts, fit.routed, most_bytes=most_bytes)
-    judge = ExpertFeatures(experts, held_out.routed, most_bytes=most_bytes)
-    everyone = {e: down_of(experts, e) for e in range(experts.down_proj.shape[0])}
-    reached = {e: d for e, d in everyone.items() if (fit.routed.chosen == e).any()}
-    unreached = tuple(e for e in everyone if e not in reached)
-    root = held_out.routed.weight.sqrt()[:, None]
-    wanted = held_out.back * root
-    whole = float(wanted.square().sum(dtype=torch.float64)) or 1.0
-    before = float((wanted - predicted(judge, everyone, wanted)).square().sum(dtype=torch.float64)) / whole
+    count = experts.down_proj.shape[0]
+    reached = {e: down_of(experts, e) for e in range(count) if (fit.routed.chosen == e).any()}
+    judge = _HeldOut(held_out, experts, reached=reached, most_bytes=most_bytes)
     problem = LayerProblem(features, reached, (fit.at_hand, fit.back), fit.routed.weight)
-    still = predicted(judge, {e: everyone[e] for e in unreached}, wanted)
-
-    def errors() -> list[float]:
-        given = predicted(judge, problem.weights, torch.cat([still, still], 1), onto=True)
-        return [_of(wanted, given, share) / whole for share in drifts]
-
-    after, chosen, drift, weights, sweeps = _search(problem, errors, before, drifts, largest_ridge)
+    after, chosen, drift, weights, sweeps = _search(problem, judge, drifts, largest_ridge)
     facts = LayerFit(
         layer=layer,
         tokens=len(fit.routed.hidden),
-        experts=len(everyone),
+        experts=count,
         ridge=chosen,
         drift=drift,
-        error_before=before,
-        error_after=after,
+        error_before=judge.relative(judge.before),
+        error_after=judge.relative(after),
         sweeps=sweeps,
-        unreached=unreached,
+        unreached=tuple(e for e in range(count) if e not in reached),
     )
     return facts, weights

@@ -24,7 +24,8 @@ def _section(facts: Mapping[str, Any]) -> str:
         f"{len(facts['tensors']['computed'])} tensors were computed; every other one is the pruned checkpoint's, byte "
         "for byte."
         if facts["accepted"]
-        else "**No weight was changed**: the loss on tokens that took no part did not fall for certain."
+        else "**No weight was changed**: on tokens that took no part the loss did not fall for certain, or it\n"
+        "rose on one of their sources."
     )
     return f"""## Refit
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from moeits.calibration.activations import Activations, batches
@@ -41,7 +42,7 @@ class Refit:
         self.relative, self.most_bytes = relative, most_bytes
         self.first = Stream.begin(parent, windows.all, room)
         self.second = Stream.begin(pruned, windows.all, room)
-        self.untouched = Stream.begin(pruned, windows.judging, room)
+        self.untouched = Stream.begin(pruned, windows.held_out, room)
         shape = (*windows.all.shape, parent.hidden_size)
         self.out, self.at_hand, self.base, self.inputs = (room.stream(*shape) for _ in range(4))
 
@@ -81,7 +82,10 @@ class Refit:
         all_chosen, all_gates = torch.cat(chosen), torch.cat(gates)
         cut = self.windows.fit.size
         end = cut + self.windows.choosing.size
-        data = [self._data(all_chosen, all_gates, some) for some in (slice(0, cut), slice(cut, end))]
+        of_one = torch.zeros(cut, dtype=torch.long)
+        of_several = torch.from_numpy(np.repeat(self.windows.choosing_sources, self.windows.choosing.shape[1]))
+        parts = ((slice(0, cut), of_one), (slice(cut, end), of_several))
+        data = [self._data(all_chosen, all_gates, some, source) for some, source in parts]
         fit, weights = refit_layer(
             i, live.experts, *data, drifts=self.drifts, largest_ridge=self.largest_ridge, most_bytes=self.most_bytes
         )
@@ -89,40 +93,57 @@ class Refit:
             _put(live, expert, store(i, expert, down.T.contiguous()))
         return fit
 
-    def _data(self, chosen: torch.Tensor, gates: torch.Tensor, some: slice) -> LayerData:
+    def _data(self, chosen: torch.Tensor, gates: torch.Tensor, some: slice, source: torch.Tensor) -> LayerData:
         def flat(stream: torch.Tensor) -> torch.Tensor:
             return stream.reshape(-1, stream.shape[-1])[some]
 
         out = flat(self.out)
         weight = 1 / out.square().mean(1).clamp(min=1e-12) if self.relative else torch.ones(len(out))
         routed = Routed(hidden=flat(self.inputs), chosen=chosen[some], gates=gates[some], weight=weight)
-        return LayerData(routed=routed, at_hand=flat(self.at_hand), back=out - flat(self.base))
+        return LayerData(routed=routed, at_hand=flat(self.at_hand), back=out - flat(self.base), source=source)
 
     @torch.no_grad()
     def losses(self, progress: Progress) -> dict[str, Any]:
-        """Nats per token of each held-out window: unpruned, pruned, refitted; and how near they are to the unpruned."""
-        cut = len(self.windows.fit) + len(self.windows.choosing)
-        tokens = self.untouched.tokens
-        rows: dict[str, list[float]] = {name: [] for name in ("unpruned", "pruned", "refitted")}
-        near: dict[str, list[float]] = {"pruned": [], "refitted": []}
-        same: dict[str, list[float]] = {"pruned": [], "refitted": []}
+        """Nats per token of each window that judges, unpruned, pruned, refitted; how near the two are to the unpruned;
+        and the nats of the windows that chose, with the source of each window."""
+        tokens, rows = self.untouched.tokens, _Losses()
         parts = list(batches(*tokens.shape, tokens=2048))
         for done, part in enumerate(parts, 1):
-            later = slice(part.start + cut, part.stop + cut)
+            later = slice(part.start + len(self.windows.fit), part.stop + len(self.windows.fit))
             hidden = {
                 "unpruned": (self.first.model, self.first.hidden[later]),
                 "pruned": (self.second.model, self.untouched.hidden[part]),
                 "refitted": (self.second.model, self.second.hidden[later]),
             }
-            reference: torch.Tensor | None = None
-            for name, (model, states) in hidden.items():
-                logits = model.logits(tokens[part], states.to(model.device))[:, :-1].float().log_softmax(-1)
-                target = tokens[part][:, 1:, None].to(model.device)
-                rows[name] += (-logits.gather(2, target)[..., 0].mean(1)).tolist()
-                if reference is None:
-                    reference = logits
-                else:
-                    near[name] += ((reference.exp() * (reference - logits)).sum(-1).mean(1)).tolist()
-                    same[name] += ((reference.argmax(-1) == logits.argmax(-1)).float().mean(1)).tolist()
+            rows.take(tokens[part], hidden)
             progress("held-out loss", done, len(parts))
-        return {"nats": rows, "kl_to_parent": near, "same_first_choice": same}
+        cut = len(self.windows.choosing)
+        return {
+            "nats": {name: values[cut:] for name, values in rows.nats.items()},
+            "kl_to_parent": {name: values[cut:] for name, values in rows.near.items()},
+            "same_first_choice": {name: values[cut:] for name, values in rows.same.items()},
+            "nats_of_choosing": {name: values[:cut] for name, values in rows.nats.items()},
+            "sources": {"nats": self.windows.judged_by, "nats_of_choosing": self.windows.chosen_by},
+        }
+
+
+class _Losses:
+    """Window by window, what three models say of it."""
+
+    def __init__(self) -> None:
+        self.nats: dict[str, list[float]] = {name: [] for name in ("unpruned", "pruned", "refitted")}
+        self.near: dict[str, list[float]] = {"pruned": [], "refitted": []}
+        self.same: dict[str, list[float]] = {"pruned": [], "refitted": []}
+
+    def take(self, tokens: torch.Tensor, hidden: Mapping[str, tuple[LayeredModel, torch.Tensor]]) -> None:
+        """Hidden states after the last layer, the unpruned model's first."""
+        reference: torch.Tensor | None = None
+        for name, (model, states) in hidden.items():
+            logits = model.logits(tokens, states.to(model.device))[:, :-1].float().log_softmax(-1)
+            target = tokens[:, 1:, None].to(model.device)
+            self.nats[name] += (-logits.gather(2, target)[..., 0].mean(1)).tolist()
+            if reference is None:
+                reference = logits
+            else:
+                self.near[name] += ((reference.exp() * (reference - logits)).sum(-1).mean(1)).tolist()
+                self.same[name] += ((reference.argmax(-1) == logits.argmax(-1)).float().mean(1)).tolist()
