@@ -40,6 +40,7 @@ MADE_UP = {
     "inner.ALLOCATION",
     "int8_rows.CODEC",
     "mean_redundancy.CRITERION",
+    "same_norm.EDIT",
 }
 # Fields within fields of results and footprints, and tensors of a checkpoint.
 KEYS = {"flops.per_token", "gate_proj.weight_scale", "machine.experts", "memory.peak_bytes"}

@@ -1,5 +1,6 @@
 """docs/extending.md is true: its code blocks, put where it says, work in a copy of the package."""
 
+import json
 import os
 import re
 import shutil
@@ -25,7 +26,7 @@ ADDITION = re.compile(
 )
 # An entry of the table of families.
 ENTRY = re.compile(r"```toml\n# src/moeits/(experts/families\.toml)\n(.*?)```", re.DOTALL)
-TUPLES = {"CODECS", "PAIR_SIGNALS", "EXPERT_SIGNALS", "CRITERIA", "ALLOCATIONS"}
+TUPLES = {"CODECS", "EDITS", "PAIR_SIGNALS", "EXPERT_SIGNALS", "CRITERIA", "ALLOCATIONS"}
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,27 @@ def test_the_new_codec_scores_what_its_numbers_stand_for(extended, tmp_path):
         _run(extended, "moeits", "score", folder, "--output", tmp_path / f"{form}.evidence")
         found[form] = Evidence.load(tmp_path / f"{form}.evidence").redundancy
     assert all(np.array_equal(redundancy, found["plain"][layer]) for layer, redundancy in found["packed"].items())
+
+
+def test_the_new_edit_makes_the_experts_of_a_plan(extended, tmp_path):
+    toy = make_toy(tmp_path / "toy", "olmoe", dtype="float32")
+    asked = ("--experts-per-layer", 3, "--edit", "same-norm", "--output", tmp_path / "out")
+    _run(extended, "moeits", "simplify", toy, *asked)
+    text, before, after = (
+        (tmp_path / "out" / "plan.json").read_text(),
+        read_tensors(toy),
+        read_tensors(tmp_path / "out"),
+    )
+    assert '"name": "same-norm"' in text
+    stored = json.loads(text)
+    made = 0
+    for layer, kept in stored["kept"].items():
+        for number, expert in enumerate(kept):
+            ours, own = (f"model.layers.{layer}.mlp.experts.{e}.up_proj.weight" for e in (number, expert))
+            norms = [np.linalg.norm(tensors[name]) for tensors, name in ((after, ours), (before, own))]
+            assert np.isclose(*norms, rtol=1e-5)
+            made += not np.array_equal(after[ours], before[own])
+    assert made == sum(map(len, stored["edit"]["groups"].values())) > 0
 
 
 def test_the_new_allocation_shares_out_a_budget(extended, tmp_path):

@@ -17,8 +17,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "moeits"
 # room -> its modules. A package stands for all that is in it, and may use itself freely; a module of it can be named
 # apart, as the noun that a stage leaves.
 ROOMS = {
-    "words": "card_slot checkpoint choosing engines errors evaluation.results evidence experts files locks printable "
-    "progress run_files scoring settings signals sizes typed_json version",
+    "words": "card_slot checkpoint choosing edits engines errors evaluation.results evidence experts files locks "
+    "printable progress run_files scoring settings signals sizes typed_json version",
     "files": "checkpoint.replaceable checkpoint.side_files checkpoint.staging checkpoint.writing finished surgery",
     "stages": "stages stages.inspect stages.plan stages.prune stages.score",
     "runtime": "modeling_moeits runtime",

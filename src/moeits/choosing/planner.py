@@ -13,6 +13,7 @@ from moeits.choosing.limits import Bound, Limits
 from moeits.choosing.protection import LARGEST, listed, named_by, super_experts, together
 from moeits.choosing.pruning_plan import PruningPlan, check_groups
 from moeits.choosing.settings import Budget, Choice, finite
+from moeits.edits import check_known, edit_named, planned
 from moeits.errors import SettingError
 from moeits.evidence import Evidence
 from moeits.experts.inventory import Sizes
@@ -26,6 +27,7 @@ class Planner:
         self.evidence = evidence
         self.choice = choice or Choice()
         self.criterion: Criterion = criterion_named(self.choice.criterion)
+        check_known(edit_named(self.choice.edit), evidence)
         self.named = named_by(self.choice.protect, evidence.inventory)
         self.super_experts = super_experts(evidence) if self._keeps_super_experts() else {}
         protected = together(self.named, self.super_experts)
@@ -156,6 +158,7 @@ class Planner:
             summary={**summary, "floored_layers": floored, **self._above_noise},
             layers=self.evidence.layers,
             coverage=self.evidence.inventory.coverage,
+            edit=planned(self.choice.edit, self.evidence, kept),
         )
 
     @cached_property

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from math import lcm
+from math import isclose, lcm
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 
 from moeits.checkpoint.fingerprints import Coverage
 from moeits.choosing.elimination import steps_to
+from moeits.edits import PlannedEdit
 from moeits.errors import PlanError
 from moeits.experts.inventory import MOST_EXPERTS, Inventory, LayerFacts
 from moeits.files import write_whole
@@ -39,6 +40,8 @@ class PruningPlan:
     """What each layer was before; empty in a plan of 0.1, which did not say."""
     coverage: Coverage | None = None
     """How much of the weights the fingerprint has seen; None in a plan of 0.1."""
+    edit: PlannedEdit | None = None
+    """What becomes of the experts that stay; None if they stay as they are."""
 
     def facts(self) -> dict[str, Any]:
         """The plan as the JSON value that plan.json holds."""
@@ -54,6 +57,7 @@ class PruningPlan:
             "order": {str(layer): [list(step) for step in steps] for layer, steps in self.order.items()},
             "summary": dict(self.summary),
             **({"layers": {str(layer): asdict(facts) for layer, facts in self.layers.items()}} if self.layers else {}),
+            **({"edit": _edit_facts(self.edit)} if self.edit else {}),
         }
 
     def to_json(self) -> str:
@@ -85,6 +89,7 @@ class PruningPlan:
         try:
             convert_typed(stored.summary, _Summary)
             _check_kept(stored.kept, stored.layers)
+            edit = _read_edit(stored)
         except (NotOfItsType, PlanError) as error:
             raise PlanError(f"{path}: {str(error).rstrip('.')}.") from None
         return cls(
@@ -98,6 +103,7 @@ class PruningPlan:
             summary=stored.summary,
             layers=stored.layers,
             coverage=stored.coverage,
+            edit=edit,
         )
 
     @property
@@ -149,6 +155,14 @@ _Expert = Annotated[int, Meta(ge=0, lt=MOST_EXPERTS)]
 _Layer = Annotated[int, Meta(ge=0, le=2**31)]
 _Positive = Annotated[float, Meta(ge=0, le=2**63)]
 _Flat = dict[str, _Scalar | list[_Scalar]]
+_Weight = Annotated[float, Meta(ge=0, le=1)]
+
+
+class _Edit(Struct):
+    """`edit` of plan.json."""
+
+    name: str
+    groups: dict[_Layer, dict[_Expert, list[tuple[_Expert, _Weight]]]] = {}
 
 
 class _Stored(Struct):
@@ -165,6 +179,7 @@ class _Stored(Struct):
     summary: dict[str, _Scalar | list[_Scalar] | dict[str, _Scalar | list[_Scalar] | _Flat]] = {}
     layers: dict[_Layer, LayerFacts] = {}
     coverage: Coverage | None = None
+    edit: _Edit | None = None
 
 
 class _Summary(Struct):
@@ -203,6 +218,43 @@ def _check_kept(kept: Mapping[int, Sequence[int]], layers: Mapping[int, LayerFac
             )
 
 
+def _read_edit(stored: _Stored) -> PlannedEdit | None:
+    """Raises PlanError if the groups are not of experts, and of kept ones."""
+    if stored.edit is None:
+        return None
+    groups = {
+        layer: {expert: tuple(group) for expert, group in of_layer.items()}
+        for layer, of_layer in stored.edit.groups.items()
+    }
+    edit = PlannedEdit(name=stored.edit.name, groups=groups)
+    experts = {layer: facts.num_experts for layer, facts in stored.layers.items()}
+    check_edit(edit, stored.kept, experts)
+    return edit
+
+
+def check_edit(edit: PlannedEdit | None, kept: Mapping[int, Sequence[int]], num_experts: Mapping[int, int]) -> None:
+    """Every group is of a kept expert, made of experts that the layer has, with weights that sum to 1."""
+    for layer, groups in (edit.groups if edit else {}).items():
+        if layer not in kept:
+            raise PlanError(f"`edit` has layer {layer}, of which `kept` says nothing")
+        for expert, group in groups.items():
+            if expert not in kept[layer]:
+                raise PlanError(f"`edit` makes expert {expert} of layer {layer}, which is not kept")
+            beyond = [member for member, _ in group if member >= num_experts.get(layer, MOST_EXPERTS)]
+            if beyond:
+                raise PlanError(f"`edit` takes expert {beyond[0]} of layer {layer}, which has {num_experts[layer]}")
+            if not isclose(sum(weight for _, weight in group), 1, abs_tol=1e-6):
+                raise PlanError(f"the weights of expert {expert} in layer {layer} in `edit` do not sum to 1")
+
+
+def _edit_facts(edit: PlannedEdit) -> dict[str, Any]:
+    groups = {
+        str(layer): {str(expert): [list(member) for member in group] for expert, group in of_layer.items()}
+        for layer, of_layer in edit.groups.items()
+    }
+    return {"name": edit.name, "groups": groups}
+
+
 def fit(plan: PruningPlan, inventory: Inventory, layout: str) -> PruningPlan:
     """The plan as it is carried out on a checkpoint: evened out if the layout asks for it, with the sizes that it has.
 
@@ -223,6 +275,7 @@ def fit(plan: PruningPlan, inventory: Inventory, layout: str) -> PruningPlan:
         groups = lcm(*(facts.groups for facts in inventory.layers.values()))
         plan = even_out(plan, inventory.num_experts, groups=groups)
     check_groups(plan.kept, inventory.layers)
+    check_edit(plan.edit, plan.kept, inventory.num_experts)
     summary = {**plan.summary, **inventory.summary(plan.counts)}
     if "floored_layers" in summary:  # of these an edit may have lifted some from their floor
         at_floor = [
@@ -239,8 +292,13 @@ def even_out(plan: PruningPlan, num_experts: Mapping[int, int], *, groups: int =
 
     Every layer gets the plan's mean count, rounded down (to a multiple of `groups`, for a router that is limited by
     them), so that the result is no larger than the plan's own. Raises PlanError if the plan has no order, or was edited
-    so that its kept experts do not follow it.
+    so that its kept experts do not follow it, or says what its kept experts are made of.
     """
+    if plan.edit is not None:
+        raise PlanError(
+            f"A uniform layout keeps other experts than those that this plan makes of several (edit {plan.edit.name}). "
+            "Plan with --experts-per-layer, or use --layout per-layer."
+        )
     count = sum(map(len, plan.kept.values())) // len(plan.kept) // groups * groups
     kept = {}
     for layer, experts in plan.kept.items():

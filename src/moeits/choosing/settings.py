@@ -10,6 +10,7 @@ from typing import Any
 from moeits.choosing.allocations import ALLOCATIONS
 from moeits.choosing.criteria import CRITERIA
 from moeits.choosing.pruning_plan import PruningPlan
+from moeits.edits import EDITS
 from moeits.errors import SettingError
 from moeits.experts.inventory import MOST_EXPERTS
 from moeits.settings import EXPERT, WHAT, setting
@@ -118,6 +119,12 @@ class Choice:
         None, help="No layer keeps fewer experts than this.", panel=EXPERT, shown_default="the layer's top_k"
     )
     seed: int = setting(0, help="Seed of a random criterion.", panel=EXPERT)
+    edit: str = setting(
+        "none",
+        help="What becomes of kept experts: nothing, or the average with removed ones.",
+        panel=EXPERT,
+        choices=tuple(each.name for each in EDITS),
+    )
     protect: str | Path | None = setting(
         None, help='JSON of experts that stay, by decoder layer: {"1": [68]}.', panel=EXPERT, metavar="FILE"
     )

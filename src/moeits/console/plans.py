@@ -48,6 +48,9 @@ def _notes(plan: PruningPlan) -> Iterator[str]:
     for setting, name in (("protected", "protected experts"), ("super_experts", "super experts")):
         if experts := plan.settings.get(setting):
             yield f"{name} stay: {of_layers(experts)}."
+    if plan.edit:
+        edited = sum(map(len, plan.edit.groups.values()))
+        yield f"{edited} kept experts are made of several ({plan.edit.name}): compare with the plan without --edit."
     if plan.summary["experts_kept"] == plan.summary["experts_before"]:
         yield "nothing was removed: the model is within the budget as it is."
     if len(plan.summary.get("floored_layers") or ()) == len(plan.kept):

@@ -11,10 +11,11 @@ from functools import partial
 import numpy as np
 
 from moeits.checkpoint.reading import Checkpoint, TensorInfo
-from moeits.checkpoint.writing import ByteRange, NewTensor
+from moeits.checkpoint.writing import NewTensor
 from moeits.errors import HealingError
 from moeits.experts.layout import MoELayout
 from moeits.healing.targets import Target
+from moeits.surgery.fates import Compute, new_tensors
 
 # a and b of every adapted weight, by the name of their parameter in the model.
 FactorsByName = Mapping[str, np.ndarray]
@@ -28,12 +29,12 @@ def merged_tensors(
     checkpoint: Checkpoint, moe: MoELayout, targets: Iterable[Target], factors: FactorsByName, scale: float
 ) -> list[NewTensor]:
     """All tensors of the healed checkpoint, in the order of the pruned one's."""
-    deltas: dict[str, tuple[Delta, ...]] = {}
+    computed: dict[str, Compute] = {}
     for target in targets:
-        deltas |= _deltas(moe, target, factors, scale)
-    unknown = deltas.keys() - checkpoint.tensors.keys()
-    assert not unknown, unknown
-    return [_tensor(checkpoint, info, deltas.get(info.name)) for info in checkpoint.tensors.values()]
+        for name, deltas in _deltas(moe, target, factors, scale).items():
+            info = checkpoint.tensors[name]
+            computed[name] = Compute(name, info.dtype, info.shape, _parts(checkpoint, info, deltas))
+    return new_tensors(checkpoint, moe, {i: range(layer.num_experts) for i, layer in moe.layers.items()}, computed)
 
 
 def _deltas(moe: MoELayout, target: Target, factors: FactorsByName, scale: float) -> dict[str, tuple[Delta, ...]]:
@@ -67,15 +68,11 @@ def _stacked_delta(
     return np.concatenate([_delta(target, projection, expert, factors, scale) for projection in stacked])
 
 
-def _tensor(checkpoint: Checkpoint, info: TensorInfo, deltas: tuple[Delta, ...] | None) -> NewTensor:
-    parts: tuple[ByteRange | Callable[[], bytes], ...]
-    if deltas is None:
-        parts = (ByteRange(path=info.shard, offset=info.offset, length=info.nbytes),)
-    elif len(deltas) == 1 and len(info.shape) == 2:
-        parts = (partial(_merged, checkpoint, info, deltas[0], ()),)
-    else:
-        parts = tuple(partial(_merged, checkpoint, info, delta, (expert,)) for expert, delta in enumerate(deltas))
-    return NewTensor(name=info.name, dtype=info.dtype, shape=info.shape, nbytes=info.nbytes, parts=parts)
+def _parts(checkpoint: Checkpoint, info: TensorInfo, deltas: tuple[Delta, ...]) -> tuple[Callable[[], bytes], ...]:
+    """The whole tensor, or one part for each expert in it."""
+    if len(deltas) == 1 and len(info.shape) == 2:
+        return (partial(_merged, checkpoint, info, deltas[0], ()),)
+    return tuple(partial(_merged, checkpoint, info, delta, (expert,)) for expert, delta in enumerate(deltas))
 
 
 def _merged(checkpoint: Checkpoint, info: TensorInfo, delta: Delta, where: tuple[int, ...]) -> bytes:

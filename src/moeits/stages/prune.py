@@ -1,7 +1,8 @@
 """Checkpoint x plan -> smaller checkpoint: removed experts physically gone (paper, Algorithm 2 and section 4.2).
 
 Every tensor has exactly one fate - copy, take, rename or drop - and all fates are known before a byte is written. No
-number is ever recomputed, so what is kept is kept to the bit, in any dtype.
+number is recomputed, so what is kept is kept to the bit, in any dtype; unless the plan has an edit, which gives tensors
+of some kept experts the fifth fate, compute.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from moeits.progress import Progress, silent
 from moeits.settings import with_settings
 from moeits.sizes import parse_size
 from moeits.surgery.card import model_card
+from moeits.surgery.edited import edited_tensors
 from moeits.surgery.fates import new_tensors
 from moeits.surgery.mtp import drops_mtp, plan_with_mtp, without_mtp
 from moeits.surgery.pruned_config import LOADER_FILE, class_name, pruned_config
@@ -114,7 +116,7 @@ def carried_out(
         layout=layout,
         config=without_mtp(config) if drop_mtp else config,
         quantization_files=quantization_files,
-        tensors=new_tensors(checkpoint, moe, plan.kept, dropped=moe.mtp.tensors if drop_mtp else ()),
+        tensors=_tensors(checkpoint, moe, plan, drop_mtp=drop_mtp),
     )
 
 
@@ -122,6 +124,11 @@ def unwritten(checkpoint: Checkpoint, plan: PruningPlan) -> Unwritten:
     """The checkpoint that `prune` would write, to be read without writing it. Raises what `prune` raises."""
     moe = MoELayout.of(checkpoint)
     check_plan(plan, checkpoint, moe)
+    if plan.edit is not None:
+        raise PlanError(
+            f"The plan makes experts of several (edit {plan.edit.name}), to be read only once they are written. "
+            "Prune by it first, or plan without --edit."
+        )
     made = carried_out(checkpoint, moe, plan, Writing())
     return Unwritten(checkpoint, made.config, made.tensors)
 
@@ -143,6 +150,11 @@ def _verified(
     if any_fingerprint and plan.fingerprint != checkpoint.fingerprint:
         return opening.coverage(checkpoint, progress)
     return opening.check(plan.coverage, checkpoint, source=plan.source, progress=progress)
+
+
+def _tensors(checkpoint: Checkpoint, moe: MoELayout, plan: PruningPlan, *, drop_mtp: bool) -> list[NewTensor]:
+    edited = edited_tensors(checkpoint, moe, plan.kept, plan.edit)
+    return new_tensors(checkpoint, moe, plan.kept, edited, dropped=moe.mtp.tensors if drop_mtp else ())
 
 
 def _check_both_ends(checkpoint: Checkpoint, written: Path, moe: MoELayout, plan: PruningPlan) -> None:

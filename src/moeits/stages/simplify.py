@@ -16,6 +16,7 @@ from moeits.choosing.needs import scoring_for
 from moeits.choosing.protection import named_by
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.choosing.settings import Budget, Choice
+from moeits.edits import edit_named
 from moeits.errors import OutputError, SettingError
 from moeits.evidence import Evidence
 from moeits.experts.families import architecture_of
@@ -31,6 +32,7 @@ from moeits.stages.plan import plan
 from moeits.stages.prune import check_layout, check_request, prune
 from moeits.stages.refit import refit as refit_stage
 from moeits.stages.score import score
+from moeits.surgery.edited import check_numbers
 from moeits.surgery.settings import Writing
 
 
@@ -101,12 +103,25 @@ def _within_reach(
     """The facts of the checkpoint. What floors, groups, protection or the layout forbid is said before scoring."""
     if choice.super_experts and not watches_tokens(criterion_named(choice.criterion)):
         raise SettingError("--super-experts needs a criterion that watches tokens, such as reap or reconstruction.")
+    if edit_named(choice.edit).needs:
+        _check_edit(checkpoint, moe, choice)
     inventory = Inventory.of(checkpoint, moe)
     limits = Limits(inventory, choice, named_by(choice.protect, inventory))
     limits.check(budget)
     asked = limits.counts(budget)
     check_layout(checkpoint, moe, writing, asked and asked[0])
     return inventory
+
+
+def _check_edit(checkpoint: Checkpoint, moe: MoELayout, choice: Choice) -> None:
+    """An edit will have what it needs: scores of pairs, and experts that are numbers."""
+    if scoring_for(choice.criterion, Scoring()) is None:
+        raise SettingError(
+            f"--edit {choice.edit} needs the redundancy of pairs, and --criterion {choice.criterion} scores no "
+            "weights. Score and calibrate, then give moeits plan both files."
+        )
+    for layer in moe.layers.values():
+        check_numbers(checkpoint, layer, choice.edit)
 
 
 def _check_refit(checkpoint: Checkpoint, pruned: Path, output: Path, heal: object, writing: Writing) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from moeits.card_slot import results_slot
 from moeits.choosing.criteria import CRITERIA
 from moeits.choosing.pruning_plan import PruningPlan
+from moeits.edits import edit_named
 from moeits.evidence import NOISE_MARGIN
 from moeits.sizes import format_size
 from moeits.surgery import mtp
@@ -105,7 +106,7 @@ def model_card(
 
 def _opening(name: str, plan: PruningPlan | None, afterwards: Sequence[Afterwards]) -> str:
     source = f"[{name}](https://huggingface.co/{name})" if "/" in name else f"The local checkpoint {name}"
-    weights = " ".join(each.weights for each in afterwards) or UNTRAINED
+    weights = _weights(plan, afterwards)
     if plan is None:
         return f"# {name.split('/')[-1]}\n\n{source}, changed by moeits {__version__}. {weights}"
     left, before = (plan.summary.get(which, "?") for which in ("experts_kept", "experts_before"))
@@ -114,6 +115,14 @@ def _opening(name: str, plan: PruningPlan | None, afterwards: Sequence[Afterward
         f"{source} with {_chosen_by(plan)} experts removed by moeits {__version__}, which implements MoEITS\n"
         f"(arXiv 2604.10603). {weights}"
     )
+
+
+def _weights(plan: PruningPlan | None, afterwards: Sequence[Afterwards]) -> str:
+    """What was done to the weights that are left, by the plan's edit and afterwards."""
+    said = [each.weights for each in afterwards] or [UNTRAINED]
+    if plan is not None and plan.edit is not None:
+        said = [edit_named(plan.edit.name).weights, *(each for each in said if each != UNTRAINED)]
+    return " ".join(said)
 
 
 def _sizes(plan: PruningPlan) -> str:

@@ -47,8 +47,8 @@ class Compute:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    parts: tuple[Callable[[], bytes], ...]
-    """Row-major bytes, one callable after another; an expert each, say."""
+    parts: tuple[ByteRange | Callable[[], bytes], ...]
+    """Row-major bytes, one part after another; an expert each, say. Some may be moved among those that are made."""
 
     @property
     def tensor(self) -> NewTensor:
