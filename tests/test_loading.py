@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 import moeits
 from moeits.errors import CheckpointError, SettingError
 from tests.masked import TOLERANCE, logits
-from tests.toys import VOCAB, make_toy, moe_layers, read_config
+from tests.toys import VOCAB, make_toy, moe_layers, read_config, read_tensors, write_checkpoint
 
 EXPERTS = 6
 TOKENS = torch.arange(2 * 20).reshape(2, 20) * 7 % VOCAB
@@ -87,6 +87,24 @@ def test_a_model_can_be_built_from_the_config_alone(tmp_path: Path) -> None:
     config = AutoConfig.from_pretrained(pruned)
     built = AutoModelForCausalLM.from_config(config, trust_remote_code=True, code_revision=None)
     assert [layer.mlp.gate.weight.shape[0] for layer in built.model.layers] == [4, 2, 5]
+
+
+def test_a_class_of_the_hub_s_own_is_opened_by_the_one_of_transformers(tmp_path: Path) -> None:
+    """Phi-3.5-MoE: the hub's config names PhiMoEForCausalLM, and code; transformers has PhimoeForCausalLM."""
+    toy = make_toy(tmp_path / "toy", "phimoe", dtype="float32")
+    ours = read_config(toy)
+    assert ours["architectures"] == ["PhimoeForCausalLM"]
+    own = {
+        "AutoConfig": "configuration_phimoe.PhiMoEConfig",
+        "AutoModelForCausalLM": "modeling_phimoe.PhiMoEForCausalLM",
+    }
+    of_hub = ours | {"architectures": ["PhiMoEForCausalLM"], "auto_map": own}
+    hub = write_checkpoint(tmp_path / "hub", of_hub, read_tensors(toy))
+    wanted = logits(loaded(keep(toy, UNEVEN, tmp_path / "pruned")), TOKENS)
+    pruned = keep(hub, UNEVEN, tmp_path / "hub-pruned")
+    assert read_config(pruned)["architectures"] == ["PhiMoEForCausalLM"]
+    assert torch.equal(logits(loaded(pruned), TOKENS), wanted)
+    assert torch.equal(logits(stock(pruned, trust_remote_code=True), TOKENS), wanted)
 
 
 def test_load_takes_no_trust_remote_code(tmp_path: Path) -> None:

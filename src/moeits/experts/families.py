@@ -33,6 +33,8 @@ class Architecture(
     """As in config.json; also the name of the entry."""
     models: str = ""
     """Models of the family by the names that people know, for the table of families."""
+    model_class: str = ""
+    """The class of transformers that opens it, where config.json on the hub names the hub's own."""
     blocks: tuple[str, ...]
     """Names of the MoE block, `{layer}` standing for the number of the decoder layer. Checkpoints written from
     transformers' memory may use another name than those on the hub, hence several; the one in memory comes last."""
@@ -124,6 +126,12 @@ def _inherited(name: str, entries: Mapping[str, Any], below: tuple[str, ...] = (
 
 
 ARCHITECTURES: tuple[Architecture, ...] = read_families()
+
+
+def model_class_of(config: Config) -> str:
+    """The class that a config's family says opens it; empty where it says nothing."""
+    model_type = config.get("model_type")
+    return next((each.model_class for each in ARCHITECTURES if each.model_type == model_type), "")
 
 
 def architecture_of(config: Config) -> Architecture:

@@ -10,7 +10,7 @@ from typing import Any
 
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import CheckpointError
-from moeits.experts.families import COUNT_KEYS
+from moeits.experts.families import COUNT_KEYS, model_class_of
 from moeits.experts.layout import MoELayout
 from moeits.experts.promises import per_layer_config
 from moeits.version import __version__
@@ -51,7 +51,12 @@ def _without(of_layers: Mapping[int, Mapping[str, Any]], keys: set[str]) -> dict
 
 
 def class_name(config: Mapping[str, Any]) -> str:
-    """The model class that a config names first. Raises CheckpointError if it names none."""
+    """The class of transformers that opens a config's models: the one that it names first, if it is not the hub's own.
+
+    Raises CheckpointError if it names none.
+    """
+    if known := model_class_of(config):
+        return known
     names = config.get("architectures")
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise CheckpointError(
