@@ -43,35 +43,42 @@ def stock_experts(seed: int = 0, *, transposed: bool = False, bias: bool = False
     )
 
 
-def routed(seed: int = 1) -> Routed:
+def routed(seed: int = 1, tokens: int = TOKENS) -> Routed:
     g = torch.Generator().manual_seed(seed)
     return Routed(
-        hidden=torch.randn(TOKENS, HIDDEN, generator=g),
-        chosen=torch.stack([torch.randperm(EXPERTS, generator=g)[:2] for _ in range(TOKENS)]),
-        gates=torch.rand(TOKENS, 2, generator=g),
-        weight=torch.rand(TOKENS, generator=g) + 0.5,
+        hidden=torch.randn(tokens, HIDDEN, generator=g),
+        chosen=torch.stack([torch.randperm(EXPERTS, generator=g)[:2] for _ in range(tokens)]),
+        gates=torch.rand(tokens, 2, generator=g),
+        weight=torch.rand(tokens, generator=g) + 0.5,
     )
 
 
-def problem(most_joint: int = 0, **kinds: bool) -> tuple[LayerProblem, ExpertFeatures, torch.Tensor]:
-    experts, seen = stock_experts(**kinds), routed()
+def problem(
+    most_joint: int = 0, *, tokens: int = TOKENS, scaled: bool = True, **kinds: bool
+) -> tuple[LayerProblem, ExpertFeatures, torch.Tensor]:
+    experts, seen = stock_experts(**kinds), routed(tokens=tokens)
     features = ExpertFeatures(experts, seen, most_bytes=1 << 20)
-    target = torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(2))
+    target = torch.randn(tokens, HIDDEN, generator=torch.Generator().manual_seed(2))
     start = {e: down_of(experts, e) for e in range(EXPERTS)}
-    return LayerProblem(features, start, (target, 2 * target), seen.weight, most_joint=most_joint), features, target
+    targets = (target, 2 * target)
+    return LayerProblem(features, start, targets, seen.weight, scaled=scaled, most_joint=most_joint), features, target
+
+
+SOLVERS = {"block by block": (0, TOKENS), "by tokens": (0, 9), "at once": (1000, TOKENS)}
 
 
 @pytest.mark.parametrize("kinds", [{}, {"transposed": True, "bias": True}], ids=["plain", "transposed with bias"])
 @pytest.mark.parametrize("ridge", [1.0, 0.01])
-@pytest.mark.parametrize("most_joint", [0, 1000], ids=["block by block", "at once"])
+@pytest.mark.parametrize("solver", SOLVERS)
 def test_sweeps_and_one_step_agree_with_the_joint_normal_equations(
-    most_joint: int, ridge: float, kinds: dict[str, bool]
+    solver: str, ridge: float, kinds: dict[str, bool]
 ) -> None:
-    made, features, target = problem(most_joint, **kinds)
+    most_joint, tokens = SOLVERS[solver]
+    made, features, target = problem(most_joint, tokens=tokens, **kinds)
     made.solve(3.0)
     made.solve(ridge)
-    root = routed().weight.double().sqrt()[:, None]
-    phi = torch.zeros(TOKENS, EXPERTS * WIDTH, dtype=torch.float64)
+    root = routed(tokens=tokens).weight.double().sqrt()[:, None]
+    phi = torch.zeros(tokens, EXPERTS * WIDTH, dtype=torch.float64)
     wanted = target.double() * root
     for e in range(EXPERTS):
         rows, own = features.of(e)
@@ -88,12 +95,29 @@ def test_sweeps_and_one_step_agree_with_the_joint_normal_equations(
 
 
 @pytest.mark.parametrize("ridge", [10.0, 0.001])
-@pytest.mark.parametrize("most_joint", [0, 1000], ids=["block by block", "at once"])
-def test_the_fitted_weights_are_a_stationary_point(most_joint: int, ridge: float) -> None:
-    made, _, _ = problem(most_joint)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_fitted_weights_are_a_stationary_point(solver: str, ridge: float) -> None:
+    most_joint, tokens = SOLVERS[solver]
+    made, _, _ = problem(most_joint, tokens=tokens)
     first = made.gradient_norm(ridge)
     made.solve(ridge)
     assert made.gradient_norm(ridge) < 1e-4 * first
+
+
+def test_the_ridge_pulls_towards_the_best_scale_of_each_expert() -> None:
+    made, features, target = problem()
+    root = routed().weight.double().sqrt()[:, None]
+    given = torch.zeros(TOKENS, EXPERTS, HIDDEN, dtype=torch.float64)
+    for e in range(EXPERTS):
+        rows, own = features.of(e)
+        given[rows, e] = own.double() @ down_of(stock_experts(), e).double()
+    flat, wanted = given.transpose(1, 2).reshape(-1, EXPERTS), (target.double() * root).reshape(-1)
+    gram = flat.T @ flat
+    pull = 0.01 * gram.diagonal().mean()
+    best = torch.linalg.solve(gram + pull * torch.eye(EXPERTS), flat.T @ wanted + pull)
+    for e in range(EXPERTS):
+        old = down_of(stock_experts(), e).double()
+        torch.testing.assert_close(made.start[e][:, :HIDDEN].double(), best[e] * old, rtol=1e-3, atol=1e-4)
 
 
 def test_the_solution_is_linear_in_the_targets() -> None:

@@ -3,14 +3,13 @@
     min over D of  sum_t s_t || y_t - sum_e g_te D_e h_te ||^2  +  lambda sum_e || D_e - D_e0 ||^2
 
 with h_te what expert e has before its down projection and g_te the gate of the pruned model's own router, zero where e
-was not chosen; lambda = r * the mean diagonal of the weighted features' Gram matrix. It is solved
-block by block, one Cholesky factor of the width of an expert for each, in Gauss-Seidel sweeps over the experts until
-the gradient is gone; where all kept experts together have few features, in one step.
+was not chosen; lambda = r * the mean diagonal of the weighted features' Gram matrix. Where all kept experts together
+have few features, or there are fewer tokens than features, it is solved at once; otherwise block by block, one Cholesky
+factor of the width of an expert for each, in Gauss-Seidel sweeps over the experts until the gradient is gone.
 Matrices are kept transposed here, (I, H), as features are multiplied from the left.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import torch
 
@@ -22,6 +21,8 @@ _STILL = 3e-5
 _MOST_SWEEPS = 60
 # Up to so many features of all kept experts together the normal equations are solved as they are.
 _MOST_JOINT = 6144
+# Up to so many tokens, if they are fewer than the features, their products are solved as they are: 2 GiB at most.
+_MOST_TOKENS = 16384
 _GRID = tuple(float(f"{mantissa}e{power}") for power in range(4, -7, -1) for mantissa in (3, 1))
 
 
@@ -62,7 +63,13 @@ class LayerProblem:
         entries = sum(d.shape[0] for d in start.values())
         self.mean_diagonal = self._sum_of_squares() / entries
         self._first = self.gradient_norm(1.0)  # nothing has moved, so no ridge pulls
-        self._solver: _Solver = (_Joint if entries <= most_joint else _Blocks)(self)
+        self._solver = self._suited(entries, most_joint)(self)
+
+    def _suited(self, entries: int, most_joint: int) -> "type[_Joint] | type[_ByTokens] | type[_Blocks]":
+        """By numbers of features and tokens alone: what comes out must not depend on a machine's memory."""
+        if entries <= most_joint:
+            return _Joint
+        return _ByTokens if len(self.residual) <= min(entries, _MOST_TOKENS) else _Blocks
 
     def _scale(self, targets: int) -> None:
         old = {e: d[:, : self.width] for e, d in self.start.items()}
@@ -81,10 +88,10 @@ class LayerProblem:
         return self._solver.solve(ridge * self.mean_diagonal, _STILL * self._first)
 
     def gradient(self, expert: int, strength: float) -> torch.Tensor:
-        """Minus half the gradient of the objective by one expert's weights, (I, targets x H) float64."""
+        """Minus half the gradient of the objective by one expert's weights, (I, targets x H)."""
         tokens, phi = self.features.of(expert)
         pull = strength * (self.weights[expert] - self.start[expert])
-        return (phi.T @ self.residual[tokens]).double() - pull
+        return phi.T @ self.residual[tokens] - pull
 
     def move(self, expert: int, step: torch.Tensor) -> None:
         """Add to the weights of one expert, and take what that gives from what is left."""
@@ -95,7 +102,8 @@ class LayerProblem:
     def gradient_norm(self, ridge: float) -> float:
         """Half the norm of the objective's gradient at `weights`."""
         strength = ridge * self.mean_diagonal
-        return sum(float(self.gradient(e, strength).square().sum()) for e in self.start) ** 0.5
+        squares = (self.gradient(e, strength).square().sum(dtype=torch.float64) for e in self.start)
+        return float(sum(squares)) ** 0.5
 
     def mixed(self, share: float) -> dict[int, torch.Tensor]:
         """The weights for (1 - share) of the first target and share of the second: the solution is linear in them."""
@@ -103,13 +111,11 @@ class LayerProblem:
         return {e: (1 - share) * w[:, :h] + share * w[:, h:] for e, w in self.weights.items()}
 
 
-class _Solver(Protocol):
-    def solve(self, strength: float, still: float) -> int:
-        """Move the weights to the minimum for this lambda, until no gradient above `still` is left."""
-
-
 class _Blocks:
-    """Gauss-Seidel over the experts: as large a matrix as one expert is wide, however many there are."""
+    """Gauss-Seidel over the experts: as large a matrix as one expert is wide, however many there are.
+
+    Factors of float32 do, as each step is one of what is left over.
+    """
 
     def __init__(self, problem: LayerProblem) -> None:
         self._problem = problem
@@ -123,16 +129,48 @@ class _Blocks:
             sweeps, squares = sweeps + 1, 0.0
             for e in problem.start:
                 gradient = problem.gradient(e, strength)
-                squares += float(gradient.square().sum())
-                problem.move(e, torch.cholesky_solve(gradient, factors[e]).float())
+                squares += float(gradient.square().sum(dtype=torch.float64))
+                problem.move(e, torch.cholesky_solve(gradient, factors[e]))
             left = squares**0.5
         return sweeps
 
     def _gram(self, expert: int) -> torch.Tensor:
         if expert not in self._grams:
             _, phi = self._problem.features.of(expert)
-            self._grams[expert] = (phi.T @ phi).double()
+            self._grams[expert] = phi.T @ phi
         return self._grams[expert]
+
+
+class _ByTokens:
+    """All experts at once from the products of tokens, (T, T): for fewer tokens than features.
+
+    Whatever moves the weights is phi' times something, so they are start + phi' alpha with alpha (T, targets x H), and
+    (K + lambda) alpha is what the old weights leave. A sweep solves for what is left of that in float32.
+    """
+
+    def __init__(self, problem: LayerProblem) -> None:
+        self._problem = problem
+        self._products = torch.zeros(len(problem.residual), len(problem.residual))
+        for e in problem.start:
+            tokens, phi = problem.features.of(e)
+            at = tokens[:, None], tokens[None]
+            self._products[at] = self._products[at] + phi @ phi.T
+        self._alpha = torch.zeros_like(problem.residual)
+
+    def solve(self, strength: float, still: float) -> int:
+        factor, sweeps = _factor(self._products, strength), 0
+        while sweeps < _MOST_SWEEPS:
+            left = self._problem.residual - strength * self._alpha
+            # The gradient is phi' left.
+            if float((left * (self._products @ left)).sum(dtype=torch.float64)) <= still**2:
+                break
+            more, sweeps = torch.cholesky_solve(left, factor), sweeps + 1
+            self._alpha += more
+            self._problem.residual -= self._products @ more
+        for e, start in self._problem.start.items():
+            tokens, phi = self._problem.features.of(e)
+            self._problem.weights[e] = start + phi.T @ self._alpha[tokens]
+        return sweeps
 
 
 class _Joint:
