@@ -49,7 +49,9 @@ def test_an_entry_is_its_own_keys_over_those_it_is_like_over_the_defaults(tmp_pa
         ('[beta]\nlike = "beta"', "like 'beta', which is like it"),
         ('[alpha]\nlike = "beta"\n[beta]\nlike = "alpha"', "like 'alpha', which is like it"),
         ("[beta]\nlike = 3", "like 3, which is not an entry"),
+        ('[beta]\nlike = ["alpha"]', r"like \['alpha'\], which is not an entry"),
         ("[beta", "not a table of families"),
+        ("beta = " + 20_000 * "[", "not a table of families"),
     ],
 )
 def test_what_is_not_an_entry_is_a_sentence(tmp_path: Path, text: str, said: str) -> None:

@@ -41,6 +41,23 @@ class Evidence:
         """What is known by that name, "redundancy" or a signal: decoder layer -> (E, E) or (E,); empty if nothing."""
         return self.redundancy if name == "redundancy" else self.signals.get(name, {})
 
+    def of_experts(self, name: str) -> Mapping[int, np.ndarray]:
+        """What is known of single experts by that name: layer -> (E,). Raises EvidenceError if it is of pairs."""
+        return self._of_rank(name, 1, "expert")
+
+    def of_pairs(self, name: str) -> Mapping[int, np.ndarray]:
+        """What is known of pairs by that name: layer -> (E, E). Raises EvidenceError if it is of single experts."""
+        return self._of_rank(name, 2, "pair of experts")
+
+    def _of_rank(self, name: str, rank: int, each: str) -> Mapping[int, np.ndarray]:
+        for layer, values in self.known(name).items():
+            if values.ndim != rank:
+                raise EvidenceError(
+                    f"{name} of layer {layer} has {' x '.join(map(str, values.shape))} numbers in the evidence, where "
+                    f"there should be one for each {each}. Make the evidence again."
+                )
+        return self.known(name)
+
     @property
     def layers(self) -> Mapping[int, LayerFacts]:
         return self.inventory.layers
@@ -284,11 +301,13 @@ def _signals(inventory: Inventory, tensors: Mapping[str, np.ndarray]) -> dict[st
         names = {tensor.removeprefix(before) for tensor in tensors if tensor.startswith(before)}
         for name in sorted(names - {"redundancy", "floor"}):
             values = tensors[before + name]
+            if values.dtype.kind == "f":  # half a float could not be compared with MOST
+                values = values.astype(np.float64)
             if values.dtype.kind != "f" or values.shape not in {(count,), (count, count)}:
                 raise NotOfItsType(
                     f"{_line(before + name)} does not hold a number for each of {count} experts or pairs"
                 )
             if not (np.abs(values) <= MOST).all():
                 raise NotOfItsType(f"{_line(before + name)} has entries that are not finite numbers up to {MOST:g}")
-            signals.setdefault(name, {})[layer] = values.astype(np.float64)
+            signals.setdefault(name, {})[layer] = values
     return signals

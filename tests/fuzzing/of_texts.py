@@ -1,5 +1,6 @@
-"""What models read: data of heal, texts of evaluate."""
+"""What models read: data of heal, texts of evaluate and of calibrate."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
@@ -7,7 +8,7 @@ from typing import Any
 
 from moeits.evaluation.perplexity import read_text
 from tests.fuzzing.mutations import as_json, mutated, mutated_bytes, mutated_json
-from tests.fuzzing.parser import Parser
+from tests.fuzzing.parser import Parser, toy
 from tests.healing_toys import conversations, texts, write_tokenizer
 
 
@@ -89,3 +90,39 @@ def evaluation_texts(folder: Path) -> Parser:
             tokenizer.encode(document, add_special_tokens=False)
 
     return Parser("texts of evaluate", (b".jsonl\n" + b"\n".join(map(as_json, rows)), b".txt\nw1 w2"), mutant, feed)
+
+
+def calibration_texts(folder: Path) -> Parser:
+    """Texts of calibrate and refit, and the config and tokenizer by which they are cut into windows."""
+    from moeits.calibration.settings import Tokens
+    from moeits.calibration.texts import windows_of
+    from moeits.checkpoint.reading import Checkpoint
+    from moeits.progress import silent
+
+    model = toy(folder / "model")
+    write_tokenizer(model)
+    rows = [{"text": " ".join(f"w{(n + i) % 62}" for i in range(40)), "source": f"s{n % 6}"} for n in range(60)]
+    files = {name: (model / name).read_bytes() for name in ("config.json", "tokenizer_config.json")}
+
+    def mutant(random: Random) -> bytes:
+        if random.random() < 0.2:
+            name = random.choice(list(files))
+            return name.encode() + b"\n" + mutated_json(json.loads(files[name]), random)
+        text = b"\n".join(as_json(mutated(row, random) if random.random() < 0.1 else row) for row in rows)
+        return b"texts.jsonl\n" + (mutated_bytes(text, random) if random.random() < 0.3 else text)
+
+    def feed(content: bytes) -> None:
+        name, _, text = content.partition(b"\n")
+        path = folder / "texts.jsonl"
+        path.write_bytes(b"\n".join(map(as_json, rows)))
+        (path if name == b"texts.jsonl" else model / name.decode()).write_bytes(text)
+        try:
+            asked = Tokens(data=str(path), tokens=256, held_out=256, window=16)
+            for by_source in (False, True):
+                windows_of(Checkpoint.open(model), asked, silent, by_source=by_source)
+        finally:
+            for file, whole in files.items():
+                (model / file).write_bytes(whole)
+
+    valid = (b"texts.jsonl\n" + b"\n".join(map(as_json, rows)),)
+    return Parser("texts of calibrate", valid, mutant, feed)

@@ -21,7 +21,7 @@ from moeits.errors import CalibrationError, EvaluationError
 from moeits.evaluation.perplexity import read_text
 from moeits.printable import printable
 from moeits.progress import Progress
-from moeits.runtime import load, need, quiet
+from moeits.runtime import context_of, load, load_tokenizer, need, quiet
 
 _BUNDLED = Path(__file__).parents[1] / "demo" / "train.jsonl"
 
@@ -78,7 +78,7 @@ def windows_of(checkpoint: Checkpoint, settings: Tokens, progress: Progress, *, 
     Raises CalibrationError if a source has too little text, or repeats itself.
     """
     tokenizer = _tokenizer(checkpoint)
-    length = min(settings.window, int(checkpoint.config.get("max_position_embeddings") or settings.window))
+    length = min(settings.window, context_of(checkpoint) or settings.window)
     share = _by_source(tokenizer, settings, length) if by_source else None
     if share is not None:
         made = _of_shares(checkpoint, tokenizer, share, settings, length, progress)
@@ -169,14 +169,8 @@ def _names(sources: Sequence[str]) -> tuple[str, ...]:
 
 
 def _tokenizer(checkpoint: Checkpoint) -> Any:
-    transformers = need("transformers", extra="load")
-    try:
-        with quiet():
-            return transformers.AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise CalibrationError(
-            f"The tokenizer of {checkpoint.source} cannot be read: {str(error).splitlines()[0][:120]}."
-        ) from None
+    with quiet():
+        return load_tokenizer(checkpoint)
 
 
 def _first_token(tokenizer: Any) -> int:

@@ -57,7 +57,7 @@ def named_by(path: str | Path | None, inventory: Inventory) -> Protected:
 def super_experts(evidence: Evidence) -> Protected:
     """Experts whose largest output stands out of all: above the 99.5th percentile, a tenth of the largest of all and
     ten times the median, in the first three quarters of the layers. Raises EvidenceError without that signal."""
-    largest = evidence.known(LARGEST)
+    largest = evidence.of_experts(LARGEST)
     if not largest:
         raise EvidenceError(
             "--super-experts needs the largest activation of each expert, which the evidence does not have. Make it "

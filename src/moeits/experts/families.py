@@ -100,7 +100,7 @@ def read_families(table: Path = TABLE) -> tuple[Architecture, ...]:
     """The families of a table, by model_type. Raises FamilyError, in a sentence, for what is not one."""
     try:
         entries = tomllib.loads(table.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise FamilyError(f"{table} is not a table of families: {error}. docs/extending.md shows one.") from None
     return tuple(_family(table, name, entries) for name in sorted(entries) if name != _DEFAULTS)
 
@@ -113,10 +113,10 @@ def _family(table: Path, name: str, entries: Mapping[str, Any]) -> Architecture:
         raise FamilyError(f"[{name}] of {table} is not a family: {reason}. docs/extending.md lists the keys.") from None
 
 
-def _inherited(name: str, entries: Mapping[str, Any], below: tuple[str, ...] = ()) -> dict[str, Any]:
+def _inherited(name: object, entries: Mapping[str, Any], below: tuple[str, ...] = ()) -> dict[str, Any]:
     """An entry's keys, over those of the entry that it is like, over the defaults. `models` are an entry's own."""
-    entry = entries.get(name)
-    if not isinstance(entry, Mapping) or name in below:
+    entry = entries.get(name) if isinstance(name, str) else None
+    if not isinstance(name, str) or not isinstance(entry, Mapping) or name in below:
         raise NotOfItsType(f"it is like {name!r:.60}, which is " + ("like it" if name in below else "not an entry"))
     if name == _DEFAULTS:
         return dict(entry)

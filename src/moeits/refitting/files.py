@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from moeits.errors import CalibrationError, CheckpointError
 from moeits.experts.layer import MoELayer
 from moeits.experts.layout import MoELayout
 from moeits.finished import FinishedLayers
+from moeits.typed_json import NotOfItsType, decode_typed
 
 
 class FittedLayers:
@@ -41,13 +42,25 @@ class FittedLayers:
         self._facts[layer], self._experts[layer] = dict(facts), tuple(weights)
 
     def get(self, layer: int) -> tuple[dict[str, Any], dict[int, np.ndarray]] | None:
-        """A layer that an earlier run of the same refit finished."""
+        """A layer that an earlier run of the same refit finished; one that was damaged since was not finished."""
         kept = self._finished.get(layer)
-        if kept is None:
+        try:
+            facts, weights = (None, {}) if kept is None else (_facts_of(kept, layer), self._weights_of(kept, layer))
+        except NotOfItsType:
+            facts = None
+        if facts is None:
             return None
-        weights = {int(name.removeprefix("expert.")): value for name, value in kept.items() if name != "facts"}
-        self._facts[layer], self._experts[layer] = json.loads(kept["facts"].tobytes()), tuple(weights)
-        return self._facts[layer], weights
+        self._facts[layer], self._experts[layer] = facts, tuple(weights)
+        return facts, weights
+
+    def _weights_of(self, kept: Mapping[str, np.ndarray], layer: int) -> dict[int, np.ndarray]:
+        """Expert -> (H, I) float32. Raises NotOfItsType."""
+        names = {f"expert.{e}": e for e in range(self._layout.layers[layer].num_experts)}
+        weights = {names[name]: value for name, value in kept.items() if name in names}
+        fit = all(value.dtype == np.float32 and value.shape == self._shape(layer) for value in weights.values())
+        if len(weights) != len(kept) - 1 or not fit:
+            raise NotOfItsType("it holds no such weights")
+        return weights
 
     @property
     def facts(self) -> list[dict[str, Any]]:
@@ -106,6 +119,13 @@ class FittedLayers:
             raise CheckpointError(f"The fitted weights of layer {layer} are gone. Refit again.")
         return kept
 
+    def _shape(self, layer: int) -> tuple[int, ...]:
+        """(H, I) of a down projection."""
+        shape = self._info(layer).shape[-2:]
+        return (
+            shape if self._layout.layers[layer].experts or self._layout.architecture.stacking == "rows" else shape[::-1]
+        )
+
     def _info(self, layer: int) -> TensorInfo:
         moe = self._layout.layers[layer]
         return self._checkpoint.tensors[self._own_name(moe, 0) if moe.experts else self._fused_name(moe)]
@@ -116,6 +136,21 @@ class FittedLayers:
     def _fused_name(self, moe: MoELayer) -> str:
         name = next(name for name, stacked in self._layout.architecture.fused.items() if "down" in stacked)
         return moe.fused[name]
+
+
+class _Fit(TypedDict):
+    """Of the facts of a layer, those that a card tells and others cannot do without."""
+
+    layer: int
+    ridge: float | None
+
+
+def _facts_of(kept: Mapping[str, np.ndarray], layer: int) -> dict[str, Any]:
+    """What is known of a fitted layer. Raises NotOfItsType."""
+    text = kept.get("facts", np.zeros(0)).tobytes()
+    if decode_typed(text, _Fit)["layer"] != layer:
+        raise NotOfItsType("it is of another layer")
+    return decode_typed(text, dict[str, Any])
 
 
 def partial_output(output: Path) -> Path:

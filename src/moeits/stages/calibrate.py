@@ -1,5 +1,6 @@
 """Checkpoint x tokens -> token signals of every expert, from the stock model's own layers, run one at a time."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,8 @@ def _all_layers(
         for i in range(len(stream.model)):
             with stream.model.layer(i) as live:
                 known = finished.get(i) if live.moe is not None else None
+                if known is not None and live.moe is not None and not _are_whole(known, live.moe.num_experts):
+                    known = None
                 if live.moe is None or known is not None:
                     for part in stream.parts():
                         stream.hidden[part] = stream.run(live, i, part).cpu()
@@ -104,6 +107,17 @@ def _all_layers(
                     layers[i] = known
             progress("calibrating layers", i + 1, len(stream.model))
     return layers
+
+
+def _are_whole(arrays: Mapping[str, np.ndarray], experts: int) -> bool:
+    """Whether these can be the signals of a layer, all of them: what lies on a disk may be damaged."""
+    from moeits.calibration.routing import Sums
+
+    shapes = {name: values.shape for name, values in Sums(experts).signals().items()}
+    shapes |= dict.fromkeys(("reconstruction", "reconstruction-error"), (experts,))
+    return {name: values.shape for name, values in arrays.items()} == shapes and all(
+        values.dtype == np.float64 and np.isfinite(values).all() for values in arrays.values()
+    )
 
 
 def _watch(stream: Any, live: Any, i: int, selection: int) -> dict[str, np.ndarray]:

@@ -26,7 +26,7 @@ class LeastOfSignal:
         return tuple(dict.fromkeys((self.name, self.level)))
 
     def rank(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:  # noqa: ARG002
-        signal, levels = evidence.known(self.name)[layer], -evidence.known(self.level)[layer]
+        signal, levels = evidence.of_experts(self.name)[layer], -evidence.of_experts(self.level)[layer]
         removed = tuple(map(int, np.argsort(signal, kind="stable")))[:-1]
         upper, lower = np.percentile(levels, [75, 25])
         return EliminationOrder(

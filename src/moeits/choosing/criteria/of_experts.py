@@ -27,7 +27,7 @@ class ByExpertSignal:
         return (self.signal.name,)
 
     def rank(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:  # noqa: ARG002
-        values = evidence.known(self.name)[layer]
+        values = evidence.of_experts(self.name)[layer]
         levels = values if self.signal.goes_first == "largest" else -values
         removed = tuple(map(int, np.argsort(-levels, kind="stable")))[:-1]
         upper, lower = np.percentile(levels, [75, 25])

@@ -21,7 +21,7 @@ class RouterCosine:
     chosen: ClassVar[str] = "alike to the router"
 
     def rank(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:
-        alike = replace(evidence, redundancy={layer: evidence.known(self.name)[layer]})
+        alike = replace(evidence, redundancy={layer: evidence.of_pairs(self.name)[layer]})
         return moeits.CRITERION.rank(alike, layer, rng)
 
 
