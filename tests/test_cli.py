@@ -21,7 +21,7 @@ from moeits.command_line import app as cli
 from moeits.command_line.examples import EXAMPLES
 from tests.toys import make_toy
 
-STAGES = {stage.__name__: stage for stage, _ in cli.COMMANDS}
+STAGES = {cli.command_name(stage): stage for stage, _ in cli.COMMANDS}
 COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
 
 
@@ -170,7 +170,7 @@ def test_a_failing_system_without_a_file_is_a_sentence_without_none(
 
 def test_the_commands_are_the_functions_of_the_package() -> None:
     public = {name for name in moeits.__all__ if inspect.isfunction(getattr(moeits, name))}
-    assert public - {"load"} == set(STAGES)
+    assert {name.replace("_", "-") for name in public - {"load"}} == set(STAGES)
 
 
 def test_version(run: Callable[..., tuple[str, str]]) -> None:

@@ -17,8 +17,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "moeits"
 # room -> its modules. A package stands for all that is in it, and may use itself freely; a module of it can be named
 # apart, as the noun that a stage leaves.
 ROOMS = {
-    "words": "card_slot checkpoint choosing edits engines errors evaluation.results evidence experts files locks "
-    "printable progress run_files scoring settings signals sizes typed_json version",
+    "words": "card_slot checkpoint choosing criteria_file edits engines errors evaluation.results evidence experts "
+    "files locks printable progress run_files scoring settings signals sizes typed_json version",
     "files": "checkpoint.replaceable checkpoint.side_files checkpoint.staging checkpoint.writing finished surgery",
     "stages": "stages stages.inspect stages.plan stages.prune stages.score",
     "runtime": "modeling_moeits runtime",
@@ -27,7 +27,7 @@ ROOMS = {
     "measuring": "measurement stages.measure",
     "refitting": "calibration refitting stages.calibrate stages.refit",
     "comparing": "stages.compare",
-    "lines": "stages.forecast stages.simplify stages.sweep sweeping trials",
+    "lines": "stages.compare_criteria stages.forecast stages.simplify stages.sweep sweeping trials",
     "report": "report_page stages.report",
     "outside": "__init__ __main__ command_line console demo",
 }

@@ -271,6 +271,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SMALL = {"tokens": 2048, "held_out": 1024, "window": 32, "device": "cpu"}
 
 
+def test_a_refitted_checkpoint_is_one_that_may_be_replaced(place: Path, tmp_path: Path) -> None:
+    moeits.refit(place / "pruned", parent=place / "toy", output=tmp_path / "out", **SMALL)
+    again = moeits.refit(place / "pruned", parent=place / "toy", output=tmp_path / "out", overwrite=True, **SMALL)
+    assert json.loads((tmp_path / "out" / "refit.json").read_text())["accepted"] == again.accepted
+
+
 def test_down_projections_are_refitted_and_all_else_is_copied(place: Path) -> None:
     made = moeits.refit(place / "pruned", parent=place / "toy", output=place / "out", **SMALL)
     before, after = (load_file(place / name / "model.safetensors") for name in ("pruned", "out"))

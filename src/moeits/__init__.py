@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from moeits.runtime import load
     from moeits.stages.calibrate import calibrate
     from moeits.stages.compare import Comparison, compare
+    from moeits.stages.compare_criteria import CriteriaComparison, compare_criteria
     from moeits.stages.evaluate import evaluate
     from moeits.stages.forecast import Forecast, forecast
     from moeits.stages.heal import Healing, heal
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Checkpoint",
     "Comparison",
+    "CriteriaComparison",
     "Evidence",
     "Footprint",
     "Forecast",
@@ -48,6 +50,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "compare",
+    "compare_criteria",
     "evaluate",
     "forecast",
     "heal",
@@ -76,6 +79,8 @@ _HOMES = {
     "load": "moeits.runtime",
     "Comparison": "moeits.stages.compare",
     "compare": "moeits.stages.compare",
+    "CriteriaComparison": "moeits.stages.compare_criteria",
+    "compare_criteria": "moeits.stages.compare_criteria",
     "evaluate": "moeits.stages.evaluate",
     "Forecast": "moeits.stages.forecast",
     "forecast": "moeits.stages.forecast",

@@ -44,6 +44,8 @@ class LedgerEntry(TypedDict):
     co2_grams: NotRequired[Number | None]
     country: NotRequired[str | None]
     why_not: NotRequired[str | None]
+    peak_bytes: NotRequired[Count | None]
+    """The most that the process held meanwhile; None where the system does not say so of a part of its life."""
 
 
 class LedgerFile(TypedDict):

@@ -128,7 +128,7 @@ def _by_source(tokenizer: Any, settings: Tokens, length: int) -> Shares | None:
     if not documents:
         return None
     some = list(documents)[:_SAMPLE]
-    tokens = sum(len(tokenizer.encode(document, add_special_tokens=False)) + 1 for document in some)
+    tokens = sum(len(tokenizer.encode(document, add_special_tokens=False, verbose=False)) + 1 for document in some)
     rate = tokens / max(1, sum(map(len, some)))
     held = max(4, round(settings.held_out / length)) * length / rate
     files = len(settings.sources())
@@ -223,7 +223,7 @@ def _joined(tokenizer: Any, documents: Sequence[str], needed: int, seed: int) ->
     """So many ids of shuffled documents, or what there is."""
     first, ids = _first_token(tokenizer), []
     for i in np.random.default_rng(seed).permutation(len(documents)):
-        ids += [first, *tokenizer.encode(documents[i], add_special_tokens=False)]
+        ids += [first, *tokenizer.encode(documents[i], add_special_tokens=False, verbose=False)]
         if len(ids) >= needed:
             break
     return ids[:needed]

@@ -41,6 +41,7 @@ PARTS = (
     ".gitattributes",
     "plan.json",
     "healing.json",
+    "refit.json",
     "modeling_*.py",
     "configuration_*.py",
     "adapter/readme.md",

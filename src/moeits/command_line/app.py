@@ -20,7 +20,7 @@ from moeits import console
 from moeits.__main__ import INTERRUPTED
 from moeits.command_line.examples import epilog
 from moeits.command_line.flags import flag, panel_rank
-from moeits.console import footprint, forecast, healing, plans, refitting, results
+from moeits.console import criteria, footprint, forecast, healing, plans, refitting, results
 from moeits.errors import MoeitsError
 
 # Stages whose result is the next one's input: at a command line it would be lost without an output.
@@ -70,6 +70,11 @@ def _for_the_command_line(text: str, arguments: Container[str]) -> str:
     return re.sub(r"`(\w+)`", spelt, text)
 
 
+def command_name(stage: Callable[..., Any]) -> str:
+    """The command of a stage, spelt as flags are."""
+    return stage.__name__.replace("_", "-")
+
+
 # What the package says of itself, without the paragraph for those who import it.
 _HELP = (moeits.__doc__ or "").rsplit("\n\n", 1)[0]
 _START = "Start with: moeits simplify MODEL --reduction 0.5 -o SMALLER"
@@ -88,12 +93,14 @@ COMMANDS: tuple[tuple[Callable[..., Any], Callable[[Any, dict[str, Any]], None]]
     (moeits.heal, healing.show_healing),
     (moeits.evaluate, results.show_results),
     (moeits.compare, results.show_comparison),
+    (moeits.compare_criteria, criteria.show_criteria),
     (moeits.measure, footprint.show_footprint),
     (moeits.sweep, footprint.show_sweep),
     (moeits.report, footprint.show_report),
 )
 for _stage, _show in COMMANDS:
-    app.command(_stage.__name__, epilog=epilog(_stage.__name__))(_command(_stage, _show))
+    _name = command_name(_stage)
+    app.command(_name, epilog=epilog(_name))(_command(_stage, _show))
 
 
 @app.callback(invoke_without_command=True)

@@ -36,6 +36,10 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "moeits evaluate HALF --tasks arc_easy,hellaswag --limit 100 -o accuracy.json",
     ),
     "compare": ("moeits compare whole.json half.json", "moeits compare whole.json half.json --tasks arc_easy"),
+    "compare-criteria": (
+        "moeits compare-criteria MODEL --criteria moeits,random:8,reap,reconstruction -o RUN",
+        "moeits compare-criteria MODEL --keep 75% --refit no --perplexity texts.jsonl -o RUN",
+    ),
     "measure": ("moeits measure HALF -o footprint.json", "moeits measure HALF --no-run -o footprint.json"),
     "sweep": (
         "moeits sweep MODEL -o RUN",

@@ -1,4 +1,4 @@
-"""What a run has cost so far: seconds and joules of every stage, one entry each, in the run's own log."""
+"""What a run has cost so far: seconds, joules and peak memory of every stage, one entry each, in the run's own log."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -9,6 +9,7 @@ from typing import Any
 
 from moeits.files import write_whole
 from moeits.measurement.energy import EnergyMeter, check_country
+from moeits.measurement.memory import forget_peak, peak_bytes
 from moeits.run_files import LedgerEntry, LedgerFile, read_file
 
 FORMAT = 1
@@ -25,12 +26,15 @@ class Ledger:
     def stage(self, name: str, point: str | None = None) -> Iterator[None]:
         """Enter a stage; `point` names the pruned model it is for, None for what serves them all."""
         meter, finished = EnergyMeter(wanted=self._energy, country=self._country), False
+        its_own = forget_peak()
         meter.start()
         try:
             yield
             finished = True
         finally:
-            self._add({"stage": name, "point": point, "finished": finished, **asdict(meter.stop())})
+            peak = peak_bytes() if its_own else None
+            spent = {"peak_bytes": peak, **asdict(meter.stop())}
+            self._add({"stage": name, "point": point, "finished": finished, **spent})
 
     def entries(self) -> list[LedgerEntry]:
         """All entries so far. Raises EvaluationError if the file is broken."""

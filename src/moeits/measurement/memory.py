@@ -20,6 +20,15 @@ def peak_bytes(device: Any = None) -> int | None:
     return _status("VmHWM") or _most_resident()
 
 
+def forget_peak() -> bool:
+    """Let the peak of this process begin again at what it holds now; False where the system cannot (all but Linux)."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
 def _most_resident() -> int | None:
     try:
         import resource

@@ -13,6 +13,7 @@ from typing import Any
 
 from moeits.choosing.criteria import CRITERIA
 from moeits.choosing.pruning_plan import PruningPlan
+from moeits.criteria_file import CriteriaFile, read_criteria
 from moeits.errors import EvaluationError
 from moeits.evaluation.results import Results
 from moeits.evidence import Evidence
@@ -73,6 +74,8 @@ class Run:
     evidence: Evidence | None
     sweep: SweepFile | None
     ledger: LedgerFile | None
+    criteria: CriteriaFile | None
+    """Of a comparison of criteria at one size."""
     unpruned: Point
     points: tuple[Point, ...]
     """By experts kept, the smallest model first."""
@@ -96,6 +99,7 @@ def read_run(folder: str | Path) -> Run:
         evidence=reader.evidence,
         sweep=reader.sweep,
         ledger=reader.file("ledger.json", LedgerFile, "a ledger that moeits wrote"),
+        criteria=reader.criteria,
         unpruned=unpruned,
         points=_with_controls(points),
         files=reader.files,
@@ -106,7 +110,12 @@ def _about(reader: "_Reader", points: Iterable[Point]) -> dict[str, str]:
     """Which model it is, after the sweep, the evidence or a plan. Raises EvaluationError if plans are of another."""
     every = (each for point in points for each in (point, *point.controls))
     plans = {point.name: point.plan for point in every if point.plan}
-    facts = [reader.sweep, reader.evidence and reader.evidence.facts(), *(plan.facts() for plan in plans.values())]
+    facts = [
+        reader.sweep,
+        reader.criteria,
+        reader.evidence and reader.evidence.facts(),
+        *(plan.facts() for plan in plans.values()),
+    ]
     about = next((each for each in facts if each), None)
     if about is None:
         raise EvaluationError(
@@ -158,6 +167,7 @@ class _Reader:
         self.folder = folder
         self.files: dict[str, str] = {}
         self.sweep = read_sweep(folder / "sweep.json") if self._read("sweep.json") else None
+        self.criteria = read_criteria(folder / "criteria.json") if self._read("criteria.json") else None
         self.evidence = self._evidence()
 
     def point(self, name: str) -> Point:

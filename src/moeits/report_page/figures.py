@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from moeits.criteria_file import ShownRow
 from moeits.report_page.drawing import ACCENT, INK, LINE, MUTED, SERIES, WARM, Drawing, named, shades
 from moeits.report_page.removal import Removal
 
@@ -144,6 +145,36 @@ def pareto(series: Mapping[str, tuple[Style, Sequence[Spot]]], what: str, better
     axes.set_ylabel(what)
     drawing.legend()
     return drawing.svg(name, f"{what} against bytes of tensors. {better} and to the left is better.")
+
+
+_OF_STATES = {
+    "pruned": Style(colour=WARM, marker="s"),
+    "refitted": Style(colour=ACCENT, marker="o"),
+    "healed": Style(colour=WARM, marker="s", hollow=True),
+    "refitted, healed": Style(colour=ACCENT, marker="o", hollow=True),
+}
+
+
+def criteria(rows: Sequence[ShownRow], name: str) -> str:
+    """What each choice loses, a line per choice and a mark per state, each with its interval."""
+    labels = list(dict.fromkeys(row.label for row in rows))
+    states = list(dict.fromkeys(row.state for row in rows))
+    drawing = Drawing(height=1.2 + 0.22 * len(labels) * max(2, len(states)))
+    axes = drawing.axes
+    axes.axvline(0, color=INK, linewidth=1)
+    for number, state in enumerate(states):
+        shown = [row for row in rows if row.state == state]
+        offset = 0.22 * (number - (len(states) - 1) / 2)
+        places = [labels.index(row.label) + offset for row in shown]
+        ends = ([row.rise - row.low for row in shown], [row.high - row.rise for row in shown])
+        look = {**_OF_STATES[state].of_lines(), "linestyle": "none"}
+        axes.errorbar([row.rise for row in shown], places, xerr=ends, label=state, elinewidth=1.2, **look)
+    axes.set_yticks(range(len(labels)), [named(label) for label in labels])
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel("rise of the loss, nats per token")
+    drawing.legend()
+    return drawing.svg(name, f"Rise of the loss over the unpruned model for {len(labels)} choices.")
 
 
 def healing_curves(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], name: str) -> str:

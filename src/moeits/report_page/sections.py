@@ -8,6 +8,7 @@ from moeits.report_page.accuracy import INTERVAL, NOTHING, count, percent
 from moeits.report_page.artefacts import Run, criterion_of, min_experts_of, name_of
 from moeits.report_page.blocks import Block, Section, facts, notes, section, table
 from moeits.report_page.cost_sections import footprint, ledger
+from moeits.report_page.criteria_section import criteria_compared
 from moeits.report_page.evidence_sections import noise_sentence, per_layer, redundancy, who_stays
 from moeits.report_page.measures import Measure, measures_of
 from moeits.report_page.questions import Questions, question_in_words
@@ -21,6 +22,9 @@ def sections_of(run: Run, slug: str) -> list[Section]:
     """All sections that a run has something to say in."""
     removal = Removal.of(run.evidence, min_experts_of(run), criterion_of(run)) if run.evidence else None
     rows = rows_of(run)
+    if run.criteria:
+        compared = (criteria_compared(run.criteria, slug), ledger(run), _provenance(run, rows))
+        return [each for each in compared if each]
     made = (
         _summary(run, rows),
         who_stays(run, rows, removal, slug),
@@ -91,7 +95,8 @@ def _value(measure: Measure, rows: Sequence[Row]) -> str:
 
 
 def _provenance(run: Run, rows: Sequence[Row]) -> Section | None:
-    settings = _flat(run.sweep["settings"] if run.sweep else {})
+    asked = run.sweep or run.criteria
+    settings = _flat(asked["settings"] if asked else {})
     if run.evidence:
         settings |= {"estimator": run.evidence.estimator, **_flat(run.evidence.settings, "scoring")}
     for row in rows[:1]:

@@ -129,7 +129,7 @@ def unwritten(checkpoint: Checkpoint, plan: PruningPlan) -> Unwritten:
             f"The plan makes experts of several (edit {plan.edit.name}), to be read only once they are written. "
             "Prune by it first, or plan without --edit."
         )
-    made = carried_out(checkpoint, moe, plan, Writing())
+    made = carried_out(checkpoint, moe, plan, Writing(), plan.coverage)
     return Unwritten(checkpoint, made.config, made.tensors)
 
 

@@ -88,16 +88,32 @@ def refit(
     """
     pruned = Checkpoint.open(model, check=architecture_of)
     whole = Checkpoint.open(parent, check=architecture_of)
-    output = Path(output)
-    check_output(output, sources=[pruned.folder, whole.folder], overwrite=overwrite)
+    check_output(Path(output), sources=[pruned.folder, whole.folder], overwrite=overwrite)
     side_files(pruned.folder)
-    layout = MoELayout.of(pruned)
-    check_parent(pruned, layout, whole, verifying, progress)
-    most_bytes, device = parse_size(machine.memory, "--memory"), checked_device(machine.device)
+    check_parent(pruned, MoELayout.of(pruned), whole, verifying, progress)
     from moeits.calibration.texts import windows_of
 
     windows = windows_of(whole, texts, progress, by_source=True)
+    return refit_on(windows, pruned, whole, Path(output), fitting, machine, progress, overwrite=overwrite, fresh=fresh)
+
+
+def refit_on(
+    windows: Any,
+    pruned: Checkpoint,
+    whole: Checkpoint,
+    output: Path,
+    fitting: Fitting,
+    machine: Machine,
+    progress: Progress,
+    *,
+    overwrite: bool = False,
+    fresh: bool = False,
+) -> Refitting:
+    """A refit on tokens that are at hand; `pruned` is known to be of `whole`. Raises what `refit` raises."""
+    check_output(output, sources=[pruned.folder, whole.folder], overwrite=overwrite)
+    layout = MoELayout.of(pruned)
     check_enough(windows.fit.size, layout)
+    most_bytes, device = parse_size(machine.memory, "--memory"), checked_device(machine.device)
     settings = {**windows.facts, **asdict(fitting)}
     key = {**settings, "parent": whole.fingerprint}
     finished = FinishedLayers(

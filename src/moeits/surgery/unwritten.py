@@ -44,6 +44,10 @@ class Unwritten(Checkpoint):
             digest.update(f"{name} {[(r.path.name, r.offset, r.length) for r in ranges]}".encode())
         return digest.hexdigest()
 
+    def check_unchanged(self) -> None:
+        """Its source's shards are still those that were opened."""
+        self._of.check_unchanged()
+
     def read(self, name: str, where: tuple[int | slice, ...] = ()) -> np.ndarray:
         """As a checkpoint on disk does: only the bytes of the part that is asked for are read."""
         info = self.tensors[name]

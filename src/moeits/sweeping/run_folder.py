@@ -126,15 +126,19 @@ class RunFolder:
         Raises SettingError if it holds a sweep of another checkpoint or of other settings, OutputError if it cannot be
         made.
         """
+        self.make(fresh=fresh)
+        return self._go_on(fingerprint, settings) if self.sweep.exists() else dict(settings)
+
+    def make(self, *, fresh: bool) -> None:
+        """The folder, empty of what was there if it is to be made anew. Raises OutputError."""
         if (self.path / "config.json").exists():
-            raise OutputError(f"{self.path} is a checkpoint. Choose another --output for the sweep.")
+            raise OutputError(f"{self.path} is a checkpoint. Choose another --output for the run.")
         if fresh:
             self._forget()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self.path} cannot be made: {error.strerror}. Choose another --output.") from None
-        return self._go_on(fingerprint, settings) if self.sweep.exists() else dict(settings)
 
     def _go_on(self, fingerprint: str, settings: Mapping[str, Any]) -> dict[str, Any]:
         before = read_sweep(self.sweep, error=SettingError)
@@ -164,11 +168,24 @@ class RunFolder:
             else ()
         )
 
+    def is_point(self, name: str) -> bool:
+        """Whether a folder of the run that is called so is that of a point."""
+        return is_point(name)
+
+    @property
+    def records(self) -> tuple[Path, ...]:
+        """The files of the run itself."""
+        return self.sweep, self.evidence, self.ledger
+
+    def folder_of(self, name: str) -> PointFolder:
+        """The folder of a point."""
+        return PointFolder(self.path / name)
+
     def check_source(self, source: Path) -> None:
         """Nothing of the run comes to lie in the model that is swept. Raises OutputError."""
         own, run = source.resolve(), self.path.resolve()
         inside = own.relative_to(run).parts if run in own.parents else ()
-        if own in run.parents or (inside and is_point(inside[0])):
+        if own in run.parents or (inside and self.is_point(inside[0])):
             raise OutputError(
                 f"--output {self.path} would write into the source {source}, which is never touched. Choose another "
                 "--output."
@@ -177,9 +194,9 @@ class RunFolder:
     def _forget(self) -> None:
         """Remove what sweeps wrote here, each known by its own mark, and nothing else."""
         for folder in self.path.glob("*") if self.path.is_dir() else ():
-            if is_point(folder.name) and folder.is_dir() and not folder.is_symlink():
-                PointFolder(folder).forget()
-        for file in (self.sweep, self.evidence, self.ledger):
+            if self.is_point(folder.name) and folder.is_dir() and not folder.is_symlink():
+                self.folder_of(folder.name).forget()
+        for file in self.records:
             if file.exists() and not is_artefact(file):
                 raise OutputError(
                     f"{file} is not a file that moeits wrote, so --fresh does not remove it. Move it, or choose "
@@ -188,8 +205,8 @@ class RunFolder:
             file.unlink(missing_ok=True)
 
     def save(self, facts: Mapping[str, Any]) -> None:
-        """Write sweep.json, all or nothing."""
-        write_whole(self.sweep, (json.dumps(facts, indent=1) + "\n").encode())
+        """Write the run's own file, all or nothing."""
+        write_whole(self.records[0], (json.dumps(facts, indent=1) + "\n").encode())
 
 
 # Settings of work that a sweep may do without.

@@ -2,11 +2,17 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from moeits.choosing.criteria import CRITERIA, criterion_named
-from moeits.choosing.settings import finite, numbers, share
+from moeits.choosing.settings import Choice, finite, numbers, share
 from moeits.errors import SettingError
-from moeits.settings import WHAT, setting
+from moeits.evaluation.settings import Inference, Questions
+from moeits.settings import HEALING, POINTS, WHAT, same_as, setting
+from moeits.sweeping.settings import PointSettings
+
+# Other documents than those of the bundled text that is fitted on.
+BUNDLED_HELD_OUT = Path(__file__).parents[1] / "demo" / "valid.jsonl"
 
 _MOST_SIZES = 100
 _EXAMPLE = "0.125:0.75:0.125"
@@ -48,3 +54,78 @@ def _between(texts: Iterable[str]) -> tuple[float, ...]:
         if not 0 < value < 1:
             raise SettingError(f"--reductions {value:g} is out of range: each is above 0 and below 1.")
     return tuple(found)
+
+
+STATES = ("pruned", "refitted", "healed", "refitted, healed")
+_REFIT = ("no", "yes", "both")
+_MOST_SEEDS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """Which criteria are compared at which size, and how each is judged."""
+
+    keep: str = setting("0.5", help="Share of the experts that each layer keeps: 0.5 or 50%.", panel=WHAT)
+    criteria: str = setting(
+        "moeits,chance-corrected,random:8,reap,reconstruction",
+        help="Who chooses, by commas; random:8 is random with 8 seeds.",
+        panel=WHAT,
+        metavar="NAME,NAME",
+    )
+    refit: str = setting("both", help="Refit every choice, none, or show both.", panel=WHAT, choices=_REFIT)
+    min_experts: int | None = same_as(Choice, "min_experts")
+    perplexity: str | Path | None = same_as(Questions, "perplexity", panel=POINTS, shown_default="bundled text")
+    limit: int | None = setting(None, help="Only the first N documents of it.", panel=POINTS, shown_default="all")
+    dtype: str = same_as(Inference, "dtype", default="float32")
+    heal: str | Path | None = setting(
+        None, help="Heal every choice on these data too, of the random ones the first.", panel=HEALING, metavar="DATA"
+    )
+    recipe: str = same_as(PointSettings, "recipe", default="small")
+    steps: int | None = same_as(PointSettings, "steps")
+    energy: bool = same_as(PointSettings, "energy")
+    country: str | None = same_as(PointSettings, "country")
+
+    def __post_init__(self) -> None:
+        if not 0 < share(self.keep, "--keep") < 1:
+            raise SettingError(f"--keep {self.keep} is out of range: it is above 0 and below 1.")
+        if self.refit not in _REFIT:
+            raise SettingError(f"--refit {self.refit} is not one of {', '.join(_REFIT)}.")
+        if not self.entrants:
+            raise SettingError("--criteria names no criterion: write reap,reconstruction,random:8, say.")
+        _ = self.points
+
+    @property
+    def reduction(self) -> float:
+        """The share that goes."""
+        return 1 - share(self.keep, "--keep")
+
+    @property
+    def entrants(self) -> tuple[tuple[str, int | None], ...]:
+        """Criterion and seed, in the order asked for; a seed only where the choice is random. Raises SettingError."""
+        found: list[tuple[str, int | None]] = []
+        for item in filter(None, map(str.strip, self.criteria.split(","))):
+            name, _, seeds = item.partition(":")
+            if not criterion_named(name).needs_seed:
+                if seeds:
+                    raise SettingError(f"--criteria {item[:60]}: {name} is not random, so it takes no seeds.")
+                found.append((name, None))
+                continue
+            count = finite(seeds or 1, f"--criteria {name}")
+            if not 1 <= count <= _MOST_SEEDS or count != int(count):
+                raise SettingError(f"--criteria {item[:60]} is out of range: give 1 to {_MOST_SEEDS} seeds.")
+            found += [(name, seed) for seed in range(int(count))]
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def points(self) -> PointSettings:
+        """The work at every row, as a sweep has it at every point. Raises SettingError."""
+        return PointSettings(
+            perplexity=self.perplexity or BUNDLED_HELD_OUT,
+            limit=self.limit,
+            dtype=self.dtype,
+            heal=self.heal,
+            recipe=self.recipe,
+            steps=self.steps,
+            energy=self.energy,
+            country=self.country,
+        )
