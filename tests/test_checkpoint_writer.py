@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 from moeits.checkpoint import staging
 from moeits.checkpoint import writing as checkpoint_writer
+from moeits.checkpoint.sources.local_files import LocalFile
 from moeits.checkpoint.writing import ByteRange, NewTensor, new_checkpoint, split_into_shards
 from moeits.errors import CheckpointError, OutputError
 from tests.test_bad_input import contents
@@ -44,11 +45,11 @@ def test_a_tensor_can_be_put_together_from_several_files(tmp_path: Path) -> None
     (tmp_path / "a").write_bytes(b"0123456789")
     (tmp_path / "b").write_bytes(b"abcdefghij")
     parts = (
-        ByteRange(path=tmp_path / "b", offset=2, length=3),
+        ByteRange(shard=LocalFile(tmp_path / "b"), offset=2, length=3),
         b"XY",
-        ByteRange(path=tmp_path / "a", offset=9, length=1),
-        ByteRange(path=tmp_path / "a", offset=0, length=0),
-        ByteRange(path=tmp_path / "a", offset=0, length=2),
+        ByteRange(shard=LocalFile(tmp_path / "a"), offset=9, length=1),
+        ByteRange(shard=LocalFile(tmp_path / "a"), offset=0, length=0),
+        ByteRange(shard=LocalFile(tmp_path / "a"), offset=0, length=2),
     )
     made = NewTensor(name="t", dtype="U8", shape=(8,), nbytes=8, parts=parts)
     with new_checkpoint(tmp_path / "out", sources=[], nbytes=8) as writer:
@@ -63,7 +64,7 @@ def test_a_range_is_copied_whole_whatever_the_buffer(
     monkeypatch.setattr(checkpoint_writer, "_BUFFER_BYTES", buffer_bytes)
     data = np.random.default_rng(0).bytes(10_000)
     (tmp_path / "a").write_bytes(data)
-    part = ByteRange(path=tmp_path / "a", offset=7, length=9_000)
+    part = ByteRange(shard=LocalFile(tmp_path / "a"), offset=7, length=9_000)
     made = NewTensor(name="t", dtype="U8", shape=(9_000,), nbytes=9_000, parts=(part,))
     with new_checkpoint(tmp_path / "out", sources=[], nbytes=1) as writer:
         writer.write_tensors([made], max_shard_bytes=10**9)
@@ -79,7 +80,7 @@ def test_bytes_may_be_made_at_the_moment_they_are_written(tmp_path: Path) -> Non
 
 def test_a_source_that_shrinks_while_it_is_read_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"short")
-    part = ByteRange(path=tmp_path / "a", offset=0, length=10)
+    part = ByteRange(shard=LocalFile(tmp_path / "a"), offset=0, length=10)
     made = NewTensor(name="t", dtype="U8", shape=(10,), nbytes=10, parts=(part,))
     with (
         pytest.raises(CheckpointError, match="became shorter"),
@@ -99,7 +100,7 @@ def test_a_small_file_that_cannot_be_read_is_said_of_the_source(tmp_path: Path) 
 
 @pytest.mark.parametrize("source", ["gone", "."])
 def test_a_shard_that_cannot_be_read_is_said_of_the_source(tmp_path: Path, source: str) -> None:
-    part = ByteRange(path=tmp_path / source, offset=0, length=10)
+    part = ByteRange(shard=LocalFile(tmp_path / source), offset=0, length=10)
     made = NewTensor(name="t", dtype="U8", shape=(10,), nbytes=10, parts=(part,))
     with (
         pytest.raises(CheckpointError, match="Mend this file of the source"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import moeits
 from moeits.checkpoint.reading import Checkpoint
+from moeits.checkpoint.sources import read_range
 from moeits.checkpoint.writing import ByteRange, NewTensor
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.edits import PlannedEdit
@@ -44,7 +45,7 @@ def content(tensor: NewTensor) -> bytes:
     found = b""
     for part in tensor.parts:
         if isinstance(part, ByteRange):
-            data = part.path.read_bytes()[part.offset : part.offset + part.length]
+            data = read_range(part.shard, part.offset, part.length).tobytes()
         else:
             data = part if isinstance(part, bytes) else part()
         found += data

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 import moeits
 from moeits.checkpoint.reading import Checkpoint
+from moeits.checkpoint.sources import read_range
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import CheckpointError, PlanError
 from moeits.evidence import Evidence
@@ -214,7 +215,7 @@ def test_dtypes_that_cannot_be_computed_with_move_unharmed(
             source = name.replace(f".experts.{number}.", f".experts.{kept[layer][number]}.")
             assert info.dtype == dtype
             assert info.shape == before.tensors[source].shape
-            data = info.shard.read_bytes()[info.offset : info.offset + info.nbytes]
+            data = read_range(info.shard, info.offset, info.nbytes).tobytes()
             assert data == raw[source]
 
 

@@ -29,7 +29,7 @@ def flip_a_bit(model: Path, *, sampled: bool = False) -> None:
     info = max(Checkpoint.open(model).tensors.values(), key=lambda info: info.nbytes)
     seen = {at for start, length in sampled_spans(info.nbytes) for at in range(start, start + length)}
     at = next(at for at in range(info.nbytes) if (at in seen) == sampled)
-    with info.shard.open("r+b") as file:
+    with info.shard.path.open("r+b") as file:
         file.seek(info.offset + at)
         (byte,) = file.read(1)
         file.seek(info.offset + at)

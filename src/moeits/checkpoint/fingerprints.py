@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
+from moeits.checkpoint.sources import opened, read_from
 from moeits.errors import CheckpointError
 from moeits.progress import Progress, silent
 
@@ -69,10 +70,9 @@ def sampled_fingerprint(tensors: "Mapping[str, TensorInfo]") -> str:
     for name in sorted(tensors):
         info = tensors[name]
         digest.update(_what(info))
-        with info.shard.open("rb") as file:
+        with opened(info.shard) as file:
             for start, length in sampled_spans(info.nbytes):
-                file.seek(info.offset + start)
-                digest.update(file.read(length))
+                digest.update(read_from(file, info.offset + start, length).data)
     return digest.hexdigest()
 
 
@@ -103,7 +103,7 @@ def full_sha256(tensors: "Mapping[str, TensorInfo]", progress: Progress = silent
 def _sha256_of(info: "TensorInfo") -> bytes:
     digest, left = hashlib.sha256(), info.nbytes
     buffer = memoryview(bytearray(min(_BUFFER_BYTES, max(left, 1))))
-    with info.shard.open("rb", buffering=0) as file:
+    with opened(info.shard) as file:
         file.seek(info.offset)
         while left:
             read = file.readinto(buffer[:left]) or 0

@@ -19,7 +19,10 @@ import numpy as np
 
 from moeits.checkpoint import hub
 from moeits.checkpoint.fingerprints import Coverage, full_sha256, sampled_coverage, sampled_fingerprint
+from moeits.checkpoint.folder import check_files, why_no_safetensors
 from moeits.checkpoint.parts import INDEX_NAME, SINGLE_NAME
+from moeits.checkpoint.sources import Shard, opened, read_from, read_range
+from moeits.checkpoint.sources.local_files import LocalFile
 from moeits.checkpoint.stamps import check_stamps, stamps_of
 from moeits.errors import CheckpointError, SettingError, UnscorableWeight
 from moeits.printable import printable
@@ -50,8 +53,6 @@ _MOST_HEADER_BYTES = 100_000_000
 # header that opens far more only takes memory.
 _MOST_BRACKETS, _MOST_AXES, _MOST_NAME = 3_000_000, 64, 1000
 
-_LONGEST_FILE_NAME = 255
-
 
 @dataclass(frozen=True, kw_only=True)
 class TensorInfo:
@@ -61,7 +62,7 @@ class TensorInfo:
     dtype: str
     """The safetensors name of the dtype: BF16, F32, F8_E4M3, ..."""
     shape: tuple[int, ...]
-    shard: Path
+    shard: Shard
     offset: int
     """First byte of the tensor in its shard file."""
     nbytes: int
@@ -131,7 +132,7 @@ class Checkpoint:
             return cls.open(model, revision=revision)
         tensors: dict[str, TensorInfo] = {}
         for file, entries in headers.items():
-            tensors |= _tensor_infos(folder / file, entries, data_start=0)
+            tensors |= _tensor_infos(LocalFile(folder / file), entries, data_start=0)
         return cls(folder, source=source, tensors=tensors)
 
     @classmethod
@@ -161,16 +162,14 @@ class Checkpoint:
             )
         dtype = DTYPES[info.dtype]
         first, shape = contiguous(info.shape, where)
-        raw = np.fromfile(
-            info.shard, np.uint8, count=prod(shape) * dtype.itemsize, offset=info.offset + first * dtype.itemsize
-        )
+        raw = read_range(info.shard, info.offset + first * dtype.itemsize, prod(shape) * dtype.itemsize)
         if raw.size != prod(shape) * dtype.itemsize:
             raise CheckpointError(f"{info.shard.name} ends in the middle of {name}. Download this file again.")
         return raw.view(dtype).reshape(shape)
 
     def check_unchanged(self) -> None:
         """The shards are still the files that were opened, by size and time. Raises CheckpointError if not."""
-        check_stamps(self.shards, self.stamps)
+        check_stamps(self.shards, self.stamps, where=str(self.folder))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -190,9 +189,14 @@ class Checkpoint:
         return Coverage(nbytes=self.nbytes, of=self.nbytes, sha256=self._sha256)
 
     @cached_property
-    def shards(self) -> tuple[Path, ...]:
+    def shards(self) -> tuple[Shard, ...]:
         """The files that hold the tensors, by name."""
-        return tuple(sorted({info.shard for info in self.tensors.values()}))
+        return tuple(sorted({info.shard for info in self.tensors.values()}, key=lambda shard: shard.name))
+
+    @property
+    def largest_shard_bytes(self) -> int:
+        """Bytes of the largest file of tensors, its header included."""
+        return max(info.offset + info.nbytes for info in self.tensors.values())
 
     @cached_property
     def nbytes(self) -> int:
@@ -248,9 +252,9 @@ def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
     if (folder / INDEX_NAME).exists():
         return _read_indexed(folder)
     if (folder / SINGLE_NAME).exists():
-        _check_files(folder, [SINGLE_NAME], named_by="the single-file form")
-        return _read_shard(folder / SINGLE_NAME)
-    raise CheckpointError(_why_no_safetensors(folder))
+        check_files(folder, [SINGLE_NAME], named_by="the single-file form")
+        return _read_shard(LocalFile(folder / SINGLE_NAME))
+    raise CheckpointError(why_no_safetensors(folder))
 
 
 def _read_indexed(folder: Path) -> dict[str, TensorInfo]:
@@ -258,10 +262,10 @@ def _read_indexed(folder: Path) -> dict[str, TensorInfo]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{folder / INDEX_NAME} has no weight_map. Download this file again.")
     files = sorted(set(map(str, weight_map.values())))
-    _check_files(folder, files, named_by=INDEX_NAME)
+    check_files(folder, files, named_by=INDEX_NAME)
     tensors: dict[str, TensorInfo] = {}
     for file in files:
-        for name, info in _read_shard(folder / file).items():
+        for name, info in _read_shard(LocalFile(folder / file)).items():
             if weight_map.get(name) != file:
                 raise CheckpointError(
                     f"{file} holds {name}, which {INDEX_NAME} puts in {weight_map.get(name, 'no file at all')}. "
@@ -276,84 +280,39 @@ def _read_indexed(folder: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _check_files(folder: Path, files: list[str], *, named_by: str) -> None:
-    """The index names files of this folder, all of them are there, and no other shard is."""
-    for file in files:
-        # No file system of ours takes a longer name, and to ask one for it is an error of its own.
-        if (
-            Path(file).name != file
-            or file in {"", ".", ".."}
-            or len(file.encode(errors="replace")) > _LONGEST_FILE_NAME
-        ):
-            raise CheckpointError(
-                f"{INDEX_NAME} names {file!r:.200}, which is not a plain file name of its folder. "
-                "This index is not safe."
-            )
-    missing = [file for file in files if not (folder / file).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{len(missing)} of {len(files)} shards are missing from {folder}: {_some(missing)}. Download them again."
-        )
-    extra = sorted(path.name for path in folder.glob("model*.safetensors") if path.name not in files)
-    if extra:
-        raise CheckpointError(
-            f"{folder} holds {_some(extra)}, which {named_by} does not name. Remove what is left over from another "
-            "version, or download the checkpoint again."
-        )
-
-
-def _why_no_safetensors(folder: Path) -> str:
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in {".bin", ".pt", ".pth"})
-    if pickles:
-        return (
-            f"{folder} has its weights only as pickles ({_some(pickles)}), which can run code when they are opened. "
-            "Get the safetensors version, or convert once with transformers' save_pretrained."
-        )
-    if (folder / "adapter_model.safetensors").exists():
-        return f"{folder} is a LoRA adapter, not a model. Merge it into its base model first."
-    shards = sorted(path.name for path in folder.glob("*.safetensors"))
-    if shards:
-        return (
-            f"{folder} has shards ({_some(shards)}) but no {INDEX_NAME}. Download the checkpoint again, with its index."
-        )
-    return f"{folder} has neither {INDEX_NAME} nor {SINGLE_NAME}. Is this the folder of a Hugging Face checkpoint?"
-
-
-def _read_shard(path: Path) -> dict[str, TensorInfo]:
+def _read_shard(shard: Shard) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file, by its header. The whole file must be accounted for."""
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            header_bytes = int.from_bytes(file.read(8), "little")
-            header = file.read(header_bytes) if header_bytes <= min(size - 8, _MOST_HEADER_BYTES) else b""
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from None
+    with opened(shard) as file:
+        size = file.seek(0, os.SEEK_END)
+        header_bytes = int.from_bytes(read_from(file, 0, 8).tobytes(), "little")
+        fits = header_bytes <= min(size - 8, _MOST_HEADER_BYTES)
+        header = read_from(file, 8, header_bytes).tobytes() if fits else b""
     if header_bytes > size - 8:
-        raise CheckpointError(f"{path.name} is truncated ({size} bytes). Download this file again.")
-    tensors = _parse_header(path, header, data_start=8 + header_bytes)
-    _check_extent(path, tensors, 8 + header_bytes, size)
+        raise CheckpointError(f"{shard.name} is truncated ({size} bytes). Download this file again.")
+    tensors = _parse_header(shard, header, data_start=8 + header_bytes)
+    _check_extent(shard, tensors, 8 + header_bytes, size)
     return tensors
 
 
-def _parse_header(path: Path, text: bytes, *, data_start: int) -> dict[str, TensorInfo]:
+def _parse_header(shard: Shard, text: bytes, *, data_start: int) -> dict[str, TensorInfo]:
     try:
         if text.count(b"{") + text.count(b"[") > _MOST_BRACKETS:
             raise ValueError("its header names more than a million tensors")
         header = json.loads(text)
         header.pop("__metadata__", None)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path.name} is not a safetensors file ({error}). Download this file again.") from None
-    return _tensor_infos(path, header, data_start=data_start)
+        raise CheckpointError(f"{shard.name} is not a safetensors file ({error}). Download this file again.") from None
+    return _tensor_infos(shard, header, data_start=data_start)
 
 
-def _tensor_infos(path: Path, header: Mapping[str, Any], *, data_start: int) -> dict[str, TensorInfo]:
+def _tensor_infos(shard: Shard, header: Mapping[str, Any], *, data_start: int) -> dict[str, TensorInfo]:
     try:
-        return {name: _tensor_info(path, data_start, name, entry) for name, entry in header.items()}
+        return {name: _tensor_info(shard, data_start, name, entry) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path.name} is not a safetensors file ({error}). Download this file again.") from None
+        raise CheckpointError(f"{shard.name} is not a safetensors file ({error}). Download this file again.") from None
 
 
-def _tensor_info(path: Path, data_start: int, name: str, entry: Mapping[str, Any]) -> TensorInfo:
+def _tensor_info(shard: Shard, data_start: int, name: str, entry: Mapping[str, Any]) -> TensorInfo:
     if len(name) > _MOST_NAME:
         raise ValueError(f"the name {name[:40]}... has {len(name)} characters")
     begin, end = entry["data_offsets"]
@@ -367,24 +326,20 @@ def _tensor_info(path: Path, data_start: int, name: str, entry: Mapping[str, Any
         raise ValueError(f"{name} has more entries than a file can hold")
     if dtype in DTYPES and end - begin != prod(shape) * DTYPES[dtype].itemsize:
         raise ValueError(f"{name} of shape {shape} cannot have {end - begin} bytes")
-    return TensorInfo(name=name, dtype=dtype, shape=shape, shard=path, offset=data_start + begin, nbytes=end - begin)
+    return TensorInfo(name=name, dtype=dtype, shape=shape, shard=shard, offset=data_start + begin, nbytes=end - begin)
 
 
-def _check_extent(path: Path, tensors: Mapping[str, TensorInfo], data_start: int, size: int) -> None:
+def _check_extent(shard: Shard, tensors: Mapping[str, TensorInfo], data_start: int, size: int) -> None:
     end = data_start
     for info in sorted(tensors.values(), key=lambda info: (info.offset, info.nbytes)):
         if info.offset != end:
             raise CheckpointError(
-                f"{path.name} is damaged: {info.name} does not begin where the tensor before it ends. Download this "
+                f"{shard.name} is damaged: {info.name} does not begin where the tensor before it ends. Download this "
                 "file again."
             )
         end += info.nbytes
     if size != end:
         verb = "is truncated" if size < end else "has bytes that belong to no tensor"
         raise CheckpointError(
-            f"{path.name} {verb}: its header promises {end} bytes, the file has {size}. Download this file again."
+            f"{shard.name} {verb}: its header promises {end} bytes, the file has {size}. Download this file again."
         )
-
-
-def _some(names: list[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -13,12 +13,13 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from io import FileIO
+from io import RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from moeits.checkpoint.parts import INDEX_NAME, SINGLE_NAME
 from moeits.checkpoint.replaceable import check_replaceable
+from moeits.checkpoint.sources import Shard, unreadable
 from moeits.checkpoint.staging import clear_leftovers, exchange, staging_folder
 from moeits.errors import CheckpointError, OutputError
 from moeits.progress import Progress, silent
@@ -34,9 +35,9 @@ _BUFFER_BYTES = 512 << 10
 
 @dataclass(frozen=True, kw_only=True)
 class ByteRange:
-    """Bytes of a file that will become (a part of) a tensor."""
+    """Bytes of a shard that will become (a part of) a tensor."""
 
-    path: Path
+    shard: Shard
     offset: int
     length: int
 
@@ -159,7 +160,7 @@ def _write_shard(path: Path, tensors: Sequence[NewTensor]) -> Iterator[int]:
     text = json.dumps(header, separators=(",", ":")).encode()
     # Tensors begin on a page, which makes writing them a third faster; the format allows spaces after the header.
     text += b" " * (-(8 + len(text)) % _PAGE_BYTES)
-    sources: dict[Path, FileIO] = {}
+    sources: dict[Shard, RawIOBase] = {}
     buffer = memoryview(bytearray(_BUFFER_BYTES))
     try:
         with path.open("wb") as file:
@@ -174,9 +175,9 @@ def _write_shard(path: Path, tensors: Sequence[NewTensor]) -> Iterator[int]:
 
 
 def _append(
-    file: BinaryIO, part: ByteRange | bytes | Callable[[], bytes], sources: dict[Path, FileIO], buffer: memoryview
+    file: BinaryIO, part: ByteRange | bytes | Callable[[], bytes], sources: dict[Shard, RawIOBase], buffer: memoryview
 ) -> None:
-    """Append bytes, or a range of another file through the buffer."""
+    """Append bytes, or a range of a shard through the buffer."""
     if not isinstance(part, ByteRange):
         file.write(part if isinstance(part, bytes) else part())
         return
@@ -186,28 +187,24 @@ def _append(
         try:
             read = source.readinto(buffer[:left])
         except OSError as error:
-            raise _unreadable(part.path, error) from None
+            raise unreadable(part.shard, error) from None
         if not read:
             raise CheckpointError(
-                f"{part.path.name} became shorter while it was read. Wait until nothing writes to the source, or "
+                f"{part.shard.name} became shorter while it was read. Wait until nothing writes to the source, or "
                 "download this file again."
             )
         file.write(buffer[:read])
         left -= read
 
 
-def _opened(part: ByteRange, sources: dict[Path, FileIO]) -> FileIO:
+def _opened(part: ByteRange, sources: dict[Shard, RawIOBase]) -> RawIOBase:
     try:
-        if part.path not in sources:
-            sources[part.path] = FileIO(part.path)
-        sources[part.path].seek(part.offset)
+        if part.shard not in sources:
+            sources[part.shard] = part.shard.open()
+        sources[part.shard].seek(part.offset)
     except OSError as error:
-        raise _unreadable(part.path, error) from None
-    return sources[part.path]
-
-
-def _unreadable(path: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(f"{path} cannot be read: {error.strerror}. Mend this file of the source.")
+        raise unreadable(part.shard, error) from None
+    return sources[part.shard]
 
 
 # ------------------------------------------------------------------------------------------------ where it may go

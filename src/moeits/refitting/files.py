@@ -96,7 +96,7 @@ class FittedLayers:
                 dtype=info.dtype,
                 shape=info.shape,
                 nbytes=info.nbytes,
-                parts=(made.get(info.name) or ByteRange(path=info.shard, offset=info.offset, length=info.nbytes),),
+                parts=(made.get(info.name) or ByteRange(shard=info.shard, offset=info.offset, length=info.nbytes),),
             )
             for info in self._checkpoint.tensors.values()
         ]

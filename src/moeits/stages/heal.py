@@ -279,9 +279,8 @@ def _write(
     """The healed checkpoint, with its loss measured on what was written, before it gets its name."""
     source = job.checkpoint
     tensors = merged_tensors(source, job.moe, job.targets, trained.factors, job.recipe.scale)
-    largest = max(shard.stat().st_size for shard in source.shards)
     with new_checkpoint(output, sources=[source.folder], nbytes=source.nbytes, overwrite=overwrite) as writer:
-        writer.write_tensors(tensors, max_shard_bytes=largest, progress=progress)
+        writer.write_tensors(tensors, max_shard_bytes=source.largest_shard_bytes, progress=progress)
         copy_side_files(source.folder, writer)
         for name in (LOADER_FILE, "plan.json"):
             if (source.folder / name).is_file():

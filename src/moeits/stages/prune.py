@@ -244,7 +244,7 @@ def _has_one_top_k(moe: MoELayout) -> bool:
 
 def _shard_bytes(max_shard_size: str | int | None, checkpoint: Checkpoint) -> int:
     if max_shard_size is None:
-        return max(shard.stat().st_size for shard in checkpoint.shards)
+        return checkpoint.largest_shard_bytes
     asked = parse_size(max_shard_size, "--max-shard-size")
     if asked < 1:
         raise SettingError(f"--max-shard-size {max_shard_size} is out of range: give at least 1 byte, such as 5GB.")

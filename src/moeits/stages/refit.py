@@ -284,10 +284,9 @@ def _write(
     overwrite: bool,
     progress: Progress,
 ) -> None:
-    largest = max(shard.stat().st_size for shard in pruned.shards)
     sources = [pruned.folder, parent.folder]
     with new_checkpoint(output, sources=sources, nbytes=pruned.nbytes, overwrite=overwrite) as writer:
-        writer.write_tensors(fitted.tensors(), max_shard_bytes=largest, progress=progress)
+        writer.write_tensors(fitted.tensors(), max_shard_bytes=pruned.largest_shard_bytes, progress=progress)
         pruned.check_unchanged()
         copy_side_files(pruned.folder, writer)
         for name in (LOADER_FILE, "plan.json"):

@@ -49,7 +49,7 @@ def _fused(info: TensorInfo, kept: Sequence[int], groups: Mapping[int, Group], m
     parts = tuple(
         partial(make, expert, groups[expert], partial(_among_all, info.name))
         if expert in groups
-        else ByteRange(path=info.shard, offset=info.offset + expert * nbytes, length=nbytes)
+        else ByteRange(shard=info.shard, offset=info.offset + expert * nbytes, length=nbytes)
         for expert in kept
     )
     return Compute(info.name, info.dtype, (len(kept), *info.shape[1:]), parts)

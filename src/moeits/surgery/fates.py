@@ -112,7 +112,7 @@ def new_tensors(
 
 
 def _moved(info: TensorInfo, name: str) -> NewTensor:
-    whole = ByteRange(path=info.shard, offset=info.offset, length=info.nbytes)
+    whole = ByteRange(shard=info.shard, offset=info.offset, length=info.nbytes)
     return NewTensor(name=name, dtype=info.dtype, shape=info.shape, nbytes=info.nbytes, parts=(whole,))
 
 
@@ -126,6 +126,6 @@ def _rows(info: TensorInfo, rows: Sequence[int], axis: int) -> NewTensor:
         if parts and parts[-1].offset + parts[-1].length == start:
             parts[-1] = replace(parts[-1], length=parts[-1].length + row_bytes)
         else:
-            parts.append(ByteRange(path=info.shard, offset=start, length=row_bytes))
+            parts.append(ByteRange(shard=info.shard, offset=start, length=row_bytes))
     shape, nbytes = (*info.shape[:axis], len(rows), *after), row_bytes * before * len(rows)
     return NewTensor(name=info.name, dtype=info.dtype, shape=shape, nbytes=nbytes, parts=tuple(parts))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from moeits.checkpoint.reading import DTYPES, Checkpoint, TensorInfo, contiguous
+from moeits.checkpoint.sources import read_range
 from moeits.checkpoint.writing import ByteRange, NewTensor
 from moeits.errors import CheckpointError
 
@@ -29,7 +30,7 @@ class Unwritten(Checkpoint):
                 name=tensor.name,
                 dtype=tensor.dtype,
                 shape=tensor.shape,
-                shard=self._ranges[tensor.name][0].path,
+                shard=self._ranges[tensor.name][0].shard,
                 offset=self._ranges[tensor.name][0].offset,
                 nbytes=tensor.nbytes,
             )
@@ -41,7 +42,7 @@ class Unwritten(Checkpoint):
         """Another one than the written checkpoint has: of the source, and of where each tensor's bytes are."""
         digest = hashlib.sha256(self._of.fingerprint.encode())
         for name, ranges in sorted(self._ranges.items()):
-            digest.update(f"{name} {[(r.path.name, r.offset, r.length) for r in ranges]}".encode())
+            digest.update(f"{name} {[(r.shard.name, r.offset, r.length) for r in ranges]}".encode())
         return digest.hexdigest()
 
     def check_unchanged(self) -> None:
@@ -72,5 +73,5 @@ def _pieces(ranges: Sequence[ByteRange], begin: int, end: int) -> Iterator[np.nd
     for each in ranges:
         low, high = max(begin, at), min(end, at + each.length)
         if low < high:
-            yield np.fromfile(each.path, np.uint8, count=high - low, offset=each.offset + low - at)
+            yield read_range(each.shard, each.offset + low - at, high - low)
         at += each.length
