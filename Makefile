@@ -20,11 +20,11 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-# The demo needs no evaluation harness, so on a fresh machine it installs less.
+# The demo needs no tools for development, so on a fresh machine it installs less.
 .venv/demo-installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	test -e .venv/installed || $(BIN)/pip install --quiet --constraint constraints.txt torch==2.13.0
-	test -e .venv/installed || $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[load,heal,report]'
+	test -e .venv/installed || $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[load,heal,eval,report]'
 	touch $@
 
 lint: install
