@@ -19,6 +19,7 @@ import moeits
 from moeits import console
 from moeits.command_line import app as cli
 from moeits.command_line.examples import EXAMPLES
+from moeits.demo import MODEL
 from tests.toys import make_toy
 
 STAGES = {cli.command_name(stage): stage for stage, _ in cli.COMMANDS}
@@ -265,7 +266,7 @@ def test_an_edited_plan_is_shown_with_its_own_numbers(
 
 
 def test_layers_at_their_floor_are_shown_with_their_size(toy: Path, run: Callable[..., tuple[str, str]]) -> None:
-    out, _ = run("simplify", toy, "--tau", "0.5", "--min-experts", "6", "--output", "out")
+    out, _ = run("simplify", toy, "--tau", "0.5", "--min-experts", "6", "--output", "out", "--force")
     assert [row.split() for row in out.splitlines()[1:4]] == [[str(layer), "6", "6", "floor"] for layer in range(3)]
 
 
@@ -397,7 +398,7 @@ def test_simplify_measures_the_signal_that_its_criterion_needs(run: Callable[...
     [
         (("--tau", -100), "note: every layer stopped at its floor (top_k)"),
         (("--experts-per-layer", 1, "--min-experts", 1), "so top_k is lowered there (layer"),
-        (("--max-size", "1GiB"), "note: nothing was removed: the model is within the budget as it is."),
+        (("--max-size", "1GiB", "--force"), "note: nothing was removed: the model is within the budget as it is."),
         (("--tau", 0), "note: layers keep different numbers of experts: open it with moeits.load"),
     ],
 )
@@ -406,3 +407,104 @@ def test_what_a_budget_did_that_nobody_may_have_meant_is_said(
 ) -> None:
     out, _ = run("simplify", make_toy(Path("toy")), *asked, "--output", "smaller")
     assert said in " ".join(out.split())
+
+
+@pytest.mark.parametrize("budget", [("--max-size", "1GiB"), ("--reduction", 0), ("--tau", 100)])
+def test_a_model_that_fits_already_is_not_copied(
+    run: Callable[..., tuple[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    budget: tuple[object, ...],
+) -> None:
+    toy = make_toy(Path("toy"))
+    monkeypatch.setattr(sys, "argv", ["moeits", "simplify", str(toy), *map(str, budget), "--output", "smaller"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert "toy is within that budget as it is" in capsys.readouterr().err
+    assert not Path("smaller").exists()
+    run("simplify", toy, *budget, "--output", "smaller", "--force")
+    assert (Path("smaller") / "plan.json").exists()
+
+
+def test_the_control_that_a_note_names_runs_as_printed(run: Callable[..., tuple[str, str]]) -> None:
+    Path("a model").symlink_to(MODEL)  # every layer of it sits on the noise floor
+    run("score", "a model", "--output", "e.safetensors")
+    for made, control in (
+        (("simplify", "a model", "--reduction", 0.4, "--output", "smaller"), "smaller-random/plan.json"),
+        (("plan", "e.safetensors", "--reduction", 0.4, "--output", "plan.json"), "plan-random.json"),
+        (("prune", "a model", "--plan", "plan.json", "--output", "pruned"), "pruned-random/plan.json"),
+    ):
+        out, _ = run(*made)
+        (said,) = (line for line in out.splitlines() if line.startswith("Compare with the control: moeits "))
+        run(*shlex.split(said.split(": moeits ")[1]))
+        kept = json.loads(Path(control).read_text())
+        assert kept["criterion"] == "random"
+        assert kept["summary"]["experts_kept"] < kept["summary"]["experts_before"]
+
+
+# ------------------------------------------------------------------------------------------------------- dry runs
+
+
+@pytest.mark.parametrize("budget", [("--reduction", "50%"), ("--max-size", "60KiB"), ("--experts-per-layer", 4)])
+def test_a_dry_run_of_simplify_says_what_will_be_left_and_writes_nothing(
+    run: Callable[..., tuple[str, str]], budget: tuple[object, ...]
+) -> None:
+    toy = make_toy(Path("toy"))
+    before = sorted(Path.cwd().rglob("*"))
+    rehearsed = json.loads(run("simplify", toy, *budget, "--output", "smaller", "--dry-run", "--json")[0])
+    assert sorted(Path.cwd().rglob("*")) == before
+    plan = json.loads(run("simplify", toy, *budget, "--output", "smaller", "--json")[0])
+    assert rehearsed["experts_kept"] == plan["summary"]["experts_kept"]
+    assert rehearsed["bytes_after"] == plan["summary"]["bytes_after"] == rehearsed["disk_bytes"]
+    assert 0 < rehearsed["scoring_seconds"] < 60
+    assert rehearsed["scoring_memory_bytes"] <= 2**31
+
+
+def test_a_dry_run_counts_what_lies_beside_a_refit_and_says_what_only_scores_tell(
+    run: Callable[..., tuple[str, str]],
+) -> None:
+    toy = make_toy(Path("toy"))
+    refitted = json.loads(
+        run("simplify", toy, "--reduction", 0.4, "--refit", "--output", "smaller", "--dry-run", "--json")[0]
+    )
+    assert refitted["disk_bytes"] == 2 * refitted["bytes_after"]
+    assert refitted["watched_tokens"] == 32768
+    out, _ = run("simplify", toy, "--tau", 1, "--output", "smaller", "--dry-run")
+    assert "dry run: nothing was written" in out
+    assert "-> as scores decide" in out
+    assert "scoring      about 1 s (an estimate, from one pair timed on this machine)" in out
+
+
+def test_a_dry_run_of_prune_has_the_sizes_of_what_prune_writes(run: Callable[..., tuple[str, str]]) -> None:
+    toy = make_toy(Path("toy"))
+    moeits.plan(moeits.score(toy), tau=0.5).save("plan.json")
+    asked = ("prune", toy, "--plan", "plan.json", "--layout", "uniform", "--output", "smaller")
+    rehearsed = json.loads(run(*asked, "--dry-run", "--json")[0])
+    assert not Path("smaller").exists()
+    run(*asked)
+    written = moeits.Checkpoint.open("smaller")
+    assert rehearsed["bytes_after"] == written.nbytes
+    assert rehearsed["scoring_seconds"] is None
+
+
+def test_the_estimate_of_a_scoring_grows_with_pairs_and_shrinks_with_threads(tmp_path: Path) -> None:
+    from moeits.engines.threads import Threads
+    from moeits.experts.layout import MoELayout
+    from moeits.scoring.estimate import estimate
+    from moeits.scoring.layers import LayerScorer
+    from moeits.signals.settings import Scoring
+
+    checkpoint = moeits.Checkpoint.open(make_toy(tmp_path / "toy"))
+    layout = MoELayout.of(checkpoint)
+    projections = tuple(layout.architecture.projection_names)
+    signal = Scoring().redundancy().for_model(projections, layout.architecture.model_type)
+    seconds = {}
+    for threads, layers in ((1, dict(layout.layers)), (8, dict(layout.layers)), (1, {0: layout.layers[0]})):
+        with Threads(threads) as engine:
+            fewer = replace(layout, layers=layers)
+            scorer = LayerScorer(checkpoint=checkpoint, layout=fewer, engine=engine, memory_bytes=2**30)
+            seconds[threads, len(layers)] = min(estimate(scorer, signal).seconds for _ in range(9))
+    # Timings on a busy machine: only what differs by several times is told apart.
+    assert seconds[8, len(layout.layers)] < seconds[1, len(layout.layers)]
+    assert seconds[1, 1] < seconds[1, len(layout.layers)]

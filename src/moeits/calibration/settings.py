@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from moeits.errors import SettingError
-from moeits.settings import EXPERT, WHAT, setting
+from moeits.settings import EXPERT, OUTPUT, WHAT, setting
 
 BUNDLED = "bundled"
 
@@ -50,7 +50,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Watching:
-    """Of `simplify`: on what tokens experts are watched and refitted."""
+    """Of `simplify`: on what tokens experts are watched and refitted, and whether a model that fits is copied."""
 
     refit: bool = setting(False, help="Refit the kept experts' down projections in closed form.", panel=WHAT)
     data: str = setting(
@@ -59,6 +59,7 @@ class Watching:
         metavar="bundled|self|FILE",
     )
     tokens: int = setting(32768, help="How many of its tokens.")
+    force: bool = setting(False, help="Write a copy also where no expert has to go.", panel=OUTPUT)
 
     def texts(self, seed: int) -> Tokens:
         """The tokens."""

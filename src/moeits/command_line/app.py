@@ -20,7 +20,7 @@ from moeits import console
 from moeits.__main__ import INTERRUPTED
 from moeits.command_line.examples import epilog
 from moeits.command_line.flags import flag, panel_rank
-from moeits.console import criteria, footprint, forecast, healing, plans, refitting, results
+from moeits.console import criteria, footprint, forecast, healing, plans, pruning, refitting, results
 from moeits.errors import MoeitsError
 
 # Stages whose result is the next one's input: at a command line it would be lost without an output.
@@ -86,8 +86,8 @@ COMMANDS: tuple[tuple[Callable[..., Any], Callable[[Any, dict[str, Any]], None]]
     (moeits.score, plans.show_evidence),
     (moeits.calibrate, refitting.show_calibration),
     (moeits.plan, plans.show_plan),
-    (moeits.prune, plans.show_plan),
-    (moeits.simplify, plans.show_plan),
+    (moeits.prune, pruning.show_pruning),
+    (moeits.simplify, pruning.show_simplified),
     (moeits.refit, refitting.show_refitting),
     (moeits.forecast, forecast.show_forecast),
     (moeits.heal, healing.show_healing),

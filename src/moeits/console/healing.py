@@ -1,6 +1,7 @@
 """A healing, as a person sees it."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from moeits.console import out, table, written
@@ -35,6 +36,12 @@ def show_healing(healing: Healing, arguments: dict[str, Any]) -> None:
         ),
     )
     written(arguments)
+
+
+def show_healed(facts: Mapping[str, Any]) -> None:
+    """Of the facts of healing.json: the held-out loss before and after."""
+    before, after = (_loss(facts[name]) for name in ("loss_before", "loss_merged"))
+    out(f"healed: held-out loss {before} -> {after} nats per token")
 
 
 def _loss(value: float | None) -> str:

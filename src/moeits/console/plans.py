@@ -1,7 +1,9 @@
 """Plans, evidence and inspections, as a person sees them."""
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,8 @@ def show_plan(plan: PruningPlan, arguments: dict[str, Any]) -> None:
         out(f"note: layers for multi-token prediction, whose experts no plan covers, are {plan.settings['mtp']}.")
     if summary.get("layers_on_noise_floor"):
         out(_noise_warning(summary["layers_on_noise_floor"], len(plan.kept)))
+        if arguments.get("output"):
+            out(f"Compare with the control: {control_command(plan, arguments)}")
     for note in _notes(plan):
         out(f"note: {note}")
     if "layout" in arguments and len(set(plan.counts.values())) > 1:  # a checkpoint was written, not a plan
@@ -41,6 +45,22 @@ def show_plan(plan: PruningPlan, arguments: dict[str, Any]) -> None:
             "trust_remote_code=True. For vLLM, SGLang or llama.cpp write it with --layout uniform."
         )
     written(arguments)
+
+
+def control_command(plan: PruningPlan, arguments: Mapping[str, Any]) -> str:
+    """What writes a random choice of the same size, as it can be typed where this plan was made or carried out."""
+    output = Path(arguments["output"])
+    if "evidence" in arguments:
+        words = ["moeits", "plan", *map(str, arguments["evidence"])]
+        like, control = output, output.with_name(f"{output.stem}-random{output.suffix}")
+    else:
+        words = ["moeits", "simplify", str(arguments["model"])]
+        like, control = output / "plan.json", output.with_name(f"{output.name}-random")
+    if arguments.get("revision"):
+        words += ["--revision", arguments["revision"]]
+    if plan.settings.get("min_experts") is not None:
+        words += ["--min-experts", str(plan.settings["min_experts"])]
+    return shlex.join([*words, "--criterion", "random", "--like", str(like), "--output", str(control)])
 
 
 def _notes(plan: PruningPlan) -> Iterator[str]:
@@ -147,6 +167,5 @@ def _noise_warning(layers: list[int], of: int) -> str:
     which = "Every layer sits" if len(layers) == of else f"{len(layers)} of {of} layers sit"
     return (
         f"note: {which} on the noise floor: no pair of experts is {NOISE_MARGIN:.0%} above what independent weights "
-        "would show, so scores say little there, and a random choice may be as good or better. Compare with "
-        "--criterion random."
+        "would show, so scores say little there, and a random choice may be as good or better."
     )

@@ -24,7 +24,13 @@ def show_refitting(refitting: Refitting, arguments: dict[str, Any]) -> None:
         for layer in refitting.layers
     ]
     table(("layer", "held-out error", "refitted", "ridge", "drift", "experts no token reached"), rows)
-    loss = refitting.loss
+    show_verdict(refitting.facts())
+    written(arguments)
+
+
+def show_verdict(facts: Mapping[str, Any]) -> None:
+    """Of the facts of refit.json: the losses before and after, who judged, and whether weights were changed."""
+    loss = facts["loss"]
     between = loss["difference"]
     gained = "" if between is None else f"{between['mean']:+.4f} ({between['low']:+.4f} to {between['high']:+.4f})"
     table(
@@ -35,12 +41,14 @@ def show_refitting(refitting: Refitting, arguments: dict[str, Any]) -> None:
             ("refitted", f"{loss['refitted']:.4f}", f"{loss['kl_to_parent']['refitted']:.4f}", gained),
         ],
     )
-    out(_who_judged(refitting.data))
+    out(_who_judged(facts["data"]))
     if of_sources := loss.get("by_source"):
         out("refitted - pruned: " + ", ".join(f"{source} {gain:+.4f}" for source, gain in of_sources.items()))
-    if not refitting.accepted:
-        out(f"note: {_why_not(loss)}, so no weight was changed. More --tokens may do.")
-    written(arguments)
+    if facts["accepted"]:
+        fitted = sum(layer["ridge"] is not None for layer in facts["layers"])
+        out(f"refit accepted: the loss fell there; {fitted} of {len(facts['layers'])} layers were changed")
+    else:
+        out(f"refit refused: {_why_not(loss)}, so no weight was changed. More --tokens may do.")
 
 
 def _why_not(loss: Mapping[str, Any]) -> str:

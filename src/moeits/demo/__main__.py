@@ -77,8 +77,8 @@ def demonstrate(folder: Path) -> None:
     console.out("")
     console.out(
         "A random choice keeps the same number of experts in each layer and is treated in the same way: mean of "
-        f"{CONTROLS} seeds (least to most), one where healed or refitted. Refitting and healing learn from bundled text, "
-        "which is of the same sources as the text that judges: on text of another kind they may gain less."
+        f"{CONTROLS} seeds (least to most), one where healed or refitted. Refitting and healing learn from the bundled "
+        "text, which the model was trained on and whose sources the judging text shares: elsewhere they may gain less."
     )
     typed(moeits.report, [demo.pruned, demo.refitted], output=folder / "report.html")
     console.out("")

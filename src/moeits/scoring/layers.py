@@ -29,11 +29,11 @@ class LayerScorer:
         count = self.layout.layers[layer].num_experts
         if not isinstance(signal, PairSignal):
             return count
-        return len(signal.passes(self._projections)) * count * (count - 1) // 2
+        return len(signal.passes(self.projections)) * count * (count - 1) // 2
 
     def measure(self, signal: ExpertSignal, layer: int, advance: Callable[[int], None]) -> np.ndarray:
         """(E,) float64: an expert signal of each expert."""
-        parts = signal.parts(self._projections)
+        parts = signal.parts(self.projections)
         size = size_of_parts(self.checkpoint, self.layout, layer, parts)
         each = size.read_bytes + signal.memory(size.entries, size.itemsize)
         if each > self.memory_bytes:
@@ -58,7 +58,7 @@ class LayerScorer:
         """A pair signal and its floor, (E, E) float64 each, symmetric, diagonal 0; None if it has no floor."""
         count, has_floor = self.layout.layers[layer].num_experts, False
         upper, floor = np.zeros((count, count)), np.zeros((count, count))
-        for parts, weight in signal.passes(self._projections).items():
+        for parts, weight in signal.passes(self.projections).items():
             expected = np.zeros((count, count))
             for unit, scores in self._units(signal, layer, parts, advance):
                 upper[np.ix_(unit.rows, unit.columns)] += weight * scores.values
@@ -79,5 +79,5 @@ class LayerScorer:
             )
 
     @property
-    def _projections(self) -> tuple[str, ...]:
+    def projections(self) -> tuple[str, ...]:
         return tuple(self.layout.architecture.projection_names)

@@ -139,14 +139,7 @@ def _budget(
         raise SettingError("Give either --reduction or --max-size.")
     before = sum(layer.num_experts for layer in facts.values())
     least = sum(layer.fewest_experts() for layer in facts.values())
-    groups = gcd(*(layer.groups for layer in facts.values()))
-    sizes = [layer.sizes for layer in facts.values()]
-    each = max(size.nbytes + size.router_nbytes for size in sizes)
-    if reduction is not None:
-        removed = ceil(share(reduction) * before - 1e-9)
-    else:
-        removed = max(0, ceil((total - parse_size(max_size or 0, "--max-size")) / each))
-    removed = ceil(removed / groups) * groups
+    removed, each = removed_by(facts, total, reduction, max_size)
     if before - removed < least:
         raise BudgetOutOfReach(
             f"That budget is out of reach: with every layer at its floor at least {least} of {before} remain, "
@@ -154,8 +147,21 @@ def _budget(
         )
     left = total - removed * each
     return (
-        f"{before - removed} of {before} experts would stay ({(before - removed) / len(sizes):.1f} a layer), "
+        f"{before - removed} of {before} experts would stay ({(before - removed) / len(facts):.1f} a layer), "
         f"{format_size(left)} of tensors",
         before - removed,
         left,
     )
+
+
+def removed_by(
+    facts: Mapping[int, LayerFacts], total: int, reduction: float | str | None, max_size: str | int | None
+) -> tuple[int, int]:
+    """(experts that go, bytes of each) where a budget takes them from a checkpoint of `total` bytes."""
+    groups = gcd(*(layer.groups for layer in facts.values()))
+    each = max(layer.sizes.nbytes + layer.sizes.router_nbytes for layer in facts.values())
+    if reduction is not None:
+        removed = ceil(share(reduction) * sum(layer.num_experts for layer in facts.values()) - 1e-9)
+    else:
+        removed = max(0, ceil((total - parse_size(max_size or 0, "--max-size")) / each))
+    return ceil(removed / groups) * groups, each

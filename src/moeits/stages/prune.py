@@ -23,6 +23,7 @@ from moeits.experts.layout import MoELayout
 from moeits.progress import Progress, silent
 from moeits.settings import with_settings
 from moeits.sizes import parse_size
+from moeits.stages.rehearsal import Rehearsal, free_bytes
 from moeits.surgery.card import model_card
 from moeits.surgery.edited import edited_tensors
 from moeits.surgery.fates import new_tensors
@@ -44,10 +45,11 @@ def prune(
     opening: Opening,
     any_fingerprint: bool = False,
     progress: Progress = silent,
-) -> PruningPlan:
+) -> PruningPlan | Rehearsal:
     """Write the checkpoint that a plan leaves: removed experts gone, everything else as it was, bit for bit.
 
-    Paper: Algorithm 2; method.md, section 3. Returns the plan as it was carried out. `layout` is `per-layer` (each
+    Paper: Algorithm 2; method.md, section 3. Returns the plan as it was carried out; with `dry_run` only what it would
+    take and leave. `layout` is `per-layer` (each
     layer its own count; opened by `moeits.load` or with trust_remote_code), `uniform` (the same count everywhere,
     opened by everything; an uneven plan is evened out along its order), or `auto`: uniform if the plan's counts are
     equal, else per-layer. No plan covers the experts of layers for multi-token prediction: a uniform checkpoint is
@@ -66,6 +68,8 @@ def prune(
     made = carried_out(checkpoint, moe, plan, writing, coverage)
     shard_bytes = _shard_bytes(writing.max_shard_size, checkpoint)
     side_files(checkpoint.folder)
+    if writing.dry_run:
+        return _rehearsed(checkpoint, made, Path(output), overwrite=writing.overwrite)
     with new_checkpoint(
         Path(output), sources=[checkpoint.folder], nbytes=made.nbytes, overwrite=writing.overwrite
     ) as writer:
@@ -117,6 +121,20 @@ def carried_out(
         config=without_mtp(config) if drop_mtp else config,
         quantization_files=quantization_files,
         tensors=_tensors(checkpoint, moe, plan, drop_mtp=drop_mtp),
+    )
+
+
+def _rehearsed(checkpoint: Checkpoint, made: CarriedOut, output: Path, *, overwrite: bool) -> Rehearsal:
+    check_output(output, sources=[checkpoint.folder], overwrite=overwrite)
+    return Rehearsal(
+        source=checkpoint.source,
+        output=str(output),
+        experts_before=made.plan.summary["experts_before"],
+        experts_kept=made.plan.summary["experts_kept"],
+        bytes_before=checkpoint.nbytes,
+        bytes_after=made.nbytes,
+        disk_bytes=made.nbytes,
+        disk_free_bytes=free_bytes(output),
     )
 
 

@@ -25,12 +25,14 @@ from moeits.experts.layout import MoELayout
 from moeits.progress import Progress, silent
 from moeits.settings import with_settings
 from moeits.signals.settings import Resources, Scoring
+from moeits.sizes import format_size
 from moeits.stages.calibrate import calibrate
 from moeits.stages.heal import check_healing
 from moeits.stages.heal import heal as heal_stage
 from moeits.stages.plan import plan
 from moeits.stages.prune import check_layout, check_request, prune
 from moeits.stages.refit import refit as refit_stage
+from moeits.stages.rehearsal import Rehearsal, rehearse
 from moeits.stages.score import score
 from moeits.surgery.edited import check_numbers
 from moeits.surgery.settings import Writing
@@ -51,14 +53,15 @@ def simplify(
     heal: str | Path | None = None,
     recipe: str = "paper",
     progress: Progress = silent,
-) -> PruningPlan:
+) -> PruningPlan | Rehearsal:
     """Make a checkpoint smaller: `score`, `plan` and `prune` in one go, with the arguments of all three.
 
     Paper: Algorithm 1. With `heal` (data) the pruned checkpoint is healed by `recipe`; until that is done it lies in
     OUTPUT.pruned, from where `moeits heal OUTPUT.pruned --resume` goes on after a kill; with `refit` from where
     `moeits refit OUTPUT.pruned` does. Criteria that watch experts calibrate instead of scoring. What is wrong with an
-    argument, or out of reach of a budget, is said before anything is scored. Returns the plan as it was carried out.
-    Raises what the stages raise.
+    argument, or out of reach of a budget, is said before anything is scored. Returns the plan as it was carried out;
+    with `dry_run` only what it would take and leave. Raises what the stages raise, and SettingError where no expert
+    has to go, unless `force`.
     """
     checkpoint = opening.open(model, check=architecture_of)
     moe = MoELayout.of(checkpoint)
@@ -69,22 +72,75 @@ def simplify(
     elif heal is not None:
         _check_left_over(checkpoint, pruned, Path(output), heal, recipe, overwrite=writing.overwrite)
         check_healing(checkpoint, data=heal, recipe=recipe)
+    limits = _within_reach(checkpoint, moe, budget, choice, writing)
+    if not watching.force and budget.tau is None:
+        _check_needed(checkpoint, limits, budget)
+    asked = scoring_for(choice.criterion, scoring)
+    if writing.dry_run:
+        return _rehearsed(checkpoint, limits, budget, Path(output), asked, resources, watching, healed=heal is not None)
     opened = {"opening": opening, "progress": progress}
-    evidence = Evidence(inventory=_within_reach(checkpoint, moe, budget, choice, writing))
-    if (asked := scoring_for(choice.criterion, scoring)) is not None:
+    evidence = Evidence(inventory=limits.inventory)
+    if asked is not None:
         evidence = score(checkpoint, scoring=asked, resources=resources, **opened)
     elif criterion_named(choice.criterion).needs:
         evidence = calibrate(checkpoint, texts=watching.texts(choice.seed), machine=Machine(), **opened)
     chosen = _hashed(plan(evidence, budget=budget, choice=choice), checkpoint, opening, progress)
+    if not watching.force and chosen.summary["experts_kept"] == chosen.summary["experts_before"]:
+        raise SettingError(_nothing_to_do(checkpoint, floored=len(chosen.summary["floored_layers"]) == len(moe.layers)))
     done = prune(checkpoint, plan=chosen, output=pruned, writing=writing, **opened)
     if watching.refit:
         given = {"texts": watching.texts(choice.seed), "overwrite": writing.overwrite, "verifying": opening}
         refit_stage(pruned, parent=checkpoint.folder, output=output, progress=progress, **given)
-        remove_checkpoint(pruned)
     elif heal is not None:
         heal_stage(pruned, data=heal, output=output, recipe=recipe, overwrite=writing.overwrite, progress=progress)
+    if pruned != Path(output):
         remove_checkpoint(pruned)
     return done
+
+
+def _check_needed(checkpoint: Checkpoint, limits: Limits, budget: Budget) -> None:
+    """The budget is not met already, with all experts. Raises SettingError."""
+    before = limits.inventory.num_experts
+    asked, bound = limits.counts(budget), limits.bound(budget)
+    if (asked and asked[0] == before) or (bound and bound.met(limits.inventory.sizes(before))):
+        raise SettingError(_nothing_to_do(checkpoint))
+
+
+def _nothing_to_do(checkpoint: Checkpoint, *, floored: bool = False) -> str:
+    if floored:
+        return (
+            f"Every layer of {checkpoint.source} is at its floor: no expert can go, and nothing was written. Lower the "
+            "floor with --min-experts, or give --force for a copy."
+        )
+    return (
+        f"{checkpoint.source} is within that budget as it is ({format_size(checkpoint.nbytes)} of tensors): no expert "
+        "has to go, and nothing was written. Give a tighter budget, or --force for a copy."
+    )
+
+
+def _rehearsed(
+    checkpoint: Checkpoint,
+    limits: Limits,
+    budget: Budget,
+    output: Path,
+    scoring: Scoring | None,
+    resources: Resources,
+    watching: Watching,
+    *,
+    healed: bool,
+) -> Rehearsal:
+    """What it would take. Until a refit or a healing is done, the pruned checkpoint lies beside its result."""
+    watches = scoring is None and bool(criterion_named(limits.choice.criterion).needs)
+    return rehearse(
+        checkpoint,
+        limits,
+        budget,
+        output=output,
+        copies=2 if watching.refit or healed else 1,
+        scoring=scoring,
+        resources=resources,
+        watched_tokens=watching.tokens if watches or watching.refit else None,
+    )
 
 
 def _hashed(chosen: PruningPlan, checkpoint: Checkpoint, opening: Opening, progress: Progress) -> PruningPlan:
@@ -97,10 +153,8 @@ def _beside(output: Path) -> Path:
     return output.with_name(output.name + ".pruned")
 
 
-def _within_reach(
-    checkpoint: Checkpoint, moe: MoELayout, budget: Budget, choice: Choice, writing: Writing
-) -> Inventory:
-    """The facts of the checkpoint. What floors, groups, protection or the layout forbid is said before scoring."""
+def _within_reach(checkpoint: Checkpoint, moe: MoELayout, budget: Budget, choice: Choice, writing: Writing) -> Limits:
+    """How far down each layer may go. What floors, groups, protection or the layout forbid is said before scoring."""
     if choice.super_experts and not watches_tokens(criterion_named(choice.criterion)):
         raise SettingError("--super-experts needs a criterion that watches tokens, such as reap or reconstruction.")
     if edit_named(choice.edit).needs:
@@ -110,7 +164,7 @@ def _within_reach(
     limits.check(budget)
     asked = limits.counts(budget)
     check_layout(checkpoint, moe, writing, asked and asked[0])
-    return inventory
+    return limits
 
 
 def _check_edit(checkpoint: Checkpoint, moe: MoELayout, choice: Choice) -> None:

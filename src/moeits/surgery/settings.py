@@ -28,6 +28,11 @@ class Writing:
     drop_mtp: bool = setting(
         False, help="Leave out the layers for multi-token prediction, whose experts no plan covers.", panel=OUTPUT
     )
+    dry_run: bool = setting(
+        False,
+        help="Say what it would take (sizes, disk, memory, an estimate of the time); write nothing.",
+        panel=OUTPUT,
+    )
     overwrite: bool = setting(False, help="Replace a checkpoint at the output.", panel=OUTPUT)
 
     def __post_init__(self) -> None:
