@@ -690,7 +690,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_disk_that_is_too_small_is_noticed_before_writing(shell: Shell, tmp_path: Path, small_disk: Path) -> None:
     big = make_toy(tmp_path / "big", experts=48)
-    shell.refuses("simplify", "big", "--reduction", "0", "--output", small_disk / "out", saying="free, the checkpoint")
+    shell.refuses(
+        "simplify", "big", "--reduction", "0", "--force", "--output", small_disk / "out", saying="free, the checkpoint"
+    )
     assert big.is_dir()
     assert not [*small_disk.iterdir()]
 
@@ -700,7 +702,9 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing_behind(
 ) -> None:
     make_toy(tmp_path / "big", experts=48)
     monkeypatch.setattr(checkpoint_writer, "check_space", lambda *_: None)
-    shell.refuses("simplify", "big", "--reduction", "0", "--output", small_disk / "out", saying="became full")
+    shell.refuses(
+        "simplify", "big", "--reduction", "0", "--force", "--output", small_disk / "out", saying="became full"
+    )
     assert not [*small_disk.iterdir()]
 
 

@@ -409,19 +409,28 @@ def test_what_a_budget_did_that_nobody_may_have_meant_is_said(
     assert said in " ".join(out.split())
 
 
-@pytest.mark.parametrize("budget", [("--max-size", "1GiB"), ("--reduction", 0), ("--tau", 100)])
+@pytest.mark.parametrize(
+    ("budget", "said"),
+    [
+        (("--max-size", "1GiB"), "toy is within that budget as it is"),
+        (("--reduction", 0), "toy is within that budget as it is"),
+        (("--tau", 100), "That tau removes no expert of toy"),
+        (("--tau", 0, "--min-experts", 6), "Every layer of toy is at its floor: no expert can go"),
+    ],
+)
 def test_a_model_that_fits_already_is_not_copied(
     run: Callable[..., tuple[str, str]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     budget: tuple[object, ...],
+    said: str,
 ) -> None:
     toy = make_toy(Path("toy"))
     monkeypatch.setattr(sys, "argv", ["moeits", "simplify", str(toy), *map(str, budget), "--output", "smaller"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
-    assert "toy is within that budget as it is" in capsys.readouterr().err
+    assert said in capsys.readouterr().err
     assert not Path("smaller").exists()
     run("simplify", toy, *budget, "--output", "smaller", "--force")
     assert (Path("smaller") / "plan.json").exists()

@@ -61,7 +61,7 @@ def test_a_plan_shows_what_it_leaves(tmp_path: Path, toy: Path) -> None:
 def test_what_a_budget_would_leave_is_what_it_leaves(tmp_path: Path, model_type: str, reduction: float) -> None:
     toy = make_toy(tmp_path / "toy", model_type)
     promised = moeits.inspect(toy, reduction=reduction)
-    kept = moeits.simplify(toy, reduction=reduction, output=tmp_path / "out").summary
+    kept = moeits.simplify(toy, reduction=reduction, force=True, output=tmp_path / "out").summary
     assert (promised.budget_experts, promised.budget_bytes) == (kept["experts_kept"], kept["bytes_after"])
     size = promised.budget_bytes
     assert size is not None
@@ -129,7 +129,7 @@ def test_an_edited_plan_of_equal_counts_still_knows_its_sizes(tmp_path: Path) ->
 
 
 def test_layers_at_their_floor_from_the_start_show_how_many_experts_they_have(tmp_path: Path, toy: Path) -> None:
-    plan = moeits.simplify(toy, tau=0.5, min_experts=6, output=tmp_path / "out")
+    plan = moeits.simplify(toy, tau=0.5, min_experts=6, force=True, output=tmp_path / "out")
     assert plan.experts_before() == {0: 6, 1: 6, 2: 6}
     found = moeits.inspect(tmp_path / "out" / "plan.json")
     assert [row.experts_before for row in found.layers] == [6, 6, 6]

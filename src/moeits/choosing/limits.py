@@ -2,14 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from math import lcm
+from math import ceil, gcd, lcm
 from typing import Any
 
 from moeits.choosing.protection import Protected, most_in_a_group
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.choosing.settings import Budget, Choice, finite, share
 from moeits.errors import BudgetOutOfReach, PlanError
-from moeits.experts.inventory import Inventory, Sizes
+from moeits.experts.inventory import Inventory, LayerFacts, Sizes
 from moeits.sizes import format_size, parse_size
 
 
@@ -160,3 +160,16 @@ class Limits:
 def _ranges(layers: Iterable[int]) -> str:
     ordered = sorted(layers)
     return f"{ordered[0]} to {ordered[-1]} ({len(ordered)})" if ordered else "none"
+
+
+def removed_by(
+    facts: Mapping[int, LayerFacts], total: int, reduction: float | str | None, max_size: str | int | None
+) -> tuple[int, int]:
+    """(experts that go, bytes of each) where a budget takes them from a checkpoint of `total` bytes."""
+    groups = gcd(*(layer.groups for layer in facts.values()))
+    each = max(layer.sizes.nbytes + layer.sizes.router_nbytes for layer in facts.values())
+    if reduction is not None:
+        removed = ceil(share(reduction) * sum(layer.num_experts for layer in facts.values()) - 1e-9)
+    else:
+        removed = max(0, ceil((total - parse_size(max_size or 0, "--max-size")) / each))
+    return ceil(removed / groups) * groups, each

@@ -9,8 +9,8 @@ from moeits.console import out
 from moeits.console.healing import show_healed
 from moeits.console.plans import show_plan
 from moeits.console.refitting import show_verdict
+from moeits.scoring.rehearsal import Rehearsal
 from moeits.sizes import format_size
-from moeits.stages.rehearsal import Rehearsal
 
 
 def show_pruning(made: PruningPlan | Rehearsal, arguments: dict[str, Any]) -> None:

@@ -122,7 +122,7 @@ def perplexity_of(
             "The tokenizer has neither a bos nor an eos token, so no text can begin. Set bos_token in "
             "tokenizer_config.json."
         )
-    ids = [[first, *tokenizer.encode(document, add_special_tokens=False)] for document in text.documents]
+    ids = [[first, *tokenizer.encode(document, add_special_tokens=False, verbose=False)] for document in text.documents]
     plan = [each for i, document in enumerate(ids) for each in windows(i, len(document), window=window)]
     nats = _nats(model, ids, plan, window, processes, progress)
     if not all(map(isfinite, nats)):

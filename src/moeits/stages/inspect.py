@@ -2,17 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import ceil, gcd
 from pathlib import Path
 
 from moeits.checkpoint.fingerprints import Coverage
 from moeits.checkpoint.reading import Checkpoint
+from moeits.choosing.limits import removed_by
 from moeits.choosing.pruning_plan import PruningPlan
-from moeits.choosing.settings import share
 from moeits.errors import BudgetOutOfReach, SettingError
 from moeits.experts.inventory import Inventory, LayerFacts
 from moeits.experts.layout import MoELayout
-from moeits.sizes import format_size, parse_size
+from moeits.sizes import format_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,16 +151,3 @@ def _budget(
         before - removed,
         left,
     )
-
-
-def removed_by(
-    facts: Mapping[int, LayerFacts], total: int, reduction: float | str | None, max_size: str | int | None
-) -> tuple[int, int]:
-    """(experts that go, bytes of each) where a budget takes them from a checkpoint of `total` bytes."""
-    groups = gcd(*(layer.groups for layer in facts.values()))
-    each = max(layer.sizes.nbytes + layer.sizes.router_nbytes for layer in facts.values())
-    if reduction is not None:
-        removed = ceil(share(reduction) * sum(layer.num_experts for layer in facts.values()) - 1e-9)
-    else:
-        removed = max(0, ceil((total - parse_size(max_size or 0, "--max-size")) / each))
-    return ceil(removed / groups) * groups, each

@@ -21,9 +21,9 @@ from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.progress import Progress, silent
+from moeits.scoring.rehearsal import Rehearsal, free_bytes
 from moeits.settings import with_settings
 from moeits.sizes import parse_size
-from moeits.stages.rehearsal import Rehearsal, free_bytes
 from moeits.surgery.card import model_card
 from moeits.surgery.edited import edited_tensors
 from moeits.surgery.fates import new_tensors

@@ -2,8 +2,10 @@
 
 import os
 import shlex
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from moeits.calibration.settings import Machine, Watching
 from moeits.checkpoint.opening import Opening
@@ -23,6 +25,7 @@ from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.progress import Progress, silent
+from moeits.scoring.rehearsal import Rehearsal, rehearse
 from moeits.settings import with_settings
 from moeits.signals.settings import Resources, Scoring
 from moeits.sizes import format_size
@@ -32,7 +35,6 @@ from moeits.stages.heal import heal as heal_stage
 from moeits.stages.plan import plan
 from moeits.stages.prune import check_layout, check_request, prune
 from moeits.stages.refit import refit as refit_stage
-from moeits.stages.rehearsal import Rehearsal, rehearse
 from moeits.stages.score import score
 from moeits.surgery.edited import check_numbers
 from moeits.surgery.settings import Writing
@@ -60,8 +62,7 @@ def simplify(
     OUTPUT.pruned, from where `moeits heal OUTPUT.pruned --resume` goes on after a kill; with `refit` from where
     `moeits refit OUTPUT.pruned` does. Criteria that watch experts calibrate instead of scoring. What is wrong with an
     argument, or out of reach of a budget, is said before anything is scored. Returns the plan as it was carried out;
-    with `dry_run` only what it would take and leave. Raises what the stages raise, and SettingError where no expert
-    has to go, unless `force`.
+    with `dry_run` only what it would take. Raises what the stages raise, and SettingError where no expert has to go.
     """
     checkpoint = opening.open(model, check=architecture_of)
     moe = MoELayout.of(checkpoint)
@@ -73,48 +74,66 @@ def simplify(
         _check_left_over(checkpoint, pruned, Path(output), heal, recipe, overwrite=writing.overwrite)
         check_healing(checkpoint, data=heal, recipe=recipe)
     limits = _within_reach(checkpoint, moe, budget, choice, writing)
-    if not watching.force and budget.tau is None:
-        _check_needed(checkpoint, limits, budget)
-    asked = scoring_for(choice.criterion, scoring)
+    _check_needed(checkpoint, limits, budget, force=watching.force)
+    asked, copies = scoring_for(choice.criterion, scoring), 1 + (pruned != Path(output))
     if writing.dry_run:
-        return _rehearsed(checkpoint, limits, budget, Path(output), asked, resources, watching, healed=heal is not None)
+        return _rehearsed(checkpoint, limits, budget, Path(output), asked, resources, watching, copies)
     opened = {"opening": opening, "progress": progress}
-    evidence = Evidence(inventory=limits.inventory)
-    if asked is not None:
-        evidence = score(checkpoint, scoring=asked, resources=resources, **opened)
-    elif criterion_named(choice.criterion).needs:
-        evidence = calibrate(checkpoint, texts=watching.texts(choice.seed), machine=Machine(), **opened)
+    evidence = _evidence(checkpoint, limits, asked, resources, watching, opened)
     chosen = _hashed(plan(evidence, budget=budget, choice=choice), checkpoint, opening, progress)
-    if not watching.force and chosen.summary["experts_kept"] == chosen.summary["experts_before"]:
-        raise SettingError(_nothing_to_do(checkpoint, floored=len(chosen.summary["floored_layers"]) == len(moe.layers)))
+    _check_removes(checkpoint, chosen, force=watching.force)
     done = prune(checkpoint, plan=chosen, output=pruned, writing=writing, **opened)
     if watching.refit:
         given = {"texts": watching.texts(choice.seed), "overwrite": writing.overwrite, "verifying": opening}
         refit_stage(pruned, parent=checkpoint.folder, output=output, progress=progress, **given)
     elif heal is not None:
         heal_stage(pruned, data=heal, output=output, recipe=recipe, overwrite=writing.overwrite, progress=progress)
-    if pruned != Path(output):
+    if copies > 1:
         remove_checkpoint(pruned)
     return done
 
 
-def _check_needed(checkpoint: Checkpoint, limits: Limits, budget: Budget) -> None:
-    """The budget is not met already, with all experts. Raises SettingError."""
+def _evidence(
+    checkpoint: Checkpoint,
+    limits: Limits,
+    scoring: Scoring | None,
+    resources: Resources,
+    watching: Watching,
+    opened: Mapping[str, Any],
+) -> Evidence:
+    """What the criterion chooses by: scores of weights, what experts do at some tokens, or sizes alone."""
+    if scoring is not None:
+        return score(checkpoint, scoring=scoring, resources=resources, **opened)
+    if criterion_named(limits.choice.criterion).needs:
+        return calibrate(checkpoint, texts=watching.texts(limits.choice.seed), machine=Machine(), **opened)
+    return Evidence(inventory=limits.inventory)
+
+
+def _check_needed(checkpoint: Checkpoint, limits: Limits, budget: Budget, *, force: bool) -> None:
+    """The budget is not met already, with all experts; of a tau only scores tell. Raises SettingError."""
+    if force or budget.tau is not None:
+        return
     before = limits.inventory.num_experts
     asked, bound = limits.counts(budget), limits.bound(budget)
     if (asked and asked[0] == before) or (bound and bound.met(limits.inventory.sizes(before))):
-        raise SettingError(_nothing_to_do(checkpoint))
+        raise SettingError(
+            f"{checkpoint.source} is within that budget as it is ({format_size(checkpoint.nbytes)} of tensors): no "
+            "expert has to go, and nothing was written. Give a tighter budget, or --force for a copy."
+        )
 
 
-def _nothing_to_do(checkpoint: Checkpoint, *, floored: bool = False) -> str:
-    if floored:
-        return (
+def _check_removes(checkpoint: Checkpoint, chosen: PruningPlan, *, force: bool) -> None:
+    """The plan removes an expert. Raises SettingError."""
+    if force or chosen.summary["experts_kept"] < chosen.summary["experts_before"]:
+        return
+    if len(chosen.summary["floored_layers"]) == len(chosen.kept):
+        raise SettingError(
             f"Every layer of {checkpoint.source} is at its floor: no expert can go, and nothing was written. Lower the "
             "floor with --min-experts, or give --force for a copy."
         )
-    return (
-        f"{checkpoint.source} is within that budget as it is ({format_size(checkpoint.nbytes)} of tensors): no expert "
-        "has to go, and nothing was written. Give a tighter budget, or --force for a copy."
+    raise SettingError(
+        f"That tau removes no expert of {checkpoint.source}, and nothing was written. Give a smaller one, or --force "
+        "for a copy."
     )
 
 
@@ -126,8 +145,7 @@ def _rehearsed(
     scoring: Scoring | None,
     resources: Resources,
     watching: Watching,
-    *,
-    healed: bool,
+    copies: int,
 ) -> Rehearsal:
     """What it would take. Until a refit or a healing is done, the pruned checkpoint lies beside its result."""
     watches = scoring is None and bool(criterion_named(limits.choice.criterion).needs)
@@ -136,7 +154,7 @@ def _rehearsed(
         limits,
         budget,
         output=output,
-        copies=2 if watching.refit or healed else 1,
+        copies=copies,
         scoring=scoring,
         resources=resources,
         watched_tokens=watching.tokens if watches or watching.refit else None,

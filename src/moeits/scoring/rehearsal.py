@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moeits.checkpoint.reading import Checkpoint
-from moeits.choosing.limits import Limits
+from moeits.choosing.limits import Limits, removed_by
 from moeits.choosing.settings import Budget
 from moeits.engines.threads import Threads
 from moeits.experts.layout import MoELayout
@@ -14,7 +14,6 @@ from moeits.scoring.estimate import Estimate, estimate
 from moeits.scoring.layers import LayerScorer
 from moeits.signals.settings import Resources, Scoring
 from moeits.sizes import parse_size
-from moeits.stages.inspect import removed_by
 
 
 @dataclass(frozen=True, kw_only=True)
