@@ -14,13 +14,15 @@ from moeits.calibration.routing import Router, backward_elimination
 from moeits.calibration.settings import Tokens
 from moeits.calibration.texts import windows_of
 from moeits.checkpoint.reading import Checkpoint
-from moeits.errors import EvidenceError, SettingError
+from moeits.errors import CalibrationError, EvidenceError, SettingError
 from moeits.evidence import Evidence
 from moeits.progress import silent
 from tests.evaluation_toys import give_tokenizer
 from tests.toys import make_toy
 
 FAMILIES = ("mixtral", "qwen2_moe", "deepseek_v2", "deepseek_v3", "olmoe", "glm4_moe", "gpt_oss")
+# Biases and names of their own, which others do not have.
+ODD = ("granitemoe", "ernie4_5_moe", "lfm2_moe", "minimax_m2")
 SMALL: dict[str, Any] = {"tokens": 512, "window": 32, "held_out": 256}
 
 
@@ -71,7 +73,7 @@ def _sums(module: Any, calls: list[Any]) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *ODD])
 def test_signals_equal_a_slow_transcription_on_the_whole_model(family: str, tmp_path: Path) -> None:
     folder = toy(tmp_path / "toy", family)
     found = moeits.calibrate(folder, device="cpu", selection=64, **SMALL)
@@ -79,6 +81,12 @@ def test_signals_equal_a_slow_transcription_on_the_whole_model(family: str, tmp_
     for layer, signals in one_by_one(folder, tokens).items():
         for name, values in signals.items():
             np.testing.assert_allclose(found.signals[name][layer], values, rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+def test_experts_that_get_tokens_weighted_before_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    folder = toy(tmp_path / "toy", "llama4_text")
+    with pytest.raises(CalibrationError, match="weights tokens before the experts"):
+        moeits.calibrate(folder, device="cpu", **SMALL)
 
 
 def test_the_same_numbers_with_activations_on_disk_and_after_an_interruption(tmp_path: Path) -> None:

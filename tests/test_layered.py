@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,9 +12,7 @@ from moeits.calibration.activations import Activations, batches
 from moeits.calibration.layered import LayeredModel
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError
-from tests.toys import fuse, make_toy
-
-FAMILIES = ("mixtral", "qwen2_moe", "deepseek_v2", "deepseek_v3", "olmoe", "glm4_moe", "gpt_oss")
+from tests.toys import MODEL_TYPES, fuse, make_toy, read_config, read_tensors, write_checkpoint
 
 
 def tokens() -> torch.Tensor:
@@ -38,7 +37,7 @@ def as_a_whole(folder: Path) -> torch.Tensor:
         return moeits.load(folder, dtype=torch.float32).eval()(input_ids=tokens(), use_cache=False).logits
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", MODEL_TYPES)
 def test_layer_by_layer_is_the_whole_model(family: str, tmp_path: Path) -> None:
     make_toy(tmp_path / "toy", family)
     torch.testing.assert_close(layer_by_layer(tmp_path / "toy"), as_a_whole(tmp_path / "toy"), rtol=0, atol=1e-5)
@@ -72,9 +71,15 @@ def test_only_one_layer_has_weights(tmp_path: Path) -> None:
 
 
 def test_tensors_that_the_class_has_not_are_named(tmp_path: Path) -> None:
-    make_toy(tmp_path / "toy", "granitemoe")
-    model = LayeredModel(Checkpoint.open(tmp_path / "toy"))
-    with pytest.raises(CheckpointError, match="cannot be run layer by layer"), model.layer(0):
+    make_toy(tmp_path / "toy", "mixtral")
+    tensors = read_tensors(tmp_path / "toy")
+    scale = {"model.layers.1.self_attn.q_proj.weight_scale": np.ones(1, np.float32)}
+    write_checkpoint(tmp_path / "scaled", read_config(tmp_path / "toy"), tensors | scale)
+    model = LayeredModel(Checkpoint.open(tmp_path / "scaled"))
+    with (
+        pytest.raises(CheckpointError, match=r"weight_scale of layer 1 is not a tensor of .*give that"),
+        model.layer(1),
+    ):
         pass
 
 

@@ -6,7 +6,8 @@ After that the layers are filled from the checkpoint, run on all tokens and empt
 memory is one layer, and no line of any model's code is repeated here.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from moeits.checkpoint.reading import Checkpoint
-from moeits.errors import CheckpointError
+from moeits.errors import CalibrationError, CheckpointError
 from moeits.experts.layer import MoELayer
 from moeits.experts.layout import MoELayout
 from moeits.experts.promises import per_layer_config
@@ -41,6 +42,7 @@ class LayeredModel:
         with quiet():
             self.model = _without_weights(checkpoint.config)
         self.layers = _decoder_layers(self.model)
+        self._renamings = _renamings(self.layout.architecture.model_type)
         self._prefix = self.layout.architecture.blocks[-1].split("{layer}")[0]
         self._fill_the_rest()
 
@@ -134,12 +136,21 @@ class LayeredModel:
 
     def _fill(self, module: torch.nn.Module, sources: Mapping[str, Callable[[], np.ndarray]], what: str) -> None:
         wanted = module.state_dict(keep_vars=True)
+        sources = {self._as_held(name, wanted): read for name, read in sources.items()}
         if foreign := next((name for name in sources if name not in wanted), None):
             raise CheckpointError(
                 f"{foreign} of {what} is not a tensor of transformers' {type(module).__name__}, so this checkpoint "
                 "cannot be run layer by layer. A quantised one has a parent in bf16, fp16 or fp32: give that."
             )
         _copy(wanted, sources, what)
+
+    def _as_held(self, name: str, wanted: Collection[str]) -> str:
+        """The name that transformers itself gives a tensor of the file, where it is another one."""
+        for rule in self._renamings if name not in wanted else ():
+            for stored, held in zip(rule.source_patterns, rule.target_patterns, strict=False):
+                if (renamed := re.sub(stored, held, name)) in wanted:
+                    return renamed
+        return name
 
     def _sources(self, i: int) -> dict[str, Callable[[], np.ndarray]]:
         """Name of a tensor within the layer in memory -> how to read it."""
@@ -210,11 +221,15 @@ class LiveLayer:
     def watched(self) -> Iterator["Watched"]:
         """What goes into the routed experts and comes out of them, at every `run` in the block."""
         watched = Watched()
-        handle = self.experts.register_forward_hook(watched.see, with_kwargs=True)
+        handles = [
+            self.experts.register_forward_hook(watched.see, with_kwargs=True),
+            self.router.register_forward_hook(watched.see_router, with_kwargs=True),
+        ]
         try:
             yield watched
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
 
 class Watched:
@@ -229,8 +244,20 @@ class Watched:
     routed: torch.Tensor
     """(T, H): the weighted sum of their outputs."""
 
-    def see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> None:  # noqa: ARG002
+    beside: tuple[Any, ...] = ()
+    """What the router is given beside the hidden states, such as a bias that the block holds."""
+
+    def see_router(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:  # noqa: ARG002
         """A forward hook."""
+        self.beside = (*args, *kwargs.values())[1:]
+
+    def see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> None:
+        """A forward hook. Raises CalibrationError for experts that are not given tokens, choices and gates."""
+        if len(args) + len(kwargs) != 3:
+            raise CalibrationError(
+                f"{type(module).__name__} weights tokens before the experts, which calibrate and refit do not follow "
+                "yet. Choose by criteria of weights, such as moeits or router-norm."
+            )
         hidden, chosen, gates = (*args, *kwargs.values())
         self.hidden, self.chosen, self.gates = hidden.reshape(-1, hidden.shape[-1]), chosen, gates
         self.routed = out.reshape(-1, out.shape[-1])
@@ -250,6 +277,13 @@ def _without_weights(config: Mapping[str, Any]) -> Any:
     made: Any = per_layer_class(stock) if per_layer_config(config) else stock
     with torch.device("meta"):
         return made._from_config(read, dtype=torch.float32).eval().requires_grad_(False)
+
+
+def _renamings(model_type: str) -> list[Any]:
+    """By what rules transformers renames the tensors of a file, one for one."""
+    mapping = need("transformers.conversion_mapping", extra="load")
+    rules = mapping.get_checkpoint_conversion_mapping(model_type) or []
+    return [rule for rule in rules if type(rule).__name__ == "WeightRenaming"]
 
 
 def _decoder_layers(model: Any) -> torch.nn.ModuleList:

@@ -66,10 +66,9 @@ class Router:
     experts gone one by one they are not of equal size.
     """
 
-    def __init__(self, router: Any, logits: torch.Tensor) -> None:
-        self._logits = logits
+    def __init__(self, router: Any, logits: torch.Tensor, beside: Sequence[Any] = ()) -> None:
+        self._logits, self._beside = logits, beside
         self._stock = deepcopy(router)
-        self._bias = {name: b.clone() for name, b in self._stock.named_buffers()}
         for name in ("num_group", "n_group", "topk_group"):
             if getattr(self._stock, name, None):
                 setattr(self._stock, name, 1)
@@ -77,15 +76,21 @@ class Router:
         self._stock.hidden_dim = logits.shape[1]
         if getattr(self._stock, "bias", None) is not None:
             self._stock.bias = None  # it is in the logits
+        named = [*self._stock.named_parameters(), *self._stock.named_buffers()]
+        self._biases = {name: bias.detach().clone() for name, bias in named if name != "weight"}
 
     def weights(self, kept: Sequence[int]) -> torch.Tensor:
         """(T, E): the gates with these experts left, 0 for those not chosen."""
         ids = torch.tensor(kept)
         self._stock.num_experts, self._stock.top_k = len(kept), min(self._top_k, len(kept))
         self._stock.weight = torch.nn.Parameter(torch.eye(self._logits.shape[1])[ids], requires_grad=False)
-        for name, values in self._bias.items():
-            self._stock.register_buffer(name, values[ids])
-        _, gates, chosen = self._stock(self._logits)
+        for name, values in self._biases.items():
+            module, _, own = name.rpartition(".")
+            holder = self._stock.get_submodule(module)
+            some = values[..., ids]
+            setattr(holder, own, torch.nn.Parameter(some, requires_grad=False) if own in holder._parameters else some)
+        beside = (given[..., ids] if isinstance(given, torch.Tensor) else given for given in self._beside)
+        _, gates, chosen = self._stock(self._logits, *beside)
         return torch.zeros_like(self._logits).scatter_(1, ids[chosen], gates.float())
 
 
@@ -121,8 +126,8 @@ def reconstruction(layer: LiveLayer, seen: Watched) -> dict[str, Any]:
     """
     experts = layer.experts.down_proj.shape[0]
     try:
-        logits = layer.router(seen.hidden)[0].float().reshape(-1, experts)
-        router = Router(layer.router, logits)
+        logits = layer.router(seen.hidden, *seen.beside)[0].float().reshape(-1, experts)
+        router = Router(layer.router, logits, seen.beside)
         again = router.weights(range(experts))
     except (AttributeError, IndexError, RuntimeError, StopIteration, TypeError, ValueError) as error:
         raise CalibrationError(

@@ -1,0 +1,184 @@
+"""Calibrate and refit one layer of full size, beside what the machine's own matrix product does.
+
+The experts of a layer share one expert's memory here, so that Mixtral's fit a small machine; what they would take in
+float32 is told. Times are those of one thread's work (CPU seconds), which a busy machine does not stretch. Run as
+`python -m benchmarks.refitting ["DeepSeek-V2-Lite" 4096]`: each case is a process of its own, whose peak is told.
+"""
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from benchmarks.measuring import table
+from moeits.calibration.routing import Sums, _gram, backward_elimination
+from moeits.refitting.features import ExpertFeatures, Routed, down_of
+from moeits.refitting.layer import LayerData, _HeldOut
+from moeits.refitting.ridge import LayerProblem
+
+# Experts, those that stay, top_k, I, H, layers.
+SHAPES = {"DeepSeek-V2-Lite": (64, 32, 6, 1408, 2048, 26), "Mixtral 8x7B": (8, 4, 2, 14336, 4096, 32)}
+TOKENS = (4096, 16384)
+CHOOSING, SELECTION, RIDGES = 4096, 4096, 6
+# Of the tokens of a selection, those that are measured: the Gram matrices of tokens are made 512 at a time.
+_PART = 512
+CASES = [(name, tokens) for name in SHAPES for tokens in TOKENS]
+
+
+def run() -> str:
+    rows = [row for name, tokens in CASES for row in _in_a_process(name, tokens)]
+    header = ("", "tokens", "step", "CPU s", "Tflop", "Gflop/s", "of the matrix product", "peak, GiB", "experts, GiB")
+    return table(header, rows)
+
+
+def _in_a_process(name: str, tokens: int) -> list[list[str]]:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.refitting", name, str(tokens)], capture_output=True, text=True, check=True
+    )
+    return [line.split("|") for line in done.stdout.splitlines()]
+
+
+class Case:
+    """One layer."""
+
+    def __init__(self, name: str, tokens: int) -> None:
+        self.name, self.tokens = name, tokens
+        self.experts, self.kept, self.top_k, self.width, self.hidden, self.layers = SHAPES[name]
+        self.random = torch.Generator().manual_seed(0)
+        self.product = _product_speed()
+        up, down = self._normal(1, 2 * self.width, self.hidden), self._normal(1, self.hidden, self.width)
+        self.stock: Any = SimpleNamespace(
+            gate_up_proj=up.mul_(self.hidden**-0.5).expand(self.experts, -1, -1),
+            down_proj=down.mul_(self.width**-0.5).expand(self.experts, -1, -1),
+            is_transposed=False,
+            has_bias=False,
+            _apply_gate=lambda wide: torch.nn.functional.silu(wide[:, : self.width]) * wide[:, self.width :],
+        )
+        self.pass_flops = 6 * self.width * self.hidden
+        """Of one token through one expert."""
+
+    def _normal(self, *shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=self.random)
+
+    def routed(self, tokens: int, experts: int) -> Routed:
+        """Tokens that go to random experts, equally often."""
+        return Routed(
+            hidden=self._normal(tokens, self.hidden),
+            chosen=torch.rand(tokens, experts, generator=self.random).topk(self.top_k).indices,
+            gates=torch.full((tokens, self.top_k), 1 / self.top_k),
+            weight=torch.ones(tokens),
+        )
+
+    def row(self, step: str, seconds: float, flops: float) -> None:
+        """Print one row."""
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        weights = self.experts * 3 * self.width * self.hidden * 4 / 2**30
+        speed = flops / seconds
+        facts = (f"{seconds:.1f}", f"{flops / 1e12:.2f}", f"{speed / 1e9:.0f}", f"{speed / self.product:.0%}")
+        print("|".join((self.name, f"{self.tokens:,}", step, *facts, f"{peak:.1f}", f"{weights:.1f}")), flush=True)
+
+    def calibrate(self) -> None:
+        """Sums over all tokens, and the selection."""
+        seen: Any = self.routed(self.tokens, self.experts)
+        live: Any = SimpleNamespace(experts=self.stock)
+        taken = _seconds(lambda: Sums(self.experts).take(live, seen))
+        self.row("calibrate: sums", taken, self.tokens * self.top_k * self.pass_flops)
+        products = _seconds(lambda: _gram(self.stock, seen.hidden[:_PART]))
+        scale = SELECTION / _PART
+        flops = self.experts * self.pass_flops + 2 * self.experts**2 * self.hidden
+        self.row("calibrate: products of outputs", scale * products, SELECTION * flops)
+        gram = torch.rand(_PART, self.experts, self.experts, generator=self.random)
+        gram = gram @ gram.transpose(1, 2)
+        choosing = _AnyRouter(self.routed(_PART, self.experts), self.experts)
+        order = _seconds(lambda: backward_elimination(gram, choosing, least=self.top_k))  # type: ignore[arg-type]
+        tried = sum(range(self.top_k + 1, self.experts + 1))
+        self.row("calibrate: elimination", scale * order, tried * SELECTION * 2.0 * self.experts**2)
+
+    def refit(self) -> None:
+        """What is made once, and what each ridge takes."""
+        fit, other = (self._data(tokens) for tokens in (self.tokens, CHOOSING))
+        features = ExpertFeatures(self.stock, fit.routed, most_bytes=2**31)
+        old = {e: down_of(self.stock, e) for e in range(self.kept)}
+        made: list[Any] = []
+
+        def begin() -> None:
+            made.append(_HeldOut(other, _kept(self.stock, self.kept), reached=old, most_bytes=2**31))
+            made.append(LayerProblem(features, old, (fit.at_hand, fit.back), fit.routed.weight))
+
+        began = _seconds(begin)
+        judge, problem = made
+        self.row("refit: once", began, self._once())
+        ridge = _seconds(lambda: (problem.solve(1.0), judge.errors(problem, (0.0, 0.5, 1.0))))
+        self.row(f"refit: each of about {RIDGES} ridges, {type(problem._solver).__name__}", ridge, self._each())
+
+    def _data(self, tokens: int) -> LayerData:
+        wanted = self._normal(tokens, self.hidden)
+        source = torch.zeros(tokens, dtype=torch.long)
+        return LayerData(routed=self.routed(tokens, self.kept), at_hand=wanted, back=wanted + 1, source=source)
+
+    def _once(self) -> float:
+        """Features of both parts, what old weights give, scales, first gradient, products of tokens."""
+        fit, other = self.tokens * self.top_k, CHOOSING * self.top_k
+        per_expert = self.tokens * self.top_k / self.kept
+        down = 2.0 * self.width * self.hidden
+        products = 2.0 * self.kept * per_expert**2 * self.width
+        return (
+            (fit + other) * (self.pass_flops - down) + other * down + fit * (2 * self.pass_flops + 5 * down) + products
+        )
+
+    def _each(self) -> float:
+        """A factor, its solution for two targets, residuals twice, weights, and what the others' tokens get of them."""
+        tokens, wide = float(self.tokens), 2.0 * self.hidden
+        weights = 2.0 * (self.tokens + CHOOSING) * self.top_k * self.width * wide
+        return tokens**3 / 3 + 2 * tokens**2 * wide + 3 * 2 * tokens**2 * wide + weights
+
+
+class _AnyRouter:
+    """A router that sends tokens of removed experts to the first that are left."""
+
+    def __init__(self, routed: Routed, experts: int) -> None:
+        self._gates = torch.zeros(len(routed.chosen), experts).scatter_(1, routed.chosen, routed.gates)
+
+    def weights(self, kept: list[int]) -> torch.Tensor:
+        """(T, E)"""
+        ids = torch.tensor(kept)
+        return torch.zeros_like(self._gates).index_copy_(1, ids, self._gates[:, ids])
+
+
+def _kept(stock: Any, count: int) -> Any:
+    return SimpleNamespace(
+        **{**vars(stock), "gate_up_proj": stock.gate_up_proj[:count], "down_proj": stock.down_proj[:count]}
+    )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def _product_speed() -> float:
+    """Floating-point operations a second of a large float32 matrix product, the best of five."""
+    a, b = torch.rand(2048, 2048), torch.rand(2048, 2048)
+    return 2 * 2048**3 / min(_seconds(lambda: a @ b) for _ in range(5))
+
+
+def main(name: str, tokens: int) -> None:
+    """One case."""
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    case = Case(name, tokens)
+    case.calibrate()
+    case.refit()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 2:
+        main(sys.argv[1], int(sys.argv[2]))
+    else:
+        print(run())
