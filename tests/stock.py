@@ -38,12 +38,7 @@ class Stock:
             self.model.save_pretrained(folder)
             with safe_open(Path(folder) / "model.safetensors", "numpy") as file:
                 slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-            return {name: (self._dtype(name, of.get_dtype()), tuple(of.get_shape())) for name, of in slices.items()}
-
-    def _dtype(self, name: str, dtype: str) -> str:
-        """Some tensors are always loaded as float32; a file that has them so keeps them so."""
-        wide = {*(self.model._keep_in_fp32_modules or ()), *(self.model._keep_in_fp32_modules_strict or ())}
-        return "F32" if any(each in name for each in wide) else dtype
+            return {name: (of.get_dtype(), tuple(of.get_shape())) for name, of in slices.items()}
 
     @cached_property
     def in_memory(self) -> Shapes:
@@ -66,7 +61,16 @@ def _stock(text: str, dtype: str) -> Stock:
 
     logging.disable_progress_bar()
     config = AutoConfig.for_model(**json.loads(text))
-    return Stock(AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval())
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
+    _widen(model, model._get_dtype_plan(getattr(torch, dtype)))
+    return Stock(model)
+
+
+def _widen(model: Any, dtypes: Mapping[str, Any]) -> None:
+    """Some tensors are always loaded as float32, whatever the others are; a file that has them so keeps them so."""
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if wide := next((dtype for part, dtype in dtypes.items() if part in name), None):
+            value.data = value.data.to(wide)
 
 
 def state_of(model: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import UnknownArchitecture
 from moeits.experts.families import ARCHITECTURES, Architecture, architecture_of
 from moeits.experts.layout import MoELayout
+from moeits.experts.rules import Number
 from tests.stock import moe_layers_of
 from tests.toys import make_toy, moe_layers, read_config
 
@@ -68,3 +69,25 @@ def test_every_tensor_of_its_block_is_accounted_for(tmp_path: Path, architecture
         inside = {name for name in checkpoint.tensors if name.startswith(moe.block)}
         assert set.union(*parts) == inside
         assert sum(map(len, parts)) == len(inside), "no tensor is two things"
+
+
+def test_a_config_without_a_key_means_what_its_class_says(architecture: Architecture) -> None:
+    config = transformers.AutoConfig.for_model(architecture.model_type)
+    said = {
+        number.key: number.absent
+        for number in (architecture.layers.start, architecture.layers.every, *_of_groups(architecture))
+        if isinstance(number, Number) and number.absent is not None
+    }
+    assert said == {key: getattr(config, key, absent) or absent for key, absent in said.items()}
+
+
+def test_a_config_that_says_nothing_has_experts_where_its_class_has_them(architecture: Architecture) -> None:
+    config = transformers.AutoConfig.for_model(architecture.model_type, num_hidden_layers=6)
+    kinds = getattr(config, "mlp_layer_types", None) or ["sparse"] * 6
+    says_nothing = [architecture.is_moe_layer({"num_hidden_layers": 6}, layer) for layer in range(6)]
+    if hasattr(config, "mlp_layer_types"):
+        assert says_nothing == [kind == "sparse" for kind in kinds]
+
+
+def _of_groups(architecture: Architecture) -> tuple[Number, ...]:
+    return (architecture.limit.number, architecture.limit.chosen) if architecture.limit else ()

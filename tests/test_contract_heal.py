@@ -31,8 +31,10 @@ TINY = {
 }
 
 
-HEALED = tuple(architecture.model_type for architecture in ARCHITECTURES if can_be_healed(architecture))
-REFUSED = tuple(model_type for model_type in MODEL_TYPES if model_type not in HEALED)
+# Whatever its files say, transformers opens their tokenizer as byte-level BPE, which cannot hold the words of a toy.
+UNTOLD = {"qwen3_5_moe_text"}
+REFUSED = tuple(architecture.model_type for architecture in ARCHITECTURES if not can_be_healed(architecture))
+HEALED = tuple(model_type for model_type in MODEL_TYPES if model_type not in {*REFUSED, *UNTOLD})
 
 
 @pytest.fixture(scope="module", params=HEALED)
@@ -117,7 +119,11 @@ def test_the_record_names_recipe_data_and_curves(healed, tmp_path: Path):  # noq
 
 
 # As DeepSeek-V3 (arXiv 2412.19437, eq. 15) and those that follow it have it. All others take a softmax.
-SIGMOID = {"deepseek_v3", "glm4_moe", "dots1", "lfm2_moe", "minimax_m2"}
+SIGMOID = {
+    *("afmoe", "axk1", "axk2", "bailing_hybrid", "beam", "deepseek_v3", "deepseek_v32", "dots1", "exaone_moe", "flint"),
+    *("glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "hy_v3", "kimi_linear", "laguna", "lfm2_moe", "mimo_v2_flash"),
+    *("minimax_m2", "solar_open"),
+}
 
 
 def probabilities(logits: np.ndarray, model_type: str) -> np.ndarray:
@@ -127,7 +133,7 @@ def probabilities(logits: np.ndarray, model_type: str) -> np.ndarray:
 
 
 def test_the_balance_term_is_that_of_the_papers_for_the_affinities_of_the_family(healed):
-    from moeits.healing.objective import balance_of
+    from moeits.healing.objective import balance_of, choosing_module
     from moeits.healing.recipe import HealingRecipe
     from moeits.healing.targets import router_in_memory
 
@@ -136,7 +142,7 @@ def test_the_balance_term_is_that_of_the_papers_for_the_affinities_of_the_family
     balance = balance_of(model, layout, HealingRecipe(balance=1.0))
     seen: list[tuple[np.ndarray, ...]] = []
     for layer in layout.layers:
-        router = model.get_submodule(router_in_memory(layout.architecture, layer))
+        router = choosing_module(model, router_in_memory(layout.architecture, layer))
         router.register_forward_hook(lambda _, __, out: seen.append(tuple(each.numpy() for each in out)))
     with torch.no_grad():
         model(input_ids=torch.arange(2, 26).view(2, 12), use_cache=False)

@@ -1,5 +1,7 @@
 """The table of families: what an entry may say, what rules make of a config, and that it travels with the package."""
 
+import re
+import runpy
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from moeits.errors import FamilyError
 from moeits.experts.families import ARCHITECTURES, TABLE, Architecture, architecture_of, read_families
 
 ROOT = Path(__file__).parents[1]
-DEFAULTS = TABLE.read_text(encoding="utf-8").partition("[deepseek_v2]")[0]
+DEFAULTS = "\n[".join(TABLE.read_text(encoding="utf-8").split("\n[")[:2])
 
 
 def of(model_type: str) -> Architecture:
@@ -75,6 +77,18 @@ def test_every_family_says_which_models_are_of_it() -> None:
     assert names == sorted(set(names))
 
 
+def test_the_page_of_families_is_what_the_table_makes() -> None:
+    page = runpy.run_path(str(ROOT / "scripts" / "families_page.py"))["page"]()
+    assert (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8") == page
+
+
+def test_readme_counts_the_families() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"^\| `(\w+)` \|", readme, re.M)
+    assert set(named) <= {architecture.model_type for architecture in ARCHITECTURES}
+    assert f"| {len(ARCHITECTURES) - len(named)} more |" in readme
+
+
 def test_the_wheel_has_every_file_of_the_package(tmp_path: Path) -> None:
     (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("moeits/")}
@@ -98,7 +112,7 @@ def test_layers_begin_and_end_where_the_config_says() -> None:
 
 
 def test_every_so_many_layers_are_counted_as_the_family_counts() -> None:
-    assert moe_layers("deepseek_v3", moe_layer_freq=2) == [0, 2, 4]
+    assert moe_layers("deepseek_v3", first_k_dense_replace=0, moe_layer_freq=2) == [0, 2, 4]
     assert moe_layers("qwen2_moe", decoder_sparse_step=2) == [1, 3, 5]
     assert moe_layers("jamba", expert_layer_period=3, expert_layer_offset=2) == [2, 5]
     assert moe_layers("jamba") == [1, 3, 5]
@@ -111,6 +125,11 @@ def test_conditions_hold_together() -> None:
 
 
 def test_a_list_of_layers_decides_alone() -> None:
+    kinds = ["sparse", "dense", "sparse"]
+    assert moe_layers("deepseek_v32", 3, mlp_layer_types=kinds, first_k_dense_replace=3) == [0, 2]
+    assert moe_layers("minimax_m3_vl_text", 3, moe_layer_freq=[0, 1, 1]) == [1, 2]
+    with pytest.raises(ValueError, match="mlp_layer_types ends before layer 3"):
+        moe_layers("deepseek_v32", 4, mlp_layer_types=kinds)
     assert moe_layers("llama4_text", moe_layers=[0, 4], interleave_moe_layer_step=2) == [0, 4]
     assert moe_layers("llama4_text", moe_layers=None, interleave_moe_layer_step=2) == [1, 3, 5]
     assert moe_layers("llama4_text", moe_layers=[]) == []
@@ -118,7 +137,7 @@ def test_a_list_of_layers_decides_alone() -> None:
 
 @pytest.mark.parametrize("nothing", [None, 0])
 def test_what_nothing_means_differs_from_family_to_family(nothing: int | None) -> None:
-    assert moe_layers("deepseek_v3", moe_layer_freq=nothing) == [*range(6)]
+    assert moe_layers("deepseek_v3", moe_layer_freq=nothing) == [3, 4, 5]
     assert moe_layers("ernie4_5_moe", moe_layer_interval=nothing) == [1, 2, 3, 4, 5]
     for model_type, key in (
         ("qwen2_moe", "decoder_sparse_step"),
@@ -140,6 +159,6 @@ def test_groups_limit_v2_if_it_is_told_so_and_v3_always() -> None:
 
 
 def test_the_fewest_experts_of_a_router_are_the_family_s() -> None:
-    least = {each.model_type: each.least_per_group({"num_experts_per_tok": 2, "moe_k": 2}) for each in ARCHITECTURES}
-    assert least["jamba"] == least["phimoe"] == least["deepseek_v3"] == 2
+    least = {each.model_type: each.least_per_group({each.top_k_key: 8}) for each in ARCHITECTURES}
+    assert least["jamba"] == least["phimoe"] == least["glm4_moe"] == least["deepseek_v3"] == 2
     assert least["mixtral"] == least["deepseek_v2"] == 1

@@ -30,7 +30,8 @@ def block_tensors(architecture: Architecture, index: int, tensors: Mapping[str, 
             "its config.json is of another one."
         )
     inside = [name.removeprefix(block) for name in tensors if name.startswith(block)]
-    routers = [name for name in (*architecture.router, architecture.router_in_memory) if name in inside]
+    weight, *others = architecture.router
+    routers = [name for name in (weight, architecture.router_in_memory, *others) if name in inside]
     return BlockTensors(
         block=block,
         experts=_per_expert(architecture, block, inside),

@@ -49,10 +49,35 @@ class Every(Number, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Kinds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A list that gives the kind of each layer."""
+    """A list, or a text of letters, that gives the kind of each layer."""
 
     key: str
-    with_experts: tuple[str, ...]
+    with_experts: tuple[str | int, ...]
+    """The kinds of layers that have experts."""
+
+    def given(self, config: Config) -> bool:
+        """Whether a config has it. Some keep a number under such a key, which is another rule's."""
+        return isinstance(config.get(self.key), list | str)
+
+    def hold(self, config: Config, layer: int) -> bool:
+        """Whether it calls this layer one with experts. Raises ValueError where it ends before the layer."""
+        kinds = config[self.key]
+        if layer >= len(kinds):
+            raise ValueError(f"{self.key} ends before layer {layer}")
+        return kinds[layer] in self.with_experts
+
+
+class Listed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A list of layers in a config."""
+
+    key: str
+    absent: tuple[int, ...] = ()
+    """What a config without it means."""
+
+    def has(self, config: Config, layer: int) -> bool:
+        """Whether a layer is in it. Raises TypeError."""
+        given = config.get(self.key)
+        return layer in (self.absent if given is None else given)
 
 
 class Layers(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"start": "from", "end": "to"}):
@@ -61,34 +86,34 @@ class Layers(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rena
     All of them for a family that says nothing.
     """
 
-    kinds: Kinds | None = None
-    """Where a config has this list, it alone decides."""
+    kinds: tuple[Kinds, ...] = ()
+    """The first of these lists that a config has decides alone."""
     listed: str | None = None
     """Key of a list of the layers with experts. Where a config has it, it alone decides."""
-    start: Number | None = None
+    start: Number | int = 0
     """The first layer with experts."""
-    end: Number | None = None
+    end: Number | int = -1
     """The last layer with experts; -1 is the last of all."""
     every: Every | None = None
-    but: str | None = None
-    """Key of a list of layers without experts. A config may do without it."""
+    but: Listed | None = None
+    """Layers without experts."""
 
     def have_experts(self, config: Config, layer: int) -> bool:
         """Whether a layer has experts."""
-        if self.kinds and config.get(self.kinds.key) is not None:
-            return config[self.kinds.key][layer] in self.kinds.with_experts
+        if kinds := next((kinds for kinds in self.kinds if kinds.given(config)), None):
+            return kinds.hold(config, layer)
         if self.listed and config.get(self.listed) is not None:
             return layer in config[self.listed]
+        end = _number(self.end, config)
         return (
-            (self.start is None or layer >= self.start.of(config))
-            and (self.end is None or layer <= self._last(self.end, config))
+            _number(self.start, config) <= layer <= (config["num_hidden_layers"] - 1 if end == -1 else end)
             and (self.every is None or self.every.holds(config, layer))
-            and (self.but is None or layer not in (config.get(self.but) or ()))
+            and not (self.but and self.but.has(config, layer))
         )
 
-    def _last(self, end: Number, config: Config) -> int:
-        last = end.of(config)
-        return config["num_hidden_layers"] - 1 if last == -1 else last
+
+def _number(of: Number | int, config: Config) -> int:
+    return of if isinstance(of, int) else of.of(config)
 
 
 class Groups(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -97,6 +97,11 @@ class AdaptedRouter(nn.Module):
         if hasattr(frozen, "hidden_dim"):
             frozen.hidden_dim = 2 * frozen.hidden_dim
 
+    @property
+    def weight(self) -> Any:
+        """The stock weight, which what is around a router may ask for its dtype."""
+        return self.frozen.weight
+
     def forward(self, hidden: torch.Tensor, *bias: torch.Tensor) -> Any:
         factors: Any = self.factors["weight"]
         weight = self.frozen.weight

@@ -105,9 +105,16 @@ def balance_of(model: Any, moe: MoELayout, recipe: HealingRecipe) -> RouterBalan
         return None
     routers = []
     for layer in moe.layers.values():
-        router = model.get_submodule(router_in_memory(moe.architecture, layer.index))
-        routers.append((getattr(router, "frozen", router), layer.num_experts))
+        routers.append((choosing_module(model, router_in_memory(moe.architecture, layer.index)), layer.num_experts))
     return RouterBalance(routers, moe.architecture.affinity)
+
+
+def choosing_module(model: Any, router: str) -> torch.nn.Module:
+    """What gives (logits, gates, chosen): the stock module of a router's weight, or what holds it where that is a plain
+    linear layer."""
+    module = model.get_submodule(router)
+    stock = getattr(module, "frozen", module)
+    return model.get_submodule(router.rpartition(".")[0]) if type(stock) is torch.nn.Linear else stock
 
 
 @torch.no_grad()

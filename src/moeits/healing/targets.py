@@ -95,7 +95,7 @@ def router_in_memory(architecture: Architecture, layer: int) -> str:
 
 
 def _router(architecture: Architecture, checkpoint: Checkpoint, layer: MoELayer) -> Target:
-    tensor = layer.block + architecture.router[0]
+    tensor = next(iter(layer.router))
     rows, columns = checkpoint.tensors[tensor].shape
     return Target(
         group="router",

@@ -1,0 +1,42 @@
+"""docs/architectures.md, made from the table of families: `python scripts/families_page.py > docs/architectures.md`."""
+
+from moeits.experts.families import ARCHITECTURES, Architecture
+from moeits.healing.targets import can_be_healed
+
+HEAD = """\
+# Families
+
+The {count} model_types of config.json that moeits knows, made from `experts/families.toml` by
+`scripts/families_page.py`. Each is scored, pruned to equal and to unequal counts, opened in its own stock transformers
+class and compared with the masked original, as a tiny random model that the stock class made
+(`tests/test_contract_surgery.py`). Those that can be healed are healed in `tests/test_contract_heal.py`, but for
+`qwen3_5_moe_text`, whose tokenizer class cannot hold the words of a toy. The models themselves were not run here.
+[Extending moeits](extending.md) says how to add a family.
+
+| model_type | models | experts on disk | router | shared experts | limited by groups | healed |
+| --- | --- | --- | --- | --- | --- | --- |
+"""
+
+
+def row(family: Architecture) -> str:
+    """One line of the table."""
+    on_disk = "one by one or fused" if family.projections else f"fused, in {family.stacking}"
+    cells = (
+        f"`{family.model_type}`",
+        family.models,
+        on_disk,
+        "with a bias" if len(family.router) > 1 else "",
+        "yes" if family.shared else "",
+        "yes" if family.limit else "",
+        "yes" if can_be_healed(family) else "no",
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def page() -> str:
+    """The page as it should be on disk."""
+    return HEAD.format(count=len(ARCHITECTURES)) + "".join(map(row, ARCHITECTURES))
+
+
+if __name__ == "__main__":
+    print(page(), end="")
