@@ -49,20 +49,24 @@ def judging(place: Path) -> Path:
 def test_a_forecast_is_what_prune_refit_and_evaluate_measure(place: Path, found: moeits.Forecast) -> None:
     text = judging(place)
 
-    def loss(model: Path) -> float:
-        results = moeits.evaluate(model, perplexity=text, dtype="float32", device="cpu")
-        assert results.perplexity is not None
-        return results.perplexity["nats_per_token"]
+    def measured(model: Path) -> list[Any]:
+        asked_of = {"perplexity": text, "parent": place / "toy", "dtype": "float32", "device": "cpu"}
+        row = moeits.evaluate(model, **asked_of).perplexity
+        assert row is not None
+        return [pytest.approx(row[key], abs=1e-5) for key in ("nats_per_token", "kl_to_parent", "same_first_choice")]
 
-    assert found.unpruned == pytest.approx(loss(place / "toy"), abs=1e-5)
+    def predicted(of: Prediction) -> list[float]:
+        return [of.loss, of.kl_to_parent, of.same_first_choice]
+
+    assert [found.unpruned, 0, 1] == measured(place / "toy")
     calibrated = moeits.calibrate(place / "toy", data=str(place / "own.jsonl"), **SMALL)
     for size in found.sizes:
         pruned, refitted = (place / f"{how}-{size.reduction}" for how in ("pruned", "refitted"))
         plan = moeits.plan(calibrated, reduction=size.reduction, criterion="reconstruction")
         moeits.prune(place / "toy", plan=plan, output=pruned)
         done = moeits.refit(pruned, parent=place / "toy", output=refitted, data=str(place / "own.jsonl"), **SMALL)
-        assert size.pruned.loss == pytest.approx(loss(pruned), abs=1e-5)
-        assert size.refitted.loss == pytest.approx(loss(refitted), abs=1e-5)
+        assert predicted(size.pruned) == measured(pruned)
+        assert predicted(size.refitted) == measured(refitted)
         assert size.accepted == done.accepted
         assert [dict(layer) for layer in size.layers] == [dict(layer) for layer in done.layers]
         assert size.pruned.rise == pytest.approx(size.pruned.loss - found.unpruned)

@@ -25,6 +25,17 @@ def show_results(results: Results, arguments: dict[str, Any]) -> None:
             f"{found['nats_per_token']:.4f} nats per token, {found['bits_per_byte']:.4f} bits per byte on "
             f"{found['file']} ({found['tokens']:,} tokens in windows of {found['window_tokens']})"
         )
+        if "kl_to_parent" in found:
+            out(
+                f"to {found['parent']}: KL {found['kl_to_parent']:.4f} nats per token, the same first choice at "
+                f"{found['same_first_choice']:.1%} of the tokens"
+            )
+    if results.generations is not None:
+        answers = results.generations
+        out(
+            f"of {answers['prompts']} answers {answers['ended']:.0%} end within {answers['new_tokens']} tokens, "
+            f"{answers['looped']:.0%} loop"
+        )
     written(arguments)
 
 

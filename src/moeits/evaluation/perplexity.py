@@ -108,10 +108,14 @@ def perplexity_of(
     text: Text,
     *,
     window: int,
+    parent: Any = None,
     processes: Any = None,
     progress: Progress,
 ) -> dict[str, Any]:
     """The row of a text in the results, and as samples its units: nats and tokens of each document.
+
+    With a `parent`, a model of the same tokens, also how near the two are: KL(parent || model) in nats per token, and
+    the share of tokens at which both find the same next token the most likely.
 
     A text of one document has its windows as units. `processes` is an accelerate.Accelerator if several share the work.
     Natural logarithms, float32 logits. Raises EvaluationError if the tokenizer has no token to begin a text with.
@@ -124,12 +128,12 @@ def perplexity_of(
         )
     ids = [[first, *tokenizer.encode(document, add_special_tokens=False, verbose=False)] for document in text.documents]
     plan = [each for i, document in enumerate(ids) for each in windows(i, len(document), window=window)]
-    nats = _nats(model, ids, plan, window, processes, progress)
-    if not all(map(isfinite, nats)):
+    sums = _sums(model, parent, ids, plan, window, processes, progress)
+    if not all(map(isfinite, (each for of_window in sums for each in of_window))):
         raise EvaluationError(
             "The model's loss on the text is not finite: its weights, or its config.json, are broken."
         )
-    units = _units(plan, nats)
+    units = _units(plan, sums)
     total, tokens = sum(units["nats"]), int(sum(units["tokens"]))
     nbytes = sum(len(document.encode()) for document in text.documents)
     row = {
@@ -144,50 +148,71 @@ def perplexity_of(
         "stride_tokens": max(1, window // 2),
         "unit": "document" if len(text.documents) > 1 else "window",
     }
+    if parent is not None:
+        row |= {"kl_to_parent": sum(units["kl"]) / tokens, "same_first_choice": sum(units["same"]) / tokens}
     return {"row": row, "samples": units}
 
 
-def _nats(
-    model: Any, ids: Sequence[list[int]], plan: list[Window], window: int, processes: Any, progress: Progress
-) -> list[float]:
-    """Nats of each window. Windows of like length go together; each process takes every n-th batch."""
+def _sums(
+    model: Any,
+    parent: Any,
+    ids: Sequence[list[int]],
+    plan: list[Window],
+    window: int,
+    processes: Any,
+    progress: Progress,
+) -> list[tuple[float, ...]]:
+    """Of each window the nats; with a parent the KL to it and the number of equal first choices as well.
+
+    Windows of like length go together; each process takes every n-th batch.
+    """
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    rows = max(1, _MOST_LOGITS // (window * vocabulary))
+    rows = max(1, _MOST_LOGITS // (window * vocabulary * (1 if parent is None else 3)))
     order = sorted(range(len(plan)), key=lambda i: (plan[i].begin - plan[i].end, i))
     batches = [order[i : i + rows] for i in range(0, len(order), rows)]
     rank, count = (processes.process_index, processes.num_processes) if processes is not None else (0, 1)
-    mine: dict[int, float] = {}
+    mine: dict[int, tuple[float, ...]] = {}
     for done, batch in enumerate(batches[rank::count], start=1):
-        mine |= dict(zip(batch, _nats_of_batch(model, ids, [plan[i] for i in batch]), strict=True))
+        mine |= dict(zip(batch, _sums_of_batch(model, parent, ids, [plan[i] for i in batch]), strict=True))
         progress("perplexity", min(done * count, len(batches)), len(batches))
     if processes is not None:
         mine = dict(need("accelerate", extra="eval").utils.gather_object(list(mine.items())))
     return [mine[i] for i in range(len(plan))]
 
 
-def _nats_of_batch(model: Any, ids: Sequence[list[int]], batch: list[Window]) -> list[float]:
+def _sums_of_batch(model: Any, parent: Any, ids: Sequence[list[int]], batch: list[Window]) -> list[tuple[float, ...]]:
     torch = need("torch", extra="load")
     longest = max(each.end - each.begin for each in batch)
     # Padding stands to the right, where a causal model does not see it.
     tokens = torch.tensor([ids[w.document][w.begin : w.end] + [0] * (longest - (w.end - w.begin)) for w in batch])
     tokens = tokens.to(model.device)
     with torch.inference_mode():
-        logits = model(input_ids=tokens[:, :-1], use_cache=False).logits
-        nats = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
-        ).view(len(batch), -1)
+        logits = model(input_ids=tokens[:, :-1], use_cache=False).logits.float()
+        nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        of_tokens = [nats.view(len(batch), -1)]
+        if parent is not None:
+            theirs = parent(input_ids=tokens[:, :-1].to(parent.device), use_cache=False).logits.float().to(model.device)
+            of_tokens += _nearness(logits, theirs)
     return [
-        float(row[w.scored - w.begin - 1 : w.end - w.begin - 1].double().sum())
-        for row, w in zip(nats, batch, strict=True)
+        tuple(float(each[i, w.scored - w.begin - 1 : w.end - w.begin - 1].double().sum()) for each in of_tokens)
+        for i, w in enumerate(batch)
     ]
 
 
-def _units(plan: Sequence[Window], nats: Sequence[float]) -> dict[str, list[float]]:
+def _nearness(logits: Any, theirs: Any) -> list[Any]:
+    """(n, length) each: KL(parent || model) of every token, and whether both have the same first choice."""
+    same = (logits.argmax(-1) == theirs.argmax(-1)).float()
+    mine, theirs = logits.log_softmax(-1), theirs.log_softmax(-1)
+    return [(theirs.exp() * (theirs - mine)).sum(-1), same]
+
+
+def _units(plan: Sequence[Window], sums: Sequence[tuple[float, ...]]) -> dict[str, list[float]]:
     """Windows summed up by document; left as they are if there is only one document."""
-    one = plan[-1].document == 0
-    sums: dict[int, list[float]] = {}
-    for i, (window, value) in enumerate(zip(plan, nats, strict=True)):
-        unit = sums.setdefault(i if one else window.document, [0.0, 0])
-        unit[0] += value
-        unit[1] += window.end - window.scored
-    return {"nats": [round(each[0], 6) for each in sums.values()], "tokens": [each[1] for each in sums.values()]}
+    one, names = plan[-1].document == 0, ("nats", "kl", "same")[: len(sums[0])]
+    units: dict[int, list[float]] = {}
+    for i, (window, values) in enumerate(zip(plan, sums, strict=True)):
+        unit = units.setdefault(i if one else window.document, [0.0] * len(names) + [0])
+        for at, value in enumerate((*values, window.end - window.scored)):
+            unit[at] += value
+    columns = {name: [round(unit[at], 6) for unit in units.values()] for at, name in enumerate(names)}
+    return {"nats": columns.pop("nats"), "tokens": [unit[-1] for unit in units.values()], **columns}

@@ -74,6 +74,19 @@ class PerplexityFacts(TypedDict):
     bytes: Count
     stride_tokens: NotRequired[Count]
     unit: NotRequired[str]
+    parent: NotRequired[str]
+    kl_to_parent: NotRequired[Number]
+    same_first_choice: NotRequired[Number]
+
+
+class Generations(TypedDict):
+    """Of answers to short prompts: how many there are, and which shares end and loop."""
+
+    prompts: Count
+    new_tokens: Count
+    """The most that an answer may have."""
+    ended: Number
+    looped: Number
 
 
 class TextUnits(TypedDict):
@@ -98,6 +111,7 @@ class Results:
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Task -> its metrics with standard errors, shots, samples, prompts that were cut, hashes of local files."""
     perplexity: PerplexityFacts | None = None
+    generations: Generations | None = None
     samples: Mapping[str, Columns] = field(default_factory=dict)
     """Task -> one column per fact of an item, in the order of the items; `perplexity` -> nats and tokens per unit."""
 

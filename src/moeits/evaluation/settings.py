@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moeits.errors import SettingError
+from moeits.evaluation.generations import PROMPTS
 from moeits.evaluation.tasks import task_names
 from moeits.runtime import checked_dtype
 from moeits.settings import ASKED, EXPERT, at_least, setting
@@ -39,16 +40,30 @@ class Questions:
         shown_default="the model's context, at most 2048",
     )
 
+    parent: str | Path | None = setting(
+        None,
+        help="The unpruned model: how near to it the other is on the text, KL and equal first choices.",
+        panel=ASKED,
+        metavar="MODEL",
+    )
+    generate: int | None = setting(
+        None, help="Let a chat model answer N short prompts: how many end, how many loop.", panel=ASKED, metavar="N"
+    )
+
     def __post_init__(self) -> None:
-        for name, least in (("num_fewshot", 0), ("limit", 1), ("window", 2)):
+        for name, least in (("num_fewshot", 0), ("limit", 1), ("window", 2), ("generate", 1)):
             at_least(name, getattr(self, name), least)
-        if not self.names and self.perplexity is None:
+        if self.generate is not None and self.generate > len(PROMPTS):
+            raise SettingError(f"--generate {self.generate} is out of range: there are {len(PROMPTS)} prompts.")
+        if not self.names and self.perplexity is None and self.generate is None:
             raise SettingError("There is nothing to evaluate: name --tasks, or give --perplexity TEXT.")
+        if self.parent is not None and self.perplexity is None:
+            raise SettingError("--parent compares two models on a text: give it with --perplexity TEXT.")
 
     @property
     def names(self) -> list[str]:
         """Names of the tasks; the paper's five if neither tasks nor a text were named."""
-        default = "paper" if self.perplexity is None else ""
+        default = "paper" if self.perplexity is None and self.generate is None else ""
         return task_names(default if self.tasks is None else self.tasks)
 
 

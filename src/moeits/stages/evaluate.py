@@ -7,8 +7,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from moeits.checkpoint.reading import Checkpoint
-from moeits.errors import CheckpointError, OutputError, SettingError
+from moeits.errors import CheckpointError, EvaluationError, OutputError, SettingError
 from moeits.evaluation.finished_tasks import FinishedTasks
+from moeits.evaluation.generations import generations_of
 from moeits.evaluation.harness import language_model, run_task
 from moeits.evaluation.perplexity import Text, perplexity_of, read_text
 from moeits.evaluation.quiet import quiet
@@ -18,12 +19,13 @@ from moeits.evaluation.tasks import SEEDS, load_tasks
 from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output
 from moeits.progress import Progress, silent
-from moeits.runtime import need
+from moeits.runtime import load_checked, load_tokenizer, need
 from moeits.settings import with_settings
 from moeits.version import __version__
 
 # A perplexity window is the model's context, but no longer than this unless asked for.
 LONGEST_WINDOW = 2048
+_NOT_TASKS = ("perplexity", "generations")
 
 
 @with_settings
@@ -40,10 +42,12 @@ def evaluate(
     """Measure what a checkpoint can do, on tasks of lm-evaluation-harness or on a text, and keep every single item.
 
     Paper: sections 5.1-5.3; the defaults are its setting, five tasks with 15 examples in each prompt, batches of 40.
-    `tasks` are names, or `paper` for those five, which is what runs if neither tasks nor `perplexity` is given.
-    `limit` takes only the first items of each task, and the first documents of a text. With `data_dir` the data come
-    from that folder and not from the hub. `perplexity` is a text file, read in windows of `window` tokens. `device` is
-    one of torch's, or `split` to spread one model over all of them.
+    `tasks` are names, or `paper` for those five, which is what runs if neither tasks nor `perplexity` is given. `limit`
+    takes only the first items of each task, and the first documents of a text. With `data_dir` the data come from that
+    folder and not from the hub. `perplexity` is a text file, read in windows of `window` tokens; with `parent`, which
+    is then in memory too, it is also said how near the two models are there. `generate` lets a chat model answer that
+    many short prompts, and counts the answers that end and that loop. `device` is one of torch's, or `split` to spread
+    one model over all of them.
 
     With `output` the results are also written there, and a task that is finished is not run again after an
     interruption. Under `accelerate launch` the items are shared out among the processes.
@@ -59,6 +63,7 @@ def evaluate(
         check_file_output(output, inputs=(checkpoint.folder, questions.perplexity, questions.data_dir))
     data_dir = None if questions.data_dir is None else Path(questions.data_dir)
     text = None if questions.perplexity is None else read_text(questions.perplexity, questions.limit)
+    parent = None if questions.parent is None else _parent(questions.parent, checkpoint)
     with quiet(), TemporaryDirectory() as scratch:
         # Tasks before the model: a file that is not there should not cost the minutes of loading weights.
         tasks = load_tasks(questions.names, data_dir=data_dir, num_fewshot=questions.num_fewshot, scratch=Path(scratch))
@@ -68,7 +73,11 @@ def evaluate(
             run.part(task.name, partial(run_task, task, lm, limit=questions.limit), files=dict(task.files))
         if text is not None:
             size = questions.window or min(lm.max_length, LONGEST_WINDOW)
-            run.part("perplexity", partial(_perplexity, lm, text, size, progress), text=text.sha256, window=size)
+            asked = {"text": text.sha256, "window": size, **({"parent": parent.fingerprint} if parent else {})}
+            run.part("perplexity", partial(_perplexity, lm, text, size, parent, progress), **asked)
+        if questions.generate is not None:
+            answers = partial(generations_of, lm.model, lm.tokenizer, questions.generate, progress)
+            run.part("generations", answers, prompts=questions.generate)
     return run.results()
 
 
@@ -120,8 +129,9 @@ class _Run:
             model=self._model,
             settings=self._settings,
             versions=self._versions,
-            tasks={name: part["row"] for name, part in self._parts.items() if name != "perplexity"},
+            tasks={name: part["row"] for name, part in self._parts.items() if name not in _NOT_TASKS},
             perplexity=self._parts["perplexity"]["row"] if "perplexity" in self._parts else None,
+            generations=self._parts["generations"]["row"] if "generations" in self._parts else None,
             samples={name: part["samples"] for name, part in self._parts.items()},
         )
         if self._output is not None:
@@ -137,9 +147,28 @@ class _Run:
         return found[0]
 
 
-def _perplexity(lm: Any, text: Text, window: int, progress: Progress) -> dict[str, Any]:
+def _perplexity(lm: Any, text: Text, window: int, parent: Checkpoint | None, progress: Progress) -> dict[str, Any]:
     processes = getattr(lm, "accelerator", None)
-    return perplexity_of(lm.model, lm.tokenizer, text, window=window, processes=processes, progress=progress)
+    beside = None
+    if parent is not None:
+        beside = load_checked(parent, dtype=lm.model.dtype, device_map={"": str(lm.model.device)}).eval()
+    found = perplexity_of(
+        lm.model, lm.tokenizer, text, window=window, parent=beside, processes=processes, progress=progress
+    )
+    if parent is not None:
+        found["row"]["parent"] = parent.source
+    return found
+
+
+def _parent(parent: str | Path, checkpoint: Checkpoint) -> Checkpoint:
+    """The unpruned model, which speaks of the same tokens. Raises EvaluationError if it does not."""
+    opened = Checkpoint.open(parent)
+    if load_tokenizer(opened).get_vocab() != load_tokenizer(checkpoint).get_vocab():
+        raise EvaluationError(
+            f"--parent {opened.source} has other tokens than {checkpoint.source}, so their predictions cannot be "
+            "compared. Give the model that it was pruned from."
+        )
+    return opened
 
 
 def _model_facts(checkpoint: Checkpoint) -> ModelFacts:
