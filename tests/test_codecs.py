@@ -76,6 +76,13 @@ def test_the_last_blocks_of_fp8_are_cut_off_at_the_edges() -> None:
     assert not same_bits(Fp8().decode({**parts, "scale_inv": scales.numpy()[::-1]}, config), oracle)
 
 
+@pytest.mark.parametrize("config", [{"weight_block_size": [64, 2**70]}, {"weight_block_size": [[], 1]}, 1.5, None])
+def test_a_block_larger_than_the_weight_takes_no_more_memory_and_nonsense_is_not_believed(config: object) -> None:
+    weight = fp8_bytes(6, 5, torch.float8_e4m3fn)
+    parts = {"weight": weight.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn), "scale": np.full((1, 1), 2.0)}
+    assert same_bits(Fp8().decode(parts, {"quantization_config": config, "dtype": []}), (weight.float() * 2).bfloat16())
+
+
 @pytest.mark.parametrize("scale", [np.float32(0.5), np.full(1, 0.5, np.float32), np.array([[126]], np.uint8)], ids=str)
 def test_one_scale_for_a_whole_weight_comes_in_three_shapes(scale: np.ndarray) -> None:
     weight = fp8_bytes(6, 5, torch.float8_e4m3fn)

@@ -24,7 +24,16 @@ from tests.toys import make_toy, toy_evidence
 # Those whose stage takes tens of milliseconds.
 FEWER = {
     **{"healing": 20, "footprint": 20, "ledger": 20, "sweep": 20, "run": 60, "cli": 80},
-    **{"quantizer": 100, "opened": 60, "finished": 60, "watched": 30, "fitted": 20, "calibration": 100},
+    **{
+        "quantizer": 100,
+        "packed": 100,
+        "edits": 100,
+        "opened": 60,
+        "finished": 60,
+        "watched": 30,
+        "fitted": 20,
+        "calibration": 100,
+    },
 }
 # What a killed run left and was damaged since is not used; nobody is asked to do anything about it.
 DONE_AGAIN = {"finished", "watched", "fitted"}

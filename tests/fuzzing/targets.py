@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.fuzzing.of_checkpoints import config, families, header, index, opened, quantizer
+from tests.fuzzing.of_codecs import edits, packed
 from tests.fuzzing.of_finished import finished_calibration, finished_refit, finished_scores
 from tests.fuzzing.of_flags import command_line, recipes, sizes
 from tests.fuzzing.of_plans import evidence, plan, protected, signals
@@ -17,8 +18,10 @@ PARSERS: dict[str, Callable[[Path], Parser]] = {
     "config": config,
     "families": families,
     "quantizer": quantizer,
+    "packed": packed,
     "opened": opened,
     "plan": plan,
+    "edits": edits,
     "evidence": evidence,
     "signals": signals,
     "protected": protected,

@@ -72,7 +72,8 @@ class Codec(Protocol):
 
 def dtype_of(config: Mapping[str, Any]) -> np.dtype:
     """The dtype in which stock transformers computes with a packed model: that of config.json, else bfloat16."""
-    return _DTYPES.get(config.get("dtype") or config.get("torch_dtype"), _DTYPES["bfloat16"])
+    named = config.get("dtype") or config.get("torch_dtype")
+    return _DTYPES.get(named if isinstance(named, str) else "bfloat16", _DTYPES["bfloat16"])
 
 
 from moeits.experts.codecs import fp8, mxfp4, plain  # noqa: E402

@@ -74,18 +74,25 @@ def _grid(shape: tuple[int, ...]) -> tuple[int, ...]:
 def _block(shape: tuple[int, ...], grid: tuple[int, ...], config: Mapping[str, Any]) -> tuple[int, int]:
     """Rows and columns of the weight that have one scale."""
     if len(shape) == len(grid) == 2 and all(grid):
-        asked = (config.get("quantization_config") or {}).get("weight_block_size")
-        sizes = [-(-size // count) for size, count in zip(shape, grid, strict=True)]
-        if isinstance(asked, list) and [*map(type, asked)] == [int, int] and min(asked) > 0:
-            blocks = [-(-size // of) for size, of in zip(shape, asked, strict=True)]
-            if blocks == list(grid):
-                return asked[0], asked[1]
+        if (asked := _asked_block(config)) and grid == tuple(
+            -(-size // of) for size, of in zip(shape, asked, strict=True)
+        ):
+            return min(asked[0], shape[0]), min(asked[1], shape[1])
         if all(size % count == 0 for size, count in zip(shape, grid, strict=True)):
-            return sizes[0], sizes[1]
+            return shape[0] // grid[0], shape[1] // grid[1]
     raise UnscorableWeight(
         f"scales of shape {list(grid)} do not fit a weight of shape {list(shape)}; download the checkpoint again, its "
         "config.json too"
     )
+
+
+def _asked_block(config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """`weight_block_size` of the quantization config, if it has one."""
+    quantization = config.get("quantization_config")
+    asked = quantization.get("weight_block_size") if isinstance(quantization, Mapping) else None
+    if isinstance(asked, list) and [*map(type, asked)] == [int, int] and min(asked) > 0:
+        return asked[0], asked[1]
+    return None
 
 
 CODEC: Codec = Fp8()
