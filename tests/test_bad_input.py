@@ -422,7 +422,7 @@ def never_scored(monkeypatch: pytest.MonkeyPatch) -> None:
     def scored(*_: Any, **__: Any) -> None:
         raise AssertionError("this costs minutes on a real model, and could have been said before")
 
-    monkeypatch.setattr(sys.modules["moeits.stages.simplify"], "score", scored)
+    monkeypatch.setattr(sys.modules["moeits.stages.simplify"], "scored", scored)
 
 
 @pytest.mark.usefixtures("never_scored", "toy")
@@ -734,7 +734,10 @@ def test_whatever_fails_while_writing_leaves_nothing_behind(
     monkeypatch.setattr(checkpoint_writer, step, fail)
     with pytest.raises(OutputError if isinstance(failure, OSError) else type(failure)):
         moeits.simplify(toy, tau=0.5, output=tmp_path / "new" / "folder" / "out")
-    assert contents(tmp_path) == before
+    if isinstance(failure, KeyboardInterrupt):  # whoever interrupts goes on later: the scores are kept
+        assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["out.partial"]
+    else:
+        assert contents(tmp_path) == before
 
 
 def test_a_replacement_that_fails_leaves_the_older_checkpoint(

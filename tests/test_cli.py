@@ -328,7 +328,7 @@ def test_interrupting_is_one_line(
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sys.modules["moeits.stages.simplify"], "score", interrupted)
+    monkeypatch.setattr(sys.modules["moeits.stages.simplify"], "scored", interrupted)
     monkeypatch.setattr(sys, "argv", ["moeits", "simplify", str(toy), "--tau", "1", "--output", str(toy) + "-out"])
     with pytest.raises(SystemExit) as ended:
         cli.main()

@@ -203,17 +203,6 @@ def test_a_finished_task_is_not_run_again(toy, data, tmp_path, monkeypatch):
     assert Results.load(tmp_path / "r.json") == evaluate(toy, **asked)
 
 
-def test_a_finished_task_is_run_again_when_asked_otherwise(tmp_path):
-    from moeits.evaluation.finished_tasks import FinishedTasks
-
-    kept = FinishedTasks(tmp_path / "r.json", made_with={"limit": 1}, fresh=False)
-    kept.put("t", {"row": 1, "samples": {}}, files={"a": "1"})
-    assert kept.get("t", files={"a": "1"}) == {"row": 1, "samples": {}}
-    assert kept.get("t", files={"a": "2"}) is None
-    assert FinishedTasks(tmp_path / "r.json", made_with={"limit": 2}, fresh=False).get("t", files={"a": "1"}) is None
-    assert FinishedTasks(tmp_path / "r.json", made_with={"limit": 1}, fresh=True).get("t", files={"a": "1"}) is None
-
-
 def test_a_copy_of_a_hub_data_set_serves_as_it_is(toy, tmp_path):
     mirror = tmp_path / "allenai" / "ai2_arc"
     for split in ("train", "validation", "test"):

@@ -12,14 +12,12 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from moeits import finished as finished_layers
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import EvidenceError, MoeitsError, OutputError
 from moeits.evidence import Evidence
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.files import write_whole
-from moeits.finished import FinishedLayers
 from moeits.stages.plan import plan
 from moeits.stages.score import score
 from tests.test_files import full_disk
@@ -317,27 +315,3 @@ def test_no_small_file_is_written_over_a_file_of_a_checkpoint(toy: Path, name: s
         made_up().save(toy / name)
     assert (toy / name).read_bytes() == before
     write_whole(toy / "results.json", b"{}")
-
-
-def test_what_is_finished_of_another_scoring_is_not_forgotten(tmp_path: Path) -> None:
-    output, matrices = tmp_path / "evidence", {"redundancy": np.eye(3)}
-    one, other = (FinishedLayers(output, fingerprint=name, settings={}, fresh=False) for name in ("one", "other"))
-    one.put(0, matrices)
-    other.put(0, matrices)
-    FinishedLayers(output, fingerprint="one", settings={}, fresh=True)
-    assert one.get(0) is None
-    assert other.get(0) is not None
-    other.remove()
-    assert not [*tmp_path.iterdir()], "the last one takes the folder with it"
-
-
-def test_what_another_release_finished_is_not_taken_for_ones_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def finished() -> FinishedLayers:
-        return FinishedLayers(tmp_path / "evidence", fingerprint="one", settings={}, fresh=False)
-
-    finished().put(0, {"redundancy": np.eye(3)})
-    assert finished().get(0) is not None
-    monkeypatch.setattr(finished_layers, "FORMAT", finished_layers.FORMAT + 1)
-    assert finished().get(0) is None

@@ -124,7 +124,7 @@ def new_checkpoint(
             with suppress(OSError):  # never made, or not empty any more
                 parent.rmdir()
         if isinstance(error, OSError):
-            raise OutputError(_why_not_written(output, error)) from None
+            raise OutputError(why_not_written(output, error)) from None
         raise
 
 
@@ -245,7 +245,8 @@ def check_space(output: Path, nbytes: int) -> None:
         )
 
 
-def _why_not_written(output: Path, error: OSError) -> str:
+def why_not_written(output: Path, error: OSError) -> str:
+    """What the system refused, as a sentence for the person who must act."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return f"The disk of {output.parent} became full while writing. Make room, or choose another --output."
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:

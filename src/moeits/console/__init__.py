@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moeits.printable import printable
-from moeits.progress import Progress
+from moeits.progress import Note, Progress
 
 
 class ReaderGone(Exception):
@@ -85,6 +85,9 @@ def progress() -> Iterator[Progress]:
         tasks: dict[str, Any] = {}
 
         def report(what: str, done: int, total: int) -> None:
+            if isinstance(what, Note):
+                screen.print(Text(f"note: {printable(what, _LONGEST_SENTENCE)}"), soft_wrap=True, highlight=False)
+                return
             if what not in tasks:
                 tasks[what] = bars.add_task(escape(printable(what, _LONGEST_NAME)), total=total)
             bars.update(tasks[what], completed=done)

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
@@ -13,14 +12,14 @@ from moeits.checkpoint.writing import ByteRange, NewTensor
 from moeits.errors import CalibrationError, CheckpointError
 from moeits.experts.layer import MoELayer
 from moeits.experts.layout import MoELayout
-from moeits.finished import FinishedLayers
+from moeits.finished import FinishedParts
 from moeits.typed_json import NotOfItsType, decode_typed
 
 
 class FittedLayers:
     """What was fitted, one layer after the other; nothing of it is held in memory."""
 
-    def __init__(self, finished: FinishedLayers, layout: MoELayout, checkpoint: Checkpoint) -> None:
+    def __init__(self, finished: FinishedParts, layout: MoELayout, checkpoint: Checkpoint) -> None:
         self._finished, self._layout, self._checkpoint = finished, layout, checkpoint
         self._facts: dict[int, dict[str, Any]] = {}
         self._experts: dict[int, tuple[int, ...]] = {}
@@ -38,12 +37,14 @@ class FittedLayers:
     def put(self, layer: int, facts: Mapping[str, Any], weights: Mapping[int, np.ndarray]) -> None:
         """Keep a layer: expert -> (H, I) float32."""
         text = np.frombuffer(json.dumps(dict(facts)).encode(), np.uint8)
-        self._finished.put(layer, {"facts": text, **{f"expert.{e}": weight for e, weight in weights.items()}})
+        self._finished.keep_arrays(
+            f"layer-{layer}", {"facts": text, **{f"expert.{e}": weight for e, weight in weights.items()}}
+        )
         self._facts[layer], self._experts[layer] = dict(facts), tuple(weights)
 
     def get(self, layer: int) -> tuple[dict[str, Any], dict[int, np.ndarray]] | None:
         """A layer that an earlier run of the same refit finished; one that was damaged since was not finished."""
-        kept = self._finished.get(layer)
+        kept = self._finished.arrays(f"layer-{layer}")
         try:
             facts, weights = (None, {}) if kept is None else (_facts_of(kept, layer), self._weights_of(kept, layer))
         except NotOfItsType:
@@ -114,7 +115,7 @@ class FittedLayers:
         return whole.tobytes()
 
     def _kept(self, layer: int) -> dict[str, np.ndarray]:
-        kept = self._finished.get(layer)
+        kept = self._finished.arrays(f"layer-{layer}")
         if kept is None:
             raise CheckpointError(f"The fitted weights of layer {layer} are gone. Refit again.")
         return kept
@@ -151,8 +152,3 @@ def _facts_of(kept: Mapping[str, np.ndarray], layer: int) -> dict[str, Any]:
     if decode_typed(text, _Fit)["layer"] != layer:
         raise NotOfItsType("it is of another layer")
     return decode_typed(text, dict[str, Any])
-
-
-def partial_output(output: Path) -> Path:
-    """The name beside a checkpoint under which its finished layers lie."""
-    return output.with_name(output.name + ".refit")

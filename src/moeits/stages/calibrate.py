@@ -15,11 +15,14 @@ from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output
-from moeits.finished import FinishedLayers
+from moeits.finished import FinishedParts, Workplace, workplace
 from moeits.progress import Progress, silent
 from moeits.runtime import checked_device, need
 from moeits.settings import with_settings
 from moeits.sizes import parse_size
+
+# Tokens on which backward elimination tries who can go.
+SELECTION = 4096
 
 
 @with_settings
@@ -30,7 +33,7 @@ def calibrate(
     texts: Tokens,
     machine: Machine,
     opening: Opening,
-    selection: int = 4096,
+    selection: int = SELECTION,
     fresh: bool = False,
     progress: Progress = silent,
 ) -> Evidence:
@@ -46,38 +49,51 @@ def calibrate(
     if not 64 <= selection <= 10**6:
         raise SettingError(f"--selection {selection} is out of range: it is from 64 to 1000000 tokens.")
     checkpoint = opening.open(model, check=architecture_of)
-    layout = MoELayout.of(checkpoint)
     if output is not None:
         check_file_output(output := Path(output), inputs=[checkpoint.folder])
+    with workplace(output, fresh=fresh, progress=progress) as place:
+        evidence = calibrated(checkpoint, place, texts, machine, opening, selection, progress)
+        if output is not None:
+            evidence.save(output)
+    return evidence
+
+
+def calibrated(
+    checkpoint: Checkpoint,
+    place: Workplace,
+    texts: Tokens,
+    machine: Machine,
+    opening: Opening,
+    selection: int,
+    progress: Progress,
+) -> Evidence:
+    """The evidence of a checkpoint, of which finished layers are kept in `place`. Raises what `calibrate` raises."""
+    layout = MoELayout.of(checkpoint)
     most_bytes, device = parse_size(machine.memory, "--memory"), checked_device(machine.device)
     from moeits.calibration.texts import windows_of
 
     windows = windows_of(checkpoint, texts, progress)
     settings = {**windows.facts, "selection": min(selection, int(windows.fit.size))}
     del settings["held_out_tokens"]
-    finished = FinishedLayers(
-        output, fingerprint=checkpoint.fingerprint, settings=settings, fresh=fresh, of_pairs=False
+    finished = place.parts(stage="calibrate", fingerprint=checkpoint.fingerprint, shards=checkpoint.stamps, **settings)
+    layers = _all_layers(
+        checkpoint, windows.fit, settings["selection"], finished, most_bytes, place.scratch(), device, progress
     )
-    beside = Path.cwd() if output is None else output.parent
-    layers = _all_layers(checkpoint, windows.fit, settings["selection"], finished, most_bytes, beside, device, progress)
-    evidence = Evidence(
+    checkpoint.check_unchanged()
+    return Evidence(
         inventory=Inventory.of(checkpoint, layout, coverage=opening.coverage(checkpoint, progress)),
         settings=settings,
         signals={
             name: {layer: values[name] for layer, values in layers.items()} for name in next(iter(layers.values()))
         },
     )
-    if output is not None:
-        evidence.save(output)
-        finished.remove()
-    return evidence
 
 
 def _all_layers(
     checkpoint: Checkpoint,
     tokens: np.ndarray,
     selection: int,
-    finished: FinishedLayers,
+    finished: FinishedParts,
     most_bytes: int,
     beside: Path,
     device: str,
@@ -93,7 +109,7 @@ def _all_layers(
         stream = Stream.begin(LayeredModel(checkpoint, device=device), tokens, room)
         for i in range(len(stream.model)):
             with stream.model.layer(i) as live:
-                known = finished.get(i) if live.moe is not None else None
+                known = finished.arrays(f"layer-{i}") if live.moe is not None else None
                 if known is not None and live.moe is not None and not _are_whole(known, live.moe.num_experts):
                     known = None
                 if live.moe is None or known is not None:
@@ -102,7 +118,7 @@ def _all_layers(
                 else:
                     known = _watch(stream, live, i, selection)
                     checkpoint.check_unchanged()
-                    finished.put(i, known)
+                    finished.keep_arrays(f"layer-{i}", known)
                 if known is not None:
                     layers[i] = known
             progress("calibrating layers", i + 1, len(stream.model))

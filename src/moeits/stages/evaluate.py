@@ -8,7 +8,6 @@ from typing import Any
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError, EvaluationError, OutputError, SettingError
-from moeits.evaluation.finished_tasks import FinishedTasks
 from moeits.evaluation.generations import generations_of
 from moeits.evaluation.harness import language_model, run_task
 from moeits.evaluation.perplexity import Text, perplexity_of, read_text
@@ -18,6 +17,7 @@ from moeits.evaluation.settings import Inference, Questions
 from moeits.evaluation.tasks import SEEDS, load_tasks
 from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output
+from moeits.finished import Workplace, workplace
 from moeits.progress import Progress, silent
 from moeits.runtime import load_checked, load_tokenizer, need
 from moeits.settings import with_settings
@@ -68,17 +68,29 @@ def evaluate(
         # Tasks before the model: a file that is not there should not cost the minutes of loading weights.
         tasks = load_tasks(questions.names, data_dir=data_dir, num_fewshot=questions.num_fewshot, scratch=Path(scratch))
         lm = language_model(checkpoint, inference, progress)
-        run = _Run(lm, checkpoint, _facts(questions, inference, lm), output=output, fresh=fresh)
-        for task in tasks:
-            run.part(task.name, partial(run_task, task, lm, limit=questions.limit), files=dict(task.files))
-        if text is not None:
-            size = questions.window or min(lm.max_length, LONGEST_WINDOW)
-            asked = {"text": text.sha256, "window": size, **({"parent": parent.fingerprint} if parent else {})}
-            run.part("perplexity", partial(_perplexity, lm, text, size, parent, progress), **asked)
-        if questions.generate is not None:
-            answers = partial(generations_of, lm.model, lm.tokenizer, questions.generate, progress)
-            run.part("generations", answers, prompts=questions.generate)
-    return run.results()
+        output = output if lm.rank == 0 else None
+        with workplace(output, fresh=fresh, progress=progress) as place:
+            run = _Run(lm, checkpoint, _facts(questions, inference, lm), place)
+            for task in tasks:
+                run.part(task.name, partial(run_task, task, lm, limit=questions.limit), files=dict(task.files))
+            _other_parts(run, lm, text, parent, questions, progress)
+            results = run.results()
+            if output is not None:
+                results.save(output)
+    return results
+
+
+def _other_parts(
+    run: "_Run", lm: Any, text: Text | None, parent: Checkpoint | None, questions: Questions, progress: Progress
+) -> None:
+    """What is measured beside the tasks."""
+    if text is not None:
+        size = questions.window or min(lm.max_length, LONGEST_WINDOW)
+        asked = {"text": text.sha256, "window": size, **({"parent": parent.fingerprint} if parent else {})}
+        run.part("perplexity", partial(_perplexity, lm, text, size, parent, progress), **asked)
+    if questions.generate is not None:
+        answers = partial(generations_of, lm.model, lm.tokenizer, questions.generate, progress)
+        run.part("generations", answers, prompts=questions.generate)
 
 
 def _facts(questions: Questions, inference: Inference, lm: Any) -> dict[str, Any]:
@@ -99,9 +111,7 @@ def _facts(questions: Questions, inference: Inference, lm: Any) -> dict[str, Any
 class _Run:
     """One evaluation under way: its parts, each run once, kept on disk by the first of several processes."""
 
-    def __init__(
-        self, lm: Any, checkpoint: Checkpoint, settings: dict[str, Any], *, output: Path | None, fresh: bool
-    ) -> None:
+    def __init__(self, lm: Any, checkpoint: Checkpoint, settings: dict[str, Any], place: Workplace) -> None:
         from importlib.metadata import version
 
         self._lm, self._settings, self._model = lm, settings, _model_facts(checkpoint)
@@ -109,23 +119,27 @@ class _Run:
             "moeits": __version__,
             **{name: version(name) for name in ("lm_eval", "transformers", "torch", "datasets")},
         }
-        self._output = output if lm.rank == 0 else None
-        made_with = {"model": self._model, "settings": settings, "versions": self._versions}
-        self._finished = FinishedTasks(self._output, made_with=made_with, fresh=fresh)
+        self._finished = place.parts(
+            stage="evaluate",
+            model=self._model,
+            shards=checkpoint.stamps,
+            settings=settings,
+            versions=self._versions,
+        )
         self._parts: dict[str, dict[str, Any]] = {}
 
     def part(self, name: str, work: Callable[[], dict[str, Any] | None], **depends_on: Any) -> None:
         """Run one part, or take it from an earlier run. `work` gives its row and its samples."""
-        found = self._shared(self._finished.get(name, **depends_on))
+        found = self._shared(self._finished.value(name, **depends_on))
         if found is None:
             found = self._shared(work())
             assert found is not None
-            self._finished.put(name, found, **depends_on)
+            self._finished.keep_value(name, found, **depends_on)
         self._parts[name] = found
 
     def results(self) -> Results:
-        """All parts together, written to the output if there is one."""
-        results = Results(
+        """All parts together."""
+        return Results(
             model=self._model,
             settings=self._settings,
             versions=self._versions,
@@ -134,10 +148,6 @@ class _Run:
             generations=self._parts["generations"]["row"] if "generations" in self._parts else None,
             samples={name: part["samples"] for name, part in self._parts.items()},
         )
-        if self._output is not None:
-            results.save(self._output)
-            self._finished.remove()
-        return results
 
     def _shared(self, value: dict[str, Any] | None) -> dict[str, Any] | None:
         """What the first process has, in all of them."""

@@ -7,24 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from moeits.calibration.settings import Machine, Tokens
+from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.limits import Limits
 from moeits.choosing.needs import scoring_for, watches
 from moeits.choosing.settings import Budget, Choice
-from moeits.evaluation.finished_tasks import FinishedTasks
 from moeits.evidence import Evidence
 from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output, write_whole
+from moeits.finished import FinishedParts, Workplace, workplace
 from moeits.progress import Progress, silent
 from moeits.refitting.settings import Fitting
 from moeits.settings import with_settings
-from moeits.signals.settings import Scoring
-from moeits.stages.calibrate import calibrate
+from moeits.signals.settings import Resources, Scoring
+from moeits.stages.calibrate import SELECTION, calibrated
 from moeits.stages.plan import plan
 from moeits.stages.refit import check_enough, check_floats
-from moeits.stages.score import score
+from moeits.stages.score import scored
 from moeits.trials.settings import Forecasting
 from moeits.trials.sizes import Prediction, SizeForecast, forecast_size
 from moeits.version import __version__
@@ -89,12 +90,11 @@ def forecast(
     check_enough(windows.fit.size, moe)
     settings = {"criterion": sizes.criterion, **asdict(fitting)}
     made_with = {"fingerprint": checkpoint.fingerprint, "data": windows.facts, **settings, "moeits": __version__}
-    finished = FinishedTasks(output, made_with=made_with, fresh=fresh)
-    beside = Path.cwd() if output is None else output.parent
-    made = _Run(checkpoint, windows, sizes, texts, fitting, machine, beside, finished, progress).forecast(settings)
-    if output is not None:
-        write_whole(output, (json.dumps(made.facts(), indent=1) + "\n").encode())
-        finished.remove()
+    with workplace(output, fresh=fresh, progress=progress) as place:
+        finished = place.parts(stage="forecast", shards=checkpoint.stamps, **made_with)
+        made = _Run(checkpoint, windows, sizes, texts, fitting, machine, place, finished, progress).forecast(settings)
+        if output is not None:
+            write_whole(output, (json.dumps(made.facts(), indent=1) + "\n").encode())
     return made
 
 
@@ -124,8 +124,8 @@ class _Run:
     texts: Tokens
     fitting: Fitting
     machine: Machine
-    beside: Path
-    finished: FinishedTasks
+    place: Workplace
+    finished: FinishedParts
     progress: Progress
 
     def forecast(self, settings: Mapping[str, Any]) -> Forecast:
@@ -152,11 +152,11 @@ class _Run:
         unpruned, made = 0.0, []
         for done, reduction in enumerate(self.sizes.shares):
             self.progress("sizes", done, len(self.sizes.shares))
-            kept = self.finished.get(f"reduction-{reduction:g}")
+            kept = self.finished.value(f"reduction-{reduction:g}")
             if kept is None:
                 evidence = evidence or self._evidence()
                 kept = self._one(evidence, reduction)
-                self.finished.put(f"reduction-{reduction:g}", kept)
+                self.finished.keep_value(f"reduction-{reduction:g}", kept)
             unpruned = float(kept["samples"]["unpruned"])
             made.append(_size_of(kept["row"]))
         self.progress("sizes", len(made), len(made))
@@ -171,7 +171,7 @@ class _Run:
             self.windows,
             self.fitting,
             self.machine,
-            self.beside,
+            self.place.scratch(),
             self.progress,
         )
         return {"row": asdict(size), "samples": {"unpruned": unpruned}}
@@ -180,10 +180,12 @@ class _Run:
         """What the criterion must know."""
         name = self.sizes.criterion
         if watches(name):
-            return calibrate(self.checkpoint, texts=self.texts, machine=self.machine, progress=self.progress)
+            return calibrated(
+                self.checkpoint, self.place, self.texts, self.machine, Opening(), SELECTION, self.progress
+            )
         scoring = scoring_for(name, Scoring())
         if scoring is not None:
-            return score(self.checkpoint, scoring=scoring, progress=self.progress)
+            return scored(self.checkpoint, self.place, scoring, Resources(), Opening(), self.progress)
         return Evidence(inventory=Inventory.of(self.checkpoint, MoELayout.of(self.checkpoint)))
 
 

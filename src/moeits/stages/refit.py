@@ -17,9 +17,9 @@ from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import CalibrationError, PlanError
 from moeits.experts.families import architecture_of
 from moeits.experts.layout import MoELayout
-from moeits.finished import FinishedLayers
+from moeits.finished import Workplace, workplace
 from moeits.progress import Progress, silent
-from moeits.refitting.files import FittedLayers, partial_output
+from moeits.refitting.files import FittedLayers
 from moeits.refitting.refit_card import refitted
 from moeits.refitting.settings import Fitting
 from moeits.runtime import checked_device, need
@@ -88,13 +88,33 @@ def refit(
     """
     pruned = Checkpoint.open(model, check=architecture_of)
     whole = Checkpoint.open(parent, check=architecture_of)
-    check_output(Path(output), sources=[pruned.folder, whole.folder], overwrite=overwrite)
+    output = Path(output)
+    check_output(output, sources=[pruned.folder, whole.folder], overwrite=overwrite)
+    with workplace(output, fresh=fresh, progress=progress) as place:
+        asked = (texts, fitting, machine, verifying)
+        return refit_in(place, pruned, whole, output, *asked, progress, overwrite=overwrite)
+
+
+def refit_in(
+    place: Workplace,
+    pruned: Checkpoint,
+    whole: Checkpoint,
+    output: Path,
+    texts: Tokens,
+    fitting: Fitting,
+    machine: Machine,
+    verifying: Verifying,
+    progress: Progress,
+    *,
+    overwrite: bool,
+) -> Refitting:
+    """A refit of opened checkpoints, whose finished layers are kept in `place`. Raises what `refit` raises."""
     side_files(pruned.folder)
     check_parent(pruned, MoELayout.of(pruned), whole, verifying, progress)
     from moeits.calibration.texts import windows_of
 
     windows = windows_of(whole, texts, progress, by_source=True)
-    return refit_on(windows, pruned, whole, Path(output), fitting, machine, progress, overwrite=overwrite, fresh=fresh)
+    return _refit_in(place, windows, pruned, whole, output, fitting, machine, progress, overwrite=overwrite)
 
 
 def refit_on(
@@ -111,22 +131,42 @@ def refit_on(
 ) -> Refitting:
     """A refit on tokens that are at hand; `pruned` is known to be of `whole`. Raises what `refit` raises."""
     check_output(output, sources=[pruned.folder, whole.folder], overwrite=overwrite)
+    with workplace(output, fresh=fresh, progress=progress) as place:
+        return _refit_in(place, windows, pruned, whole, output, fitting, machine, progress, overwrite=overwrite)
+
+
+def _refit_in(
+    place: Workplace,
+    windows: Any,
+    pruned: Checkpoint,
+    whole: Checkpoint,
+    output: Path,
+    fitting: Fitting,
+    machine: Machine,
+    progress: Progress,
+    *,
+    overwrite: bool,
+) -> Refitting:
     layout = MoELayout.of(pruned)
     check_enough(windows.fit.size, layout)
     most_bytes, device = parse_size(machine.memory, "--memory"), checked_device(machine.device)
-    settings = {**windows.facts, **asdict(fitting)}
-    key = {**settings, "parent": whole.fingerprint}
-    finished = FinishedLayers(
-        partial_output(output), fingerprint=pruned.fingerprint, settings=key, fresh=fresh, of_pairs=False
+    finished = place.parts(
+        stage="refit",
+        fingerprint=pruned.fingerprint,
+        parent=whole.fingerprint,
+        shards=[pruned.stamps, whole.stamps],
+        **windows.facts,
+        **asdict(fitting),
     )
     fitted = FittedLayers(finished, layout, pruned)
-    losses = fit_all(whole, pruned, windows, fitting, fitted, output.parent, most_bytes, device, progress)
+    losses = fit_all(whole, pruned, windows, fitting, fitted, place.scratch(), most_bytes, device, progress)
+    for checkpoint in (pruned, whole):
+        checkpoint.check_unchanged()
     loss, accepted = judged(losses)
     if not accepted:
         fitted.forget_all()
     made = _record(pruned, whole, windows, fitting, fitted, loss, accepted=accepted)
     _write(pruned, whole, fitted, made, output, overwrite=overwrite, progress=progress)
-    finished.remove()
     return made
 
 

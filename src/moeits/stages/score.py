@@ -16,7 +16,7 @@ from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output
-from moeits.finished import FinishedLayers
+from moeits.finished import FinishedParts, Workplace, workplace
 from moeits.progress import Progress, silent
 from moeits.scoring.layers import LayerScorer
 from moeits.settings import with_settings
@@ -49,19 +49,40 @@ def score(
     argument that is out of range, OutputError if the evidence cannot be written.
     """
     checkpoint = opening.open(model, check=architecture_of)
+    output = None if output is None else Path(output)
+    if output is not None:
+        check_file_output(output, inputs=[checkpoint.folder])
+    with workplace(output, fresh=fresh, progress=progress) as place:
+        evidence = scored(checkpoint, place, scoring, resources, opening, progress)
+        if output is not None:
+            evidence.save(output)
+    return evidence
+
+
+def scored(
+    checkpoint: Checkpoint,
+    place: Workplace,
+    scoring: Scoring,
+    resources: Resources,
+    opening: Opening,
+    progress: Progress,
+) -> Evidence:
+    """The evidence of a checkpoint, of which finished layers are kept in `place`. Raises what `score` raises."""
     layout = MoELayout.of(checkpoint)
     layout.check_scorable(checkpoint)
     wanted = _Wanted.of(scoring, layout)
     memory_bytes = parse_size(resources.memory, "--memory")
-    output = None if output is None else Path(output)
-    if output is not None:
-        check_file_output(output, inputs=[checkpoint.folder])
-    key = {"estimator": scoring.estimator, **wanted.settings, "shards": checkpoint.stamps}
-    finished = FinishedLayers(output, fingerprint=checkpoint.fingerprint, settings=key, fresh=fresh)
+    finished = place.parts(
+        stage="score",
+        fingerprint=checkpoint.fingerprint,
+        shards=checkpoint.stamps,
+        estimator=scoring.estimator,
+        **wanted.settings,
+    )
     with Threads(resources.threads) as engine:
         scorer = LayerScorer(checkpoint=checkpoint, layout=layout, engine=engine, memory_bytes=memory_bytes)
         layers = _all_layers(scorer, wanted, finished, progress)
-    evidence = Evidence(
+    return Evidence(
         inventory=Inventory.of(checkpoint, layout, coverage=opening.coverage(checkpoint, progress)),
         estimator=scoring.estimator,
         settings=wanted.settings,
@@ -71,10 +92,6 @@ def score(
             signal.name: {layer: values[signal.name] for layer, values in layers.items()} for signal in wanted.beside
         },
     )
-    if output is not None:
-        evidence.save(output)
-        finished.remove()
-    return evidence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +133,7 @@ class _Wanted:
 
 
 def _all_layers(
-    scorer: LayerScorer, wanted: _Wanted, finished: FinishedLayers, progress: Progress
+    scorer: LayerScorer, wanted: _Wanted, finished: FinishedParts, progress: Progress
 ) -> Mapping[int, Mapping[str, np.ndarray]]:
     """Layer -> the arrays of its signals by name."""
     chosen = (wanted.redundancy, *wanted.beside)
@@ -130,10 +147,11 @@ def _all_layers(
             done += more
             progress("scoring pairs of experts", done, total)
 
-        kept = finished.get(layer)
+        kept = finished.arrays(f"layer-{layer}")
         whole = kept is not None and wanted.are_whole(kept, scorer.layout.layers[layer].num_experts)
         layers[layer] = kept if kept and whole else _one_layer(scorer, wanted, layer, advance)
-        finished.put(layer, layers[layer])
+        if layers[layer] is not kept:
+            finished.keep_arrays(f"layer-{layer}", layers[layer])
         before += steps[layer]
         progress("scoring pairs of experts", before, total)
     scorer.checkpoint.check_unchanged()

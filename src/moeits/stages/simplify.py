@@ -2,12 +2,10 @@
 
 import os
 import shlex
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from moeits.calibration.settings import Machine, Watching
+from moeits.calibration.settings import Machine, Tokens, Watching
 from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.replaceable import remove_checkpoint
@@ -19,23 +17,25 @@ from moeits.choosing.protection import named_by
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.choosing.settings import Budget, Choice
 from moeits.edits import edit_named
-from moeits.errors import OutputError, SettingError
+from moeits.errors import OutputError, PlanError, SettingError
 from moeits.evidence import Evidence
 from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
+from moeits.finished import Workplace, workplace
 from moeits.progress import Progress, silent
+from moeits.refitting.settings import Fitting
 from moeits.scoring.rehearsal import Rehearsal, rehearse
 from moeits.settings import with_settings
 from moeits.signals.settings import Resources, Scoring
 from moeits.sizes import format_size
-from moeits.stages.calibrate import calibrate
+from moeits.stages.calibrate import SELECTION, calibrated
 from moeits.stages.heal import check_healing
 from moeits.stages.heal import heal as heal_stage
 from moeits.stages.plan import plan
-from moeits.stages.prune import check_layout, check_request, prune
-from moeits.stages.refit import refit as refit_stage
-from moeits.stages.score import score
+from moeits.stages.prune import carried_out, check_layout, check_request, prune
+from moeits.stages.refit import refit_in
+from moeits.stages.score import scored
 from moeits.surgery.edited import check_numbers
 from moeits.surgery.settings import Writing
 
@@ -58,11 +58,10 @@ def simplify(
 ) -> PruningPlan | Rehearsal:
     """Make a checkpoint smaller: `score`, `plan` and `prune` in one go, with the arguments of all three.
 
-    Paper: Algorithm 1. With `heal` (data) the pruned checkpoint is healed by `recipe`; until that is done it lies in
-    OUTPUT.pruned, from where `moeits heal OUTPUT.pruned --resume` goes on after a kill; with `refit` from where
-    `moeits refit OUTPUT.pruned` does. Criteria that watch experts calibrate instead of scoring. What is wrong with an
-    argument, or out of reach of a budget, is said before anything is scored. Returns the plan as it was carried out;
-    with `dry_run` only what it would take. Raises what the stages raise, and SettingError where no expert has to go.
+    Paper: Algorithm 1. With `heal` (data) the result is healed by `recipe`, with `refit` refitted; until that is done
+    it lies in OUTPUT.pruned. What is wrong with an argument is said before anything is scored. A killed run goes on
+    where it was, from OUTPUT.partial; a healing by `moeits heal OUTPUT.pruned --resume`. Returns the plan as it was
+    carried out; with `dry_run` what it would take. Raises what stages raise, SettingError where no expert has to go.
     """
     checkpoint = opening.open(model, check=architecture_of)
     moe = MoELayout.of(checkpoint)
@@ -78,15 +77,16 @@ def simplify(
     asked, copies = scoring_for(choice.criterion, scoring), 1 + (pruned != Path(output))
     if writing.dry_run:
         return _rehearsed(checkpoint, limits, budget, Path(output), asked, resources, watching, copies)
-    opened = {"opening": opening, "progress": progress}
-    evidence = _evidence(checkpoint, limits, asked, resources, watching, opened)
-    chosen = _hashed(plan(evidence, budget=budget, choice=choice), checkpoint, opening, progress)
-    _check_removes(checkpoint, chosen, force=watching.force)
-    done = prune(checkpoint, plan=chosen, output=pruned, writing=writing, **opened)
-    if watching.refit:
-        given = {"texts": watching.texts(choice.seed), "overwrite": writing.overwrite, "verifying": opening}
-        refit_stage(pruned, parent=checkpoint.folder, output=output, progress=progress, **given)
-    elif heal is not None:
+    with workplace(Path(output), forget_on=Exception, progress=progress) as place:
+        evidence = _evidence(checkpoint, place, limits, asked, resources, watching, opening, progress)
+        chosen = plan(evidence, budget=budget, choice=choice)
+        _check_removes(checkpoint, chosen, force=watching.force)
+        done = carried_out(checkpoint, moe, chosen, writing, chosen.coverage).plan
+        if not watching.refit or not _is_left_over(pruned, done, output):
+            prune(checkpoint, plan=chosen, output=pruned, writing=writing, opening=opening, progress=progress)
+        if watching.refit:
+            _refit(pruned, checkpoint, Path(output), place, watching.texts(choice.seed), writing, opening, progress)
+    if heal is not None:
         heal_stage(pruned, data=heal, output=output, recipe=recipe, overwrite=writing.overwrite, progress=progress)
     if copies > 1:
         remove_checkpoint(pruned)
@@ -95,18 +95,21 @@ def simplify(
 
 def _evidence(
     checkpoint: Checkpoint,
+    place: Workplace,
     limits: Limits,
     scoring: Scoring | None,
     resources: Resources,
     watching: Watching,
-    opened: Mapping[str, Any],
+    opening: Opening,
+    progress: Progress,
 ) -> Evidence:
     """What the criterion chooses by: scores of weights, what experts do at some tokens, or sizes alone."""
     if scoring is not None:
-        return score(checkpoint, scoring=scoring, resources=resources, **opened)
+        return scored(checkpoint, place, scoring, resources, opening, progress)
     if criterion_named(limits.choice.criterion).needs:
-        return calibrate(checkpoint, texts=watching.texts(limits.choice.seed), machine=Machine(), **opened)
-    return Evidence(inventory=limits.inventory)
+        texts = watching.texts(limits.choice.seed)
+        return calibrated(checkpoint, place, texts, Machine(), opening, SELECTION, progress)
+    return Evidence(inventory=replace(limits.inventory, coverage=opening.coverage(checkpoint, progress)))
 
 
 def _check_needed(checkpoint: Checkpoint, limits: Limits, budget: Budget, *, force: bool) -> None:
@@ -161,9 +164,36 @@ def _rehearsed(
     )
 
 
-def _hashed(chosen: PruningPlan, checkpoint: Checkpoint, opening: Opening, progress: Progress) -> PruningPlan:
-    """The plan with what is known of the weights, also where nothing was scored."""
-    return replace(chosen, coverage=opening.coverage(checkpoint, progress))
+def _refit(
+    pruned: Path,
+    parent: Checkpoint,
+    output: Path,
+    place: Workplace,
+    texts: Tokens,
+    writing: Writing,
+    opening: Opening,
+    progress: Progress,
+) -> None:
+    """Refit what was pruned."""
+    asked = (texts, Fitting(), Machine(), opening)
+    refit_in(place, Checkpoint.open(pruned), parent, output, *asked, progress, overwrite=writing.overwrite)
+
+
+def _is_left_over(pruned: Path, wanted: PruningPlan, output: str | Path) -> bool:
+    """Whether a run that was killed while it refitted has left the checkpoint that is wanted.
+
+    Raises OutputError if it left another one.
+    """
+    if not os.path.lexists(pruned):
+        return False
+    if PruningPlan.load(pruned / "plan.json").to_json() != wanted.to_json():
+        raise OutputError(_go_on_refitting(pruned, output))
+    return True
+
+
+def _go_on_refitting(pruned: Path, output: str | Path) -> str:
+    go_on = shlex.join(["moeits", "refit", str(pruned), "--parent", "MODEL", "--output", str(output)])
+    return f"{pruned} is left over from an earlier run. Remove it to begin again, or go on with: {go_on}"
 
 
 def _beside(output: Path) -> Path:
@@ -201,10 +231,13 @@ def _check_refit(checkpoint: Checkpoint, pruned: Path, output: Path, heal: objec
     if heal is not None:
         raise SettingError("--refit and --heal do not go in one command: heal what --refit leaves, with moeits heal.")
     if os.path.lexists(pruned):
-        go_on = shlex.join(["moeits", "refit", str(pruned), "--parent", "MODEL", "--output", str(output)])
-        raise OutputError(
-            f"{pruned} is left over from an earlier run. Remove it to begin again, or go on with: {go_on}"
-        )
+        try:
+            left = PruningPlan.load(pruned / "plan.json").fingerprint
+        except PlanError:
+            left = None
+        if left != checkpoint.fingerprint:
+            raise OutputError(_go_on_refitting(pruned, output))
+        return
     check_output(pruned, sources=[checkpoint.folder], overwrite=writing.overwrite)
 
 

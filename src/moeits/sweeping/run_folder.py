@@ -24,6 +24,7 @@ from typing import Any
 from moeits.checkpoint.replaceable import remove_checkpoint
 from moeits.errors import OutputError, SettingError
 from moeits.files import is_artefact, write_whole
+from moeits.finished import forget_finished
 from moeits.healing.run import HealingRun
 from moeits.run_files import read_sweep
 
@@ -76,6 +77,7 @@ class PointFolder:
         for file in (self.plan, self.unhealed, self.footprint, self.healing, self.healed):
             if is_artefact(file):
                 file.unlink()
+            forget_finished(file)
         with suppress(OSError):  # something else is in it
             self.path.rmdir()
 

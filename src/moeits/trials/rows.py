@@ -9,7 +9,6 @@ RUN/reap/refitted/                refit.json and results after a refit, healed a
 RUN/random-0/                     the random choice of seed 0
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +22,7 @@ from moeits.choosing.criteria import CRITERIA
 from moeits.criteria_file import CriteriaFile, read_criteria
 from moeits.errors import SettingError
 from moeits.files import is_artefact, write_whole
-from moeits.refitting.files import partial_output
+from moeits.finished import forget_finished
 from moeits.refitting.settings import Fitting
 from moeits.stages.evaluate import evaluate
 from moeits.stages.prune import prune
@@ -71,7 +70,7 @@ class RowFolder(PointFolder):
         if not self.is_refitted and self.refitted.path.is_dir():
             self.refitted.forget()
         remove_checkpoint(self.before_refit)
-        shutil.rmtree(partial_output(self.pruned_checkpoint), ignore_errors=True)
+        forget_finished(self.pruned_checkpoint)
         if is_artefact(self.refit):
             self.refit.unlink()
         super().forget()

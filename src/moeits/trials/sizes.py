@@ -11,7 +11,7 @@ from moeits.calibration.settings import Machine
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.experts.layout import MoELayout
-from moeits.finished import FinishedLayers
+from moeits.finished import FinishedParts
 from moeits.progress import Progress
 from moeits.refitting.files import FittedLayers
 from moeits.refitting.settings import Fitting
@@ -67,8 +67,7 @@ def forecast_size(
 ) -> tuple[float, SizeForecast]:
     """The loss of the unpruned model, and what is left at one size; nothing but activations touches the disk."""
     pruned = unwritten(parent, plan)
-    nothing_kept = FinishedLayers(None, fingerprint=pruned.fingerprint, settings={}, fresh=False, of_pairs=False)
-    fitted = FittedLayers(nothing_kept, MoELayout.of(pruned), pruned)
+    fitted = FittedLayers(FinishedParts(None), MoELayout.of(pruned), pruned)
     most_bytes, device = parse_size(machine.memory, "--memory"), checked_device(machine.device)
     losses = fit_all(parent, pruned, windows, fitting, fitted, beside, most_bytes, device, progress)
     _, accepted = judged(losses)
