@@ -17,7 +17,10 @@ from tests.fuzzing.running import LONGEST_CALL, Tally, in_a_folder_of_its_own
 from tests.fuzzing.targets import PARSERS
 
 MOST_MIB = 1024
-SHARES = {"healing": 0.06, "footprint": 0.06, "ledger": 0.06, "sweep": 0.06, "run": 0.1, "cli": 0.2}
+SHARES = {
+    **{"healing": 0.06, "footprint": 0.06, "ledger": 0.06, "sweep": 0.06, "run": 0.1, "cli": 0.2},
+    **{"quantizer": 0.2, "opened": 0.2, "calibration": 0.3, "finished": 0.2, "watched": 0.06, "fitted": 0.03},
+}
 """Of the parsers whose stage is slow; the others have one share each."""
 
 
