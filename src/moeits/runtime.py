@@ -35,7 +35,7 @@ def load(path: str | Path, **kwargs: Any) -> Any:
             f"The revision {revision} is of models on the hub, and {path} is a folder here. Leave it out."
         )
     folder = Path(path) if Path(path).is_dir() else hub.download(str(path), revision)[0]
-    with _refusals_as_sentences(f"The model {path}"):
+    with refusals_as_sentences(f"The model {path}"):
         return _from_pretrained(folder, str(path), kwargs)
 
 
@@ -75,7 +75,7 @@ def load_checked(checkpoint: Checkpoint, **kwargs: Any) -> Any:
     """
     torch = need("torch", extra="load")
     model = load(checkpoint.folder, **kwargs)
-    with _refusals_as_sentences(f"The model {checkpoint.source}"), torch.inference_mode():
+    with refusals_as_sentences(f"The model {checkpoint.source}"), torch.inference_mode():
         model(input_ids=torch.zeros((1, 2), dtype=torch.int64, device=model.device), use_cache=False)
     return model
 
@@ -89,7 +89,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
             f"{checkpoint.source} has no tokenizer. Copy tokenizer.json and tokenizer_config.json of the model it was "
             "made from into its folder."
         )
-    with _refusals_as_sentences(f"The tokenizer of {checkpoint.source}"):
+    with refusals_as_sentences(f"The tokenizer of {checkpoint.source}"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.folder, trust_remote_code=False)
         if not tokenizer("a", add_special_tokens=False, verbose=True)["input_ids"]:
             raise ValueError("it has not a single token")
@@ -120,7 +120,7 @@ def _text_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 
 @contextmanager
-def _refusals_as_sentences(what: str) -> Iterator[None]:
+def refusals_as_sentences(what: str) -> Iterator[None]:
     """What transformers and torch raise about foreign files, in a sentence; they raise whatever comes their way."""
     try:
         yield

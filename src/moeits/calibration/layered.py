@@ -22,7 +22,7 @@ from moeits.experts.layer import MoELayer
 from moeits.experts.layout import MoELayout
 from moeits.experts.promises import per_layer_config
 from moeits.modeling_moeits import per_layer_class
-from moeits.runtime import need, quiet
+from moeits.runtime import need, quiet, refusals_as_sentences
 from moeits.surgery.pruned_config import class_name
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -39,12 +39,13 @@ class LayeredModel:
         self.checkpoint = checkpoint
         self.layout = MoELayout.of(checkpoint)
         self.device = torch.device(device)
-        with quiet():
-            self.model = _without_weights(checkpoint.config)
-        self.layers = _decoder_layers(self.model)
-        self._renamings = _renamings(self.layout.architecture.model_type)
-        self._prefix = self.layout.architecture.blocks[-1].split("{layer}")[0]
-        self._fill_the_rest()
+        with refusals_as_sentences(f"The model {checkpoint.source}"):
+            with quiet():
+                self.model = _without_weights(checkpoint.config)
+            self.layers = _decoder_layers(self.model)
+            self._renamings = _renamings(self.layout.architecture.model_type)
+            self._prefix = self.layout.architecture.blocks[-1].split("{layer}")[0]
+            self._fill_the_rest()
 
     def __len__(self) -> int:
         return len(self.layers)
@@ -65,7 +66,8 @@ class LayeredModel:
             seen.append((args, kwargs))
             return hidden
 
-        with self._every_layer(lambda _: write_down):
+        what = f"The model {self.checkpoint.source}"
+        with refusals_as_sentences(what), self._every_layer(lambda _: write_down):
             self._base(input_ids=tokens.to(self.device), use_cache=False)
         return first[0], seen
 
