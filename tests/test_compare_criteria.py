@@ -142,6 +142,16 @@ def test_another_model_or_other_settings_are_refused_and_fresh_begins_anew(place
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
 
 
+def test_a_folder_is_of_a_sweep_or_of_a_comparison(place: Path, run: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="holds a comparison of criteria"):
+        moeits.sweep(place / "toy", tau="1", output=run)
+    moeits.sweep(place / "toy", tau="1", output=tmp_path / "sweep")
+    with pytest.raises(SettingError, match="holds a sweep"):
+        moeits.compare_criteria(place / "toy", output=tmp_path / "sweep", **asked(place))
+    moeits.report([run, tmp_path / "sweep"], output=tmp_path / "both.html")
+    assert "Criteria at one size" in (tmp_path / "both.html").read_text()
+
+
 def test_seeds_of_a_random_choice_are_shown_as_their_mean_with_the_least_and_the_most() -> None:
     def row(seed: int, rise: float) -> CriteriaRow:
         cost = {"seconds": 2.0 * seed, "joules": None, "peak_bytes": seed, "tokens": 0, "data": []}

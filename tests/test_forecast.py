@@ -1,6 +1,7 @@
 """A forecast is what pruning, refitting and evaluating would find."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import moeits
 from moeits.calibration.settings import Tokens
 from moeits.calibration.texts import windows_of
 from moeits.checkpoint.reading import Checkpoint
+from moeits.console.forecast import show_forecast
 from moeits.errors import BudgetOutOfReach, CalibrationError, SettingError
 from moeits.progress import silent
 from moeits.stages.forecast import safe_reduction
@@ -158,3 +160,15 @@ def test_what_cannot_be_is_said_before_anything_is_run(place: Path, tmp_path: Pa
     repeated = write_jsonl(tmp_path / "repeated.jsonl", [{"text": "to be or not to be"}] * 10000)
     with pytest.raises(CalibrationError, match="each document counted once"):
         moeits.forecast(place / "toy", **asked(place, data=str(repeated)))
+
+
+def test_experts_that_no_token_reached_are_said(found: moeits.Forecast, capsys: pytest.CaptureFixture[str]) -> None:
+    layers = [{**layer, "unreached": [0, 3]} for layer in found.sizes[-1].layers]
+    last = replace(found.sizes[-1], layers=tuple(layers))
+    show_forecast(replace(found, sizes=(*found.sizes[:-1], last)), {})
+    assert f"no token reached {2 * len(layers)} of the experts" in capsys.readouterr().out
+    show_forecast(found, {})
+    shown = capsys.readouterr().out
+    assert "no token reached" not in shown
+    assert f"{found.sizes[-1].pruned.rise:+.4f}" in shown
+    assert "with a refit, not even 25.0% can go" in shown

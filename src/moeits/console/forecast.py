@@ -15,6 +15,8 @@ def show_forecast(found: Forecast, arguments: dict[str, Any]) -> None:
     out(f"loss of the unpruned model: {found.unpruned:.4f} nats per token, on {_judges(found.data)}")
     for name, how in (("refitted", "with a refit"), ("pruned", "without one")):
         out(_answer(found, name, how))
+    if unreached := sum(len(layer["unreached"]) for layer in found.sizes[-1].layers):
+        out(f"note: no token reached {unreached} of the experts kept at the last size; a refit leaves their weights.")
     out("note: the rise on text of another kind can be larger; docs/forecast.md has predicted and measured ones.")
     written(arguments)
 

@@ -128,6 +128,8 @@ class RunFolder:
         Raises SettingError if it holds a sweep of another checkpoint or of other settings, OutputError if it cannot be
         made.
         """
+        if (self.path / "criteria.json").exists():
+            raise SettingError(f"{self.path} holds a comparison of criteria. Choose another --output for the sweep.")
         self.make(fresh=fresh)
         return self._go_on(fingerprint, settings) if self.sweep.exists() else dict(settings)
 

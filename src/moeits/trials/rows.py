@@ -107,6 +107,8 @@ class CriteriaFolder(RunFolder):
 
     def go_on(self, fingerprint: str, settings: Mapping[str, Any]) -> CriteriaFile | None:
         """What the folder holds already. Raises SettingError if it is of another checkpoint or other settings."""
+        if self.sweep.exists():
+            raise SettingError(f"{self.path} holds a sweep. Choose another --output for the comparison.")
         if not self.record.exists():
             return None
         before = read_criteria(self.record, error=SettingError)
