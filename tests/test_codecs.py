@@ -12,7 +12,6 @@ from safetensors import safe_open
 
 import moeits
 from moeits.errors import NonFiniteWeight, UnscorableWeight
-from moeits.experts.codecs import Codec, Part, codec_of
 from moeits.experts.codecs.fp8 import Fp8
 from moeits.experts.codecs.mxfp4 import Mxfp4
 from tests.packed import FORMS, pack, packed_copies, unpack, write_packed
@@ -115,36 +114,6 @@ def test_mxfp4_is_what_its_standard_says() -> None:
     assert np.array_equal(unpack(again, same), decoded)
 
 
-@pytest.mark.parametrize(
-    ("codec", "parts"),
-    [
-        (Fp8(), {"weight": np.zeros((300, 500), ml_dtypes.float8_e4m3fn), "scale_inv": np.ones((3, 4), np.float32)}),
-        (Fp8(), {"weight": np.zeros((300, 500), ml_dtypes.float8_e4m3fn), "scale": np.ones((300, 1), np.float32)}),
-        (Mxfp4(), {"blocks": np.zeros((700, 20, 16), np.uint8), "scales": np.zeros((700, 20), np.uint8)}),
-    ],
-    ids=["fp8 blocks", "fp8 rows", "mxfp4"],
-)
-def test_decoding_holds_what_it_says(codec: Codec, parts: dict[str, np.ndarray]) -> None:
-    import tracemalloc
-
-    names = {"float8_e4m3fn": "F8_E4M3", "float32": "F32", "uint8": "U8"}
-    infos = {
-        part: Part(dtype=names[value.dtype.name], shape=value.shape, nbytes=value.nbytes)
-        for part, value in parts.items()
-    }
-    assert codec_of(infos) == codec
-    config = {"dtype": "bfloat16", "quantization_config": {"weight_block_size": [128, 128]}}
-    size = codec.size(infos, config)
-    codec.decode(parts, config)
-    tracemalloc.start()
-    decoded = codec.decode(parts, config)
-    peak = tracemalloc.get_traced_memory()[1] + sum(value.nbytes for value in parts.values())
-    tracemalloc.stop()
-    assert decoded.shape == size.shape
-    assert decoded.itemsize == size.itemsize
-    assert 0.7 * size.held_bytes < peak <= 1.02 * size.held_bytes + 20_000
-
-
 # ---------------------------------------------------------------------------------------------- a whole model
 
 
@@ -227,7 +196,7 @@ def test_scales_of_another_size_are_refused_before_any_work(fp8_copy) -> None:
 def test_fp8_without_scales_is_not_scored(fp8_copy) -> None:
     folder, tensors = fp8_copy
     bare = {name: value for name, value in tensors.items() if not name.endswith("scale_inv")}
-    with pytest.raises(UnscorableWeight, match="float8_e4m3fn cannot be scored"):
+    with pytest.raises(UnscorableWeight, match=r"0\.gate_proj\.weight \(F8_E4M3\): experts quantized in this way"):
         moeits.score(write_packed(folder.with_name("bare"), read_config(folder), bare))
 
 

@@ -70,7 +70,7 @@ def _run(home: Path, module: str, *arguments: object) -> str:
 @pytest.mark.slow
 def test_the_contract_tests_are_applied_to_all_of_them(extended):
     contracts = [f"tests/{path.name}" for path in sorted((ROOT / "tests").glob("test_contract_*.py"))]
-    new = "flex_olmo or (cosine and not router) or largest-entry or mean_redundancy"
+    new = "flex_olmo or (cosine and not router) or largest-entry or mean_redundancy or int8-rows or same-norm"
     said = _run(extended, "pytest", "-p", "no:cacheprovider", "-v", "--durations=12", *contracts, "-k", new)
     passed = [line for line in said.splitlines() if " PASSED" in line]
     for contract, names in (
@@ -79,6 +79,8 @@ def test_the_contract_tests_are_applied_to_all_of_them(extended):
         ("heal", ("flex_olmo",)),
         ("signals", ("[cosine", "[largest-entry")),
         ("criteria", ("mean_redundancy",)),
+        ("codecs", ("[int8-rows",)),
+        ("edits", ("[same-norm",)),
     ):
         for name in names:
             assert any(f"test_contract_{contract}.py" in line and name in line for line in passed), (contract, name)

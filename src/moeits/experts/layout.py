@@ -73,9 +73,10 @@ class MoELayout:
         tensors = {part: checkpoint.tensors[name] for part, name in parts.items()}
         stored = StoredWeight.of(tensors, self._place(layer, expert, projection))
         if stored is None:
+            names = ", ".join(f"{info.name} ({info.dtype:.20})" for info in tensors.values())
             raise UnscorableWeight(
-                f"{', '.join(parts.values())}: experts quantized in this way can be moved but not scored. Score the "
-                "checkpoint in bf16, and prune this one by that plan, with --any-fingerprint."
+                f"{names}: experts quantized in this way can be moved but not scored. Score the checkpoint in bf16, "
+                "and prune this one by that plan, with --any-fingerprint."
             )
         return stored
 

@@ -78,7 +78,7 @@ def dtype_of(config: Mapping[str, Any]) -> np.dtype:
 
 from moeits.experts.codecs import fp8, mxfp4, plain  # noqa: E402
 
-# The first that holds a weight decodes it. Plain comes last: it takes any weight that is there by its own name.
+# The first that holds a weight decodes it.
 CODECS: tuple[Codec, ...] = (
     fp8.CODEC,
     mxfp4.CODEC,

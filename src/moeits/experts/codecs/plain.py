@@ -9,10 +9,12 @@ import numpy as np
 
 from moeits.experts.codecs import Codec, Decoded, Part
 
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
 
 @dataclass(frozen=True)
 class Plain:
-    """One tensor of numbers, of whatever dtype."""
+    """One tensor of numbers."""
 
     name: ClassVar[str] = "plain"
     reads: ClassVar[tuple[str, ...]] = ("weight",)
@@ -20,7 +22,7 @@ class Plain:
     outputs_first: ClassVar[bool] = False
 
     def holds(self, parts: Mapping[str, Part]) -> bool:
-        return "weight" in parts
+        return "weight" in parts and parts["weight"].dtype in _FLOATS
 
     def size(self, parts: Mapping[str, Part], config: Mapping[str, Any]) -> Decoded:  # noqa: ARG002
         weight = parts["weight"]
