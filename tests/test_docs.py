@@ -20,7 +20,12 @@ from moeits.command_line.app import app
 ROOT = Path(__file__).parents[1]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md"))
+    for path in (
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "benchmarks").glob("*.md"),
+        *(ROOT / "examples").glob("*.md"),
+    )
 }
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 FLAGS = {
@@ -189,7 +194,7 @@ def test_every_function_and_module_that_a_page_names_exists(page: str) -> None:
 def test_every_file_that_a_page_names_exists(page: str) -> None:
     ours = {
         path
-        for folder in ("src", "tests", "docs", "benchmarks", "experiments", "scripts")
+        for folder in ("src", "tests", "docs", "benchmarks", "examples", "experiments", "scripts")
         for path in (ROOT / folder).rglob("*")
     }
     endings = {"/".join(path.parts[-n:]) for path in ours for n in range(1, 8)}
@@ -198,6 +203,12 @@ def test_every_file_that_a_page_names_exists(page: str) -> None:
     here = (ROOT / page).parent
     links = {link for link in re.findall(r"\]\(([^)#]+)", PAGES[page]) if "://" not in link}
     assert not {link for link in links if not (here / link).exists()}
+
+
+def test_the_index_names_every_page() -> None:
+    links = set(re.findall(r"\]\(([^)#]+)", PAGES["docs/README.md"]))
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert pages - links == {"README.md"}
 
 
 def test_every_module_that_a_page_runs_exists() -> None:

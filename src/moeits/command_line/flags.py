@@ -53,7 +53,10 @@ FLAGS: dict[str, Any] = {
         ),
     ],
     "revision": Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")],
-    "runs": Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders that moeits sweep wrote.")],
+    "runs": Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="What moeits sweep or compare-criteria wrote, or pruned checkpoints."),
+    ],
     "format": _one_of(FORMATS, "html: one page; md: its tables, for a paper or a model card."),
     "card": Annotated[Path | None, typer.Option(help="Add the results to this checkpoint's README.md.")],
     "published": Annotated[

@@ -147,10 +147,10 @@ class Demo:
         experts = PruningPlan.load(self._points[HALF] / "plan.json").summary["experts_before"]
         yield "unpruned", str(experts), "", f"{self._unpruned:.3f}", "", ""
         for tau, point in self._points.items():
-            yield self._row(f"tau {tau:g}", point)
+            yield self._row(f"MoEITS, tau {tau:g}", point)
         half = self._points[HALF]
-        yield self._row(f"tau {HALF:g}, healed", half, "healed.json")
-        yield self._row(f"tau {HALF:g}, refitted", self.refitted / "moeits", controls=self.refitted)
+        yield self._row(f"MoEITS, tau {HALF:g}, healed", half, "healed.json")
+        yield self._row(f"MoEITS, tau {HALF:g}, refitted", self.refitted / "moeits", controls=self.refitted)
         yield self._row("reconstruction", self.pruned / "reconstruction", controls=half)
         yield self._row("reconstruction, refitted", self.refitted / "reconstruction", controls=self.refitted)
 

@@ -1,0 +1,67 @@
+"""The scripts of examples/ run as they are, on a toy; and the citation names the version that is there."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import yaml
+
+import moeits
+from moeits.demo import VALID
+from tests.evaluation_toys import give_tokenizer
+from tests.toys import make_toy
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make_toy(tmp_path_factory.mktemp("examples") / "toy", "qwen2_moe", experts=6, dtype="float32")
+    give_tokenizer(folder)
+    return folder
+
+
+def run(name: str, *arguments: object) -> None:
+    runpy.run_path(str(EXAMPLES / name))["main"](*map(str, arguments))
+
+
+def test_the_largest_model_that_fits_a_size_goes_on_with_a_sentence(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = moeits.Checkpoint.open(toy).nbytes * 3 // 4
+    run("fit_a_size.py", toy, f"{size}B", tmp_path / "smaller")
+    assert "of 18 experts stay" in capsys.readouterr().out
+    assert moeits.Checkpoint.open(tmp_path / "smaller").nbytes <= size
+
+
+def test_three_sizes_stand_beside_chance(toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(VALID.read_text().splitlines(keepends=True)[:2]))
+    run("beside_chance.py", toy, text, tmp_path / "folder")
+    said = capsys.readouterr().out
+    assert said.count("removed, moeits:") == said.count("removed, random:") == 3
+
+
+def test_experts_are_chosen_and_refitted_by_own_text(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("your_own_text.py", toy, VALID, tmp_path / "smaller")
+    said = capsys.readouterr().out
+    assert said.count("experts saw no token of this text") == 3
+    assert "refit accepted: " in said
+
+
+def test_every_example_is_named_and_run_here() -> None:
+    scripts = {path.name for path in EXAMPLES.glob("*.py")}
+    own, page = Path(__file__).read_text(), (EXAMPLES / "README.md").read_text()
+    assert len(scripts) == 3
+    assert not {name for name in scripts if f'run("{name}"' not in own or f"({name})" not in page}
+
+
+def test_the_citation_is_of_this_version_and_of_the_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == moeits.__version__
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    (paper,) = citation["references"]
+    assert paper["identifiers"][0]["value"] == "arXiv:2604.10603"
