@@ -1,18 +1,25 @@
 """The scripts of examples/ run as they are, on a toy; and the citation names the version that is there."""
 
+import re
 import runpy
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 import yaml
 
 import moeits
-from moeits.demo import VALID
+from moeits.command_line.app import app
+from moeits.demo import TRAIN, VALID
+from moeits.evaluation.results import Results
 from tests.evaluation_toys import give_tokenizer
 from tests.toys import make_toy
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +57,44 @@ def test_experts_are_chosen_and_refitted_by_own_text(
     said = capsys.readouterr().out
     assert said.count("experts saw no token of this text") == 3
     assert "refit accepted: " in said
+
+
+def test_the_demo_shows_every_row_beside_its_control_and_a_page_with_the_losses(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from moeits.demo import __main__ as demo
+
+    small = {"MODEL": toy, "TAUS": (1.25,), "CONTROLS": 1, "TOKENS": 512, "HEALING": {"recipe": "small", "steps": 1}}
+    for name, value in small.items():
+        monkeypatch.setattr(demo, name, value)
+    monkeypatch.setattr(demo, "VALID", write_lines(tmp_path / "valid.jsonl", VALID, 7))
+    monkeypatch.setattr(demo, "TRAIN", write_lines(tmp_path / "train.jsonl", TRAIN, 60))
+    demo.demonstrate(tmp_path / "demo")
+    lines = capsys.readouterr().out.splitlines()
+    rows = {}
+    for name in (
+        "unpruned",
+        "MoEITS, tau 1.25",
+        "MoEITS, tau 1.25, healed",
+        "MoEITS, tau 1.25, refitted",
+        "reconstruction",
+        "reconstruction, refitted",
+    ):
+        (row,) = (line for line in lines if re.match(rf" *{name}  ", line))
+        rows[name] = re.findall(r"[+-]\d\.\d{3}", row)
+    assert [len(numbers) for numbers in rows.values()] == [0, 2, 2, 2, 2, 2], "lost, and lost by a random choice"
+    for line in lines:
+        if line.startswith("$ moeits "):
+            COMMANDS[line.split()[2]].make_context("demo", shlex.split(line)[3:])
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert "reconstruction" in page
+    assert f"{Results.load(tmp_path / 'demo/pruned/unpruned/unhealed.json').perplexity['nats_per_token']:.3f}" in page
+
+
+def write_lines(path: Path, source: Path, count: int) -> Path:
+    """The first lines of a file."""
+    path.write_text("".join(source.read_text().splitlines(keepends=True)[:count]))
+    return path
 
 
 def test_every_example_is_named_and_run_here() -> None:

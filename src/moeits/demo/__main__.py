@@ -131,7 +131,7 @@ class Demo:
         self.text.write_text("".join(documents), encoding="utf-8")
         half = self.folder / f"tau-{HALF:g}"
         plan = typed(moeits.simplify, MODEL, tau=HALF, output=half)
-        plans.show_plan(plan, {"output": half, "layout": "auto"})
+        plans.show_plan(plan, {"model": _shown(MODEL), "output": half, "layout": "auto"})
         self._sweep()
         chosen = self._by_reconstruction(like=half / "plan.json")
         self._evaluate(chosen, self.pruned / "reconstruction")
