@@ -186,7 +186,7 @@ def test_a_licence_nested_deeply_stops_nothing(tmp_path: Path, toy: Path) -> Non
 
 def test_a_measured_loss_is_not_denied_and_the_plan_is_not_all_that_was_done(toy: Path) -> None:
     plan = moeits.plan(moeits.score(toy), tau=0.5)
-    trained = Afterwards("The weights were trained.", "## Healing\n\n| pruned | 1.5 |")
+    trained = Afterwards("trained", "## Healing\n\n| pruned | 1.5 |")
     text = model_card("toy", toy, read_config(toy), plan, afterwards=[trained])
     assert "How much the model lost" not in text
     assert "nothing was trained" not in text

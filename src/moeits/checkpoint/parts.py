@@ -6,6 +6,8 @@ from pathlib import Path, PurePosixPath
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
+REFIT_NAME = "refit.json"
+HEALING_NAME = "healing.json"
 
 # What quantizers write beside config.json: ModelOpt, GPTQ, AWQ. They name modules.
 QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
@@ -40,8 +42,10 @@ PARTS = (
     "readme.md",
     ".gitattributes",
     "plan.json",
-    "healing.json",
-    "refit.json",
+    REFIT_NAME,
+    HEALING_NAME,
+    "refit-*.json",
+    "healing-*.json",
     "modeling_*.py",
     "configuration_*.py",
     "adapter/readme.md",

@@ -10,7 +10,6 @@
     training       transformers' Trainer, set up so that it can be killed and go on
     merging        base + adapter -> tensors of the pruned checkpoint's own layout
     adapter_files  the adapter in peft's own form
-    healing_card   what the model card says about it
     settings       which rows are trained on, and how a run goes
 
 `adapters`, `objective` and `training` define classes of torch, so they import torch; nothing imports them before

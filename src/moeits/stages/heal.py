@@ -6,6 +6,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from moeits.checkpoint.parts import HEALING_NAME
 from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.side_files import copy_side_files, side_files
 from moeits.checkpoint.writing import CheckpointWriter, check_output, check_space, new_checkpoint
@@ -15,7 +16,6 @@ from moeits.experts.layout import MoELayout
 from moeits.healing.adapter_files import ADAPTER_FOLDER, save_adapter
 from moeits.healing.batches import MOST_HELD_OUT, Sequencer, TrainingData
 from moeits.healing.conversations import Row, read_rows
-from moeits.healing.healing_card import healed
 from moeits.healing.job import HealingJob, Schedule, Trained
 from moeits.healing.merging import merged_tensors
 from moeits.healing.recipe import HealingRecipe, recipe_named
@@ -26,7 +26,9 @@ from moeits.healing.template import Template
 from moeits.progress import Progress, silent
 from moeits.runtime import context_of, load_tokenizer, processes, quiet
 from moeits.settings import Given, with_settings
-from moeits.surgery.card import model_card
+from moeits.surgery.card import Afterwards, model_card
+from moeits.surgery.healing_card import healed
+from moeits.surgery.history import History
 from moeits.surgery.pruned_config import LOADER_FILE
 from moeits.surgery.written import check_written
 from moeits.version import __version__
@@ -65,6 +67,8 @@ class Healing:
     peak_memory_bytes: int
     """Of the process on a CPU, of the device on a GPU."""
     notes: tuple[str, ...]
+    earlier: tuple[str, ...] = ()
+    """Files that say what was done before since the pruning, oldest first (`surgery.history`)."""
 
     def facts(self) -> dict[str, Any]:
         """As healing.json keeps it. This is a run's own log, so it has a duration in it."""
@@ -109,6 +113,7 @@ def heal(
     side_files(checkpoint.folder)
     check_space(output, checkpoint.nbytes)
     plan = _plan_of(checkpoint)
+    History.of(checkpoint.folder).told(HEALING_NAME)
     moe = MoELayout.of(checkpoint)
     _check_floats(checkpoint)
     chosen, notes = _fit_context(recipe_named(recipe, moe.architecture).changed(changes), changes, checkpoint)
@@ -262,6 +267,7 @@ def _record(job: HealingJob, trained: Trained, recipe_name: str, notes: list[str
         energy=asdict(trained.energy),
         peak_memory_bytes=trained.peak_memory_bytes,
         notes=tuple(notes),
+        earlier=History.of(job.checkpoint.folder).before(HEALING_NAME),
     )
 
 
@@ -290,14 +296,16 @@ def _write(
         if keep_adapter:
             save_adapter(writer.folder / ADAPTER_FOLDER, job, trained.factors)
         healing = replace(healing, loss_merged=_loss_on_disk(job, writer))
-        writer.write_json("healing.json", healing.facts())
-        writer.write_text("README.md", _card(source, plan, healing))
+        history = History.of(source.folder)
+        history.copy(writer, HEALING_NAME)
+        writer.write_json(HEALING_NAME, healing.facts())
+        writer.write_text("README.md", _card(source, plan, [*history.told(HEALING_NAME), healed(healing.facts())]))
     return healing
 
 
-def _card(pruned: Checkpoint, plan: PruningPlan | None, healing: Healing) -> str:
+def _card(pruned: Checkpoint, plan: PruningPlan | None, afterwards: list[Afterwards]) -> str:
     name = pruned.source if plan is None else plan.source
-    return model_card(name, pruned.folder, pruned.config, plan, afterwards=[healed(healing.facts())])
+    return model_card(name, pruned.folder, pruned.config, plan, afterwards=afterwards)
 
 
 def _plan_of(pruned: Checkpoint) -> PruningPlan | None:

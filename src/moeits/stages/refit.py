@@ -10,6 +10,7 @@ import numpy as np
 
 from moeits.calibration.settings import Machine, Tokens
 from moeits.checkpoint.opening import Verifying
+from moeits.checkpoint.parts import REFIT_NAME
 from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.side_files import copy_side_files, side_files
 from moeits.checkpoint.writing import check_output, new_checkpoint
@@ -20,13 +21,14 @@ from moeits.experts.layout import MoELayout
 from moeits.finished import Workplace, workplace
 from moeits.progress import Progress, silent
 from moeits.refitting.files import FittedLayers
-from moeits.refitting.refit_card import refitted
 from moeits.refitting.settings import Fitting
 from moeits.runtime import checked_device, need
 from moeits.settings import with_settings
 from moeits.sizes import parse_size
 from moeits.surgery.card import model_card
+from moeits.surgery.history import History
 from moeits.surgery.pruned_config import LOADER_FILE
+from moeits.surgery.refit_card import refitted
 from moeits.surgery.written import check_written
 from moeits.version import __version__
 
@@ -55,6 +57,8 @@ class Refitting:
     """Whether the loss fell for certain. If not, no weight was changed."""
     tensors: Mapping[str, tuple[str, ...]]
     """Every tensor's fate: computed, or copied byte for byte."""
+    earlier: tuple[str, ...] = ()
+    """Files that say what was done before since the pruning, oldest first (`surgery.history`)."""
 
     def facts(self) -> dict[str, Any]:
         """As refit.json keeps it."""
@@ -110,6 +114,7 @@ def refit_in(
 ) -> Refitting:
     """A refit of opened checkpoints, whose finished layers are kept in `place`. Raises what `refit` raises."""
     side_files(pruned.folder)
+    History.of(pruned.folder).told(REFIT_NAME)
     check_parent(pruned, MoELayout.of(pruned), whole, verifying, progress)
     from moeits.calibration.texts import windows_of
 
@@ -192,6 +197,7 @@ def _record(
         loss={**loss, "tokens": int(windows.judging.size)},
         accepted=accepted,
         tensors={"computed": computed, "copied": tuple(sorted(set(pruned.tensors) - set(computed)))},
+        earlier=History.of(pruned.folder).before(REFIT_NAME),
     )
 
 
@@ -334,7 +340,10 @@ def _write(
                 writer.copy(pruned.folder / name, name)
         writer.write_json("config.json", pruned.config)
         check_written(writer.folder, MoELayout.of(pruned))
-        writer.write_json("refit.json", made.facts())
+        history = History.of(pruned.folder)
+        history.copy(writer, REFIT_NAME)
+        writer.write_json(REFIT_NAME, made.facts())
         plan = PruningPlan.load(pruned.folder / "plan.json")
-        card = model_card(plan.source, pruned.folder, pruned.config, plan, afterwards=[refitted(made.facts())])
+        afterwards = [*history.told(REFIT_NAME), refitted(made.facts())]
+        card = model_card(plan.source, pruned.folder, pruned.config, plan, afterwards=afterwards)
         writer.write_text("README.md", card)

@@ -20,7 +20,7 @@ from moeits.surgery import mtp
 from moeits.version import __version__
 
 OLDEST_TRANSFORMERS = "5.20"
-UNTRAINED = "The weights that are left are those of the source, bit for bit; nothing was trained."
+_UNTRAINED = "The weights that are left are those of the source, bit for bit; nothing was trained."
 
 _LOADS_UNIFORM = """\
 All layers keep the same number of experts, so stock classes open it, without remote code:
@@ -62,9 +62,11 @@ class Afterwards:
     """What the weights went through after experts were removed."""
 
     weights: str
-    """A sentence that says of the weights what was done to them."""
+    """What was done to the weights, to follow "they were"; empty if nothing was."""
     section: str
     """A section of the card, heading included."""
+    trained: bool = True
+    """Whether that was a training."""
 
 
 def model_card(
@@ -118,11 +120,17 @@ def _opening(name: str, plan: PruningPlan | None, afterwards: Sequence[Afterward
 
 
 def _weights(plan: PruningPlan | None, afterwards: Sequence[Afterwards]) -> str:
-    """What was done to the weights that are left, by the plan's edit and afterwards."""
-    said = [each.weights for each in afterwards] or [UNTRAINED]
-    if plan is not None and plan.edit is not None:
-        said = [edit_named(plan.edit.name).weights, *(each for each in said if each != UNTRAINED)]
-    return " ".join(said)
+    """What was done to the weights that are left, by the plan's edit and then, in order, afterwards."""
+    edited = plan is not None and plan.edit is not None
+    sentences = [edit_named(plan.edit.name).weights] if plan is not None and plan.edit is not None else []
+    done = [each for each in afterwards if each.weights]
+    if not done:
+        return " ".join(sentences) or _UNTRAINED
+    how = "; then they were ".join(each.weights for each in done)
+    sentences.append(f"{'After that they' if edited else 'The weights that are left'} were {how}; see below.")
+    if not edited and not any(each.trained for each in done):
+        sentences.append("All others are the source's, bit for bit: nothing was trained.")
+    return " ".join(sentences)
 
 
 def _sizes(plan: PruningPlan) -> str:
