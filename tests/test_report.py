@@ -7,6 +7,7 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import moeits
@@ -14,6 +15,7 @@ from moeits.choosing.planner import Planner
 from moeits.choosing.settings import Choice
 from moeits.errors import EvaluationError, MoeitsError, SettingError
 from moeits.report_page.cost_sections import payback_tokens
+from moeits.report_page.evidence_sections import colour_range, noise_sentence
 from moeits.report_page.published import published_rows
 from tests.runs import evaluated, footprint, large_run, results, swept, write
 from tests.toys import make_toy
@@ -412,13 +414,97 @@ def test_random_experts_are_never_the_headline(toy: Path, tmp_path: Path) -> Non
     assert "MoEITS" not in re.sub(r"<[^>]*>", "", page(run).split("Who stays</h2>")[0].split("Summary</h2>")[1])
 
 
-def test_the_summary_says_how_many_layers_stand_above_the_noise_floor(run: Path) -> None:
+def summary_of(text: str) -> str:
+    return re.sub(r"<[^>]*>", "", text.split("Who stays</h2>")[0].split("Summary</h2>")[1]).replace("&#39;", "'")
+
+
+def test_how_many_layers_stand_above_the_noise_floor_is_said_once(run: Path) -> None:
     above = moeits.Evidence.load(run / "evidence.safetensors").above_noise()
     layers = len(above["redundancy"]) - len(above["layers_on_noise_floor"])
-    summary = page(run).split("Who stays</h2>")[0]
-    assert f"In {layers} of 3 layers some pair of experts stands 10 % or more above the noise floor" in summary
+    sentence = f"{layers} of 3 layers have a pair of experts 10 % or more above the noise floor"
+    assert page(run).count(sentence) == 1
+    summary = summary_of(page(run))
+    assert sentence not in summary, "results say more"
     assert "arc_easy_local, 15-shot, 400 of 2376 items" in summary
     assert "Intervals are about items" in summary
+    for file in run.rglob("*healed.json"):
+        file.unlink()
+    assert sentence in summary_of(page(run))
+
+
+@pytest.mark.parametrize(
+    ("above", "says"), [(0, "No layer has a pair"), (2, "2 of 3 layers have a pair"), (3, "do tell its experts apart")]
+)
+def test_a_noise_floor_is_spoken_of_in_words(above: int, says: str) -> None:
+    noise = {"redundancy": dict.fromkeys("012"), "layers_on_noise_floor": [2, 1, 0][: 3 - above]}
+    assert says in noise_sentence(noise)
+
+
+def test_noise_does_not_look_like_structure_in_a_map() -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.uniform(0.036, 0.045, 1000)
+    low, high = colour_range(noise, floor=0.04)
+    assert (noise.max() - noise.min()) / (high - low) < 0.25, "a quarter of the colours"
+    outlier = np.append(noise, 0.9)
+    assert colour_range(outlier, floor=0.04) == (low, high)
+    assert colour_range(noise * 10, floor=0.04)[1] == pytest.approx(0.45, rel=0.01)
+
+
+def test_the_verdict_is_the_first_thing_that_is_said(controlled: Path) -> None:
+    summary = summary_of(page(controlled))
+    points = {
+        point["folder"]: point["summary"] for point in json.loads((controlled / "sweep.json").read_text())["points"]
+    }
+    folder = min(points, key=lambda name: abs(points[name]["reduction"] - 0.5))
+    kept, loss = points[folder]["experts_kept"], {}
+    for name in ("unhealed", "healed", "random-0/unhealed", "random-1/unhealed", "random-2/unhealed"):
+        results = json.loads((controlled / folder / f"{name}.json").read_text())
+        loss[name] = results["perplexity"]["nats_per_token"]
+    before = json.loads((controlled / "unpruned" / "unhealed.json").read_text())["perplexity"]["nats_per_token"]
+    chance = sum(loss[f"random-{seed}/unhealed"] for seed in range(3)) / 3
+    first = next(line for line in summary.splitlines() if line.strip())
+    assert f"{kept:,} of {points[folder]['experts_before']} experts stay" in first
+    pruned, healed = (f"{loss[name]:.3f} ({loss[name] - before:+.3f})" for name in ("unhealed", "healed"))
+    assert f"{before:.3f} unpruned, {pruned} pruned by MoEITS, {healed} once healed" in summary
+    assert f"A random choice of the same size: {chance:.3f} ({chance - before:+.3f}), mean of 3 seeds" in summary
+    paired = f"{loss['unhealed'] - chance:+.3f}".replace("-", "\N{MINUS SIGN}")
+    assert f"MoEITS is better than chance: {paired} [" in summary
+    assert "MoEITS is better than all 3 random choices" in summary, "of two tasks' mean there is no paired interval"
+
+
+def test_a_choice_worse_than_chance_is_called_so(controlled: Path) -> None:
+    for path in controlled.glob("experts-*/unhealed.json"):
+        found = json.loads(path.read_text())
+        found["perplexity"]["nats_per_token"] += 1
+        found["samples"]["perplexity"]["nats"] = [nats + 100 for nats in found["samples"]["perplexity"]["nats"]]
+        write(path, {**found, "tasks": {}})
+    summary = summary_of(page(controlled))
+    assert "MoEITS is worse than chance: +" in summary
+    for path in controlled.rglob("random-*/unhealed.json"):
+        path.unlink()
+    assert "does not show what the method adds to chance" in summary_of(page(controlled))
+
+
+def test_sections_are_called_by_what_was_measured(controlled: Path) -> None:
+    assert "Accuracy and loss against tau</h2>" in page(controlled)
+    for path in controlled.rglob("*healed.json"):
+        edit(path, tasks={})
+    headings = re.findall(r"<h2[^>]*>([^<]*)</h2>", page(controlled))
+    assert {"Loss", "Loss against tau", "Loss against size"} <= set(headings)
+    assert not any("Accuracy" in heading for heading in headings)
+    assert "\N{PLUS-MINUS SIGN}" not in summary_of(page(controlled))
+    assert "Intervals are about" not in summary_of(page(controlled)), "there are none"
+
+
+def test_a_ledger_without_joules_has_no_column_for_them(controlled: Path) -> None:
+    assert "Green ledger" in page(controlled)
+    ledger = json.loads((controlled / "ledger.json").read_text())
+    for entry in ledger["entries"]:
+        entry.update(joules=None, mode=None)
+    write(controlled / "ledger.json", ledger)
+    assert "Green ledger" not in page(controlled)
+    assert table_of(tables(controlled), "What it cost to make")["scoring"] == ["1", "3.0"]
+    assert "paid back" not in page(controlled)
 
 
 def test_the_control_is_in_the_ledger_and_charged_to_no_model(controlled: Path) -> None:
@@ -431,7 +517,7 @@ def test_the_control_is_in_the_ledger_and_charged_to_no_model(controlled: Path) 
 
 
 def test_figure_2_has_the_control_the_unpruned_band_and_chance(controlled: Path, run: Path) -> None:
-    text = page(controlled).split("Accuracy against tau</h2>")[1].split("Accuracy</h2>")[0]
+    text = page(controlled).split("loss against tau</h2>")[1].split("Accuracy and loss</h2>")[0]
     drawn = set(re.findall(r"<text[^>]*>([^<]*)</text>", text))
     lines = {"MoEITS, un-healed", "MoEITS, healed", "random, un-healed", "random, healed"}
     assert lines | {"unpruned", "chance", "acc, %", "loss, nats per token"} <= drawn
@@ -442,7 +528,7 @@ def test_a_sweep_of_perplexity_alone_has_its_curve_and_its_plot_against_size(con
     for path in controlled.rglob("*healed.json"):
         edit(path, tasks={})
     text = page(controlled)
-    assert "Accuracy against tau" in text
+    assert "Loss against tau" in text
     assert "loss on held-out text, nats per token, against bytes. Down and to the left is better" in text
 
 
@@ -499,7 +585,7 @@ def test_speeds_stand_beside_the_machine_they_were_measured_on(run: Path) -> Non
 
 def test_a_long_table_shows_a_few_points_and_folds_the_rest(tmp_path: Path) -> None:
     run = evaluated(large_run(tmp_path / "large"))
-    text = page(run).split("Accuracy</h2>")[1].split("Accuracy against size</h2>")[0]
+    text = page(run).split("Accuracy and loss</h2>")[1].split("Accuracy and loss against size</h2>")[0]
     shown, folded = text.split("<details>", 1)
     assert shown.count("<tr") == 2 + 2 * 5, "the head, the unpruned model, and five points"
     assert folded.split("</details>")[0].count("<tr") == 2 + 2 * 19

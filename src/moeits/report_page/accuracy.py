@@ -162,7 +162,7 @@ def _sizes(group: Sequence[Row]) -> list[str]:
 
 
 def evaluation_notes(rows: Sequence[Row], questions: Questions) -> list[str]:
-    """How the numbers were made: shots, items, chance, prompts that were cut, other questions, and what ± means."""
+    """How the numbers were made: shots, items, chance, prompts that were cut, other questions."""
     notes = []
     for task, row in questions.first.items():
         note = f"{task}: {question_in_words(row, task)}"
@@ -180,7 +180,7 @@ def evaluation_notes(rows: Sequence[Row], questions: Questions) -> list[str]:
     notes += questions.notes()
     if any(len(group) > 1 for group in groups_of(rows)):
         notes.append("Of random choices the mean over the seeds is shown, with the lowest and the highest in brackets.")
-    return [*notes, INTERVAL]
+    return notes
 
 
 INTERVAL = (

@@ -95,16 +95,24 @@ def ledger(run: Run) -> Section | None:
     product = [entry for entry in entries if not entry["stage"].startswith(CONTROL)]
     control = [entry for entry in entries if entry not in product]
     rows = [*_stages(product), ["together", *_spent(product)], *_stages(control)]
-    sentences = [_payback(point, run, entries) for point in reversed(run.points) if point.footprint]
+    measured = [point for point in reversed(run.points) if point.footprint]
+    sentences = [_payback(point, run, entries) for point in measured] if any(map(_has_joules, entries)) else []
     if control:
         sentences.append("The control, random choices of the same size, is charged to no model.")
     modes = sorted({mode for entry in entries if (mode := entry.get("mode"))})
     sentences += [f"Energy by codecarbon: {mode}." for mode in modes]
     if not modes:
         sentences.append("Energy was not measured while this run was made (moeits sweep --energy).")
-    strong = [len(_stages(product))]
-    costs = table("What it cost to make", ["stage", "times", "seconds", "joules"], rows, strong=strong)
-    return section("ledger", "Green ledger", [], [costs, notes(sentences)])
+    strong, columns = [len(_stages(product))], ["stage", "times", "seconds", "joules"]
+    counted = any(map(_has_joules, entries))
+    # A column of dashes says less than the sentence below it.
+    shown = columns if counted else columns[:-1]
+    costs = table("What it cost to make", shown, [row[: len(shown)] for row in rows], strong=strong)
+    return section("ledger", "Green ledger" if counted else "Time taken", [], [costs, notes(sentences)])
+
+
+def _has_joules(entry: Mapping[str, Any]) -> bool:
+    return entry.get("joules") is not None
 
 
 def _stages(entries: Sequence[Mapping[str, Any]]) -> list[list[str]]:

@@ -102,9 +102,9 @@ def redundancy(run: Run, removal: Removal | None, slug: str) -> Section | None:
         return None
     matrices = {layer: _in_order(run.evidence.redundancy[layer], removal, layer) for layer in removal.orders}
     values = np.concatenate([matrix[~np.isnan(matrix)] for matrix in matrices.values()])
-    # The colours span what nearly all pairs have: one outlier should not make a map of one colour.
-    low, high = float(values.min()), float(np.quantile(values, 0.995))
     noise = run.evidence.above_noise()
+    floor = float(np.mean([each["noise_floor"] for each in noise["redundancy"].values()] or [0.0]))
+    low, high = colour_range(values, floor)
     maps = [_map(run, removal, layer, matrix, low, high, noise) for layer, matrix in matrices.items()]
     intro = [
         "Redundancy of every pair of experts, by normalized mutual information of their weights. Experts are in the "
@@ -113,22 +113,37 @@ def redundancy(run: Run, removal: Removal | None, slug: str) -> Section | None:
     if noise["redundancy"]:
         intro.append(noise_sentence(noise))
     bar = picture(np.linspace(low, high, 64)[None, :], low, high)
-    heatmaps = {"kind": "heatmaps", "run": slug, "maps": maps, "low": f"{low:.4f}", "high": f"{high:.4f}", "bar": bar}
+    ends = (f"{end:.4f}" + (f", {end / floor:.1f} x noise" if floor > 0 else "") for end in (low, high))
+    heatmaps = {
+        "kind": "heatmaps",
+        "run": slug,
+        "maps": maps,
+        "bar": bar,
+        **dict(zip(("low", "high"), ends, strict=True)),
+    }
     return section("redundancy", "Redundancy", intro, [heatmaps, _noise_table(noise), _order_table(removal)])
+
+
+def colour_range(values: np.ndarray, floor: float) -> tuple[float, float]:
+    """What the colours of the maps span: what nearly all pairs have, and twice the noise floor at the least.
+
+    One outlier should not make a map of one colour, nor the noise one that looks like structure.
+    """
+    return float(values.min()), max(float(np.quantile(values, 0.995)), 2 * floor)
 
 
 def noise_sentence(noise: Mapping[str, Any]) -> str:
     """How many layers stand above the noise floor, and what that means for the choice."""
     layers = len(noise["redundancy"])
     above = layers - len(noise["layers_on_noise_floor"])
-    meaning = (
-        "Where none does, scores say little of who is redundant, and a random choice may be as good or better."
-        if above < layers
-        else "So the weights do tell its experts apart."
-    )
+    where = "No layer has a pair" if above == 0 else f"{above} of {layers} layers have a pair"
+    meaning = {
+        0: "Scores say little here of who is redundant, and a random choice may be as good or better.",
+        layers: "So the weights do tell its experts apart.",
+    }.get(above, "In the others scores say little of who is redundant.")
     return (
-        f"In {above} of {layers} layers some pair of experts stands {100 * NOISE_MARGIN:g} % or more above the noise "
-        f"floor, the score of independent weights with the same histograms. {meaning}"
+        f"{where} of experts {100 * NOISE_MARGIN:g} % or more above the noise floor, the score of independent weights "
+        f"with the same histograms. {meaning}"
     )
 
 

@@ -41,6 +41,12 @@ def measures_of(rows: Sequence[Row], tasks: Sequence[str] | None = None) -> list
     return found
 
 
+def what_is_shown(rows: Sequence[Row]) -> str:
+    """What the sections on results are called: by what the models were judged."""
+    has_tasks, has_text = bool(tasks_of(rows)), any(row.nats for row in rows)
+    return "Accuracy and loss" if has_tasks and has_text else "Loss" if has_text else "Accuracy"
+
+
 def _accuracy(rows: Sequence[Row], tasks: Sequence[str], metric: str) -> Measure:
     def percent(row: Row) -> Score | None:
         score = row.mean(tasks, metric)

@@ -6,6 +6,7 @@ from typing import Any
 
 from moeits.report_page import figures
 from moeits.report_page.accuracy import (
+    INTERVAL,
     NOTHING,
     accuracy_table,
     against_random,
@@ -17,7 +18,7 @@ from moeits.report_page.accuracy import (
 from moeits.report_page.artefacts import Point, Run, name_of
 from moeits.report_page.blocks import Block, Section, few_of, figure, notes, section, spread, table
 from moeits.report_page.differences import Pairing
-from moeits.report_page.measures import Measure, measures_of
+from moeits.report_page.measures import Measure, measures_of, what_is_shown
 from moeits.report_page.questions import Questions
 from moeits.report_page.rows import TEXT, Row, groups_of, metrics_of, seed_of, tasks_of
 
@@ -34,7 +35,7 @@ def figure_2(run: Run, rows: Sequence[Row], slug: str) -> Section | None:
     random = any(point.controls for point in run.points)
     missing = "No random choice of the same size was evaluated, so this does not show what the method adds to chance."
     blocks = [figure(draw, f"{caption} {_CONTROL if random else missing}")]
-    return section("figure-2", "Accuracy against tau", [], blocks)
+    return section("figure-2", f"{what_is_shown(rows)} against tau", [], blocks)
 
 
 def figure_2_of(run: Run, name: str, rows: Sequence[Row]) -> Callable[[], str] | None:
@@ -90,11 +91,11 @@ def spot_of(measure: Measure, rows: Sequence[Row]) -> tuple[float, float, float]
     return sum(values) / len(values), min(values), max(values)
 
 
-def accuracy(rows: Sequence[Row]) -> Section | None:
+def accuracy(rows: Sequence[Row], pairs: Pairing) -> Section | None:
     """The paper's tables, acc and acc_norm both, what was read of a text, and each model against the unpruned one."""
     if not rows:
         return None
-    questions, pairs = Questions(rows), Pairing(rows)
+    questions = Questions(rows)
     tables: list[Block | None] = []
     for metric in metrics_of(rows, tasks_of(rows)):
         tables += accuracy_table(rows, metric, questions)
@@ -103,15 +104,16 @@ def accuracy(rows: Sequence[Row]) -> Section | None:
     tables += [*difference_table(pairs, "nats_per_token"), *against_random(pairs, "nats_per_token")]
     without = "The unpruned model was not evaluated in this run, so nothing here says what pruning cost."
     intro = [] if any(row.kind == "unpruned" for row in rows) else [without]
-    return section(
-        "accuracy", "Accuracy", intro, [*tables, notes([*evaluation_notes(rows, questions), *pairs.why_not()])]
-    )
+    shown = [cell for each in tables if each for row in each["rows"] for cell in row]
+    interval = [INTERVAL] if any("±" in cell or "[" in cell for cell in shown) else []
+    small_print = [*evaluation_notes(rows, questions), *interval, *pairs.why_not()]
+    return section("accuracy", what_is_shown(rows), intro, [*tables, notes(small_print)])
 
 
 def against_size(rows: Sequence[Row], slug: str) -> Section | None:
     """Accuracy and loss against bytes of every evaluated model."""
     plots = pareto_plots({"": rows}, f"{slug}-pareto")
-    return section("pareto", "Accuracy against size", [], plots) if plots else None
+    return section("pareto", f"{what_is_shown(rows)} against size", [], plots) if plots else None
 
 
 def pareto_plots(runs: Mapping[str, Sequence[Row]], name: str) -> list[Block]:

@@ -9,12 +9,14 @@ from moeits.report_page.artefacts import Run, criterion_of, min_experts_of, name
 from moeits.report_page.blocks import Block, Section, facts, notes, section, table
 from moeits.report_page.cost_sections import footprint, ledger
 from moeits.report_page.criteria_section import criteria_compared
+from moeits.report_page.differences import Pairing
 from moeits.report_page.evidence_sections import noise_sentence, per_layer, redundancy, who_stays
 from moeits.report_page.measures import Measure, measures_of
 from moeits.report_page.questions import Questions, question_in_words
 from moeits.report_page.removal import Removal
 from moeits.report_page.result_sections import accuracy, against_size, figure_2, healing, spot_of
 from moeits.report_page.rows import Row, group_label, groups_of, rows_of
+from moeits.report_page.verdict import judged_point, verdict
 from moeits.sizes import format_size
 
 
@@ -25,13 +27,14 @@ def sections_of(run: Run, slug: str) -> list[Section]:
     if run.criteria:
         compared = (criteria_compared(run.criteria, slug), ledger(run), _provenance(run, rows))
         return [each for each in compared if each]
+    pairs = Pairing(rows)
     made = (
-        _summary(run, rows),
+        _summary(run, rows, pairs),
         who_stays(run, rows, removal, slug),
         redundancy(run, removal, slug),
         per_layer(run, slug),
         figure_2(run, rows, slug),
-        accuracy(rows),
+        accuracy(rows, pairs),
         against_size(rows, slug),
         healing(run, slug),
         footprint(run),
@@ -41,9 +44,9 @@ def sections_of(run: Run, slug: str) -> list[Section]:
     return [each for each in made if each]
 
 
-def _summary(run: Run, rows: Sequence[Row]) -> Section | None:
+def _summary(run: Run, rows: Sequence[Row], pairs: Pairing) -> Section | None:
     before = _before(run)
-    known = [("model", run.source), ("architecture", run.model_type), ("fingerprint", run.fingerprint[:12])]
+    known = [("architecture", run.model_type)]
     if run.evidence:
         layers = run.evidence.layers
         known.append(("MoE layers", str(len(layers))))
@@ -52,9 +55,12 @@ def _summary(run: Run, rows: Sequence[Row]) -> Section | None:
     if before:
         known.append(("parameters", count(before["parameters_before"])))
         known.append(("tensors", format_size(before["bytes_before"])))
+    table = headline(rows)
+    said = verdict(rows, pairs)
     noise = run.evidence.above_noise() if run.evidence else {"redundancy": {}}
-    said = [noise_sentence(noise)] if noise["redundancy"] else []
-    return section("summary", "Summary", said, [facts(known), headline(rows), notes(_measured_on(rows))])
+    if not said and noise["redundancy"]:
+        said = [noise_sentence(noise)]
+    return section("summary", "Summary", said, [table, facts(known), notes(_measured_on(rows, table))])
 
 
 def _before(run: Run) -> Mapping[str, Any] | None:
@@ -64,11 +70,9 @@ def _before(run: Run) -> Mapping[str, Any] | None:
 def headline(rows: Sequence[Row]) -> Block | None:
     """The choice that removes closest to half, beside the unpruned model and random choices of as many experts."""
     alike = Questions(rows).alike()
-    pruned = [row for row in alike if row.point.plan and row.point.name != "unpruned" and not row.point.is_random]
-    measures = measures_of(alike)
-    if not measures or not pruned:
+    measures, half = measures_of(alike), judged_point(alike)
+    if not measures or half is None:
         return None
-    half = min(pruned, key=lambda row: abs(row.reduction - 0.5)).point
     shown = [row for row in alike if row.kind == "unpruned" or row.point in (half, *half.controls)]
     lines = [[group_label(group), *(_value(measure, group) for measure in measures)] for group in groups_of(shown)]
     removed = f"{name_of(half)}, {percent(half.summary['reduction'])} % of the routed-expert parameters removed"
@@ -77,10 +81,11 @@ def headline(rows: Sequence[Row]) -> Block | None:
     return table(caption, ["model, experts", *(measure.short for measure in measures)], lines, strong=strong)
 
 
-def _measured_on(rows: Sequence[Row]) -> list[str]:
-    """On what the results were found, and what their intervals are about; nothing without results."""
+def _measured_on(rows: Sequence[Row], shown: Block | None) -> list[str]:
+    """On what the results were found, and what the intervals that are shown are about; nothing without results."""
     asked = "; ".join(f"{task}, {question_in_words(row, task)}" for task, row in Questions(rows).first.items())
-    return [f"Measured on {asked}. {INTERVAL}"] if asked else []
+    interval = f" {INTERVAL}" if shown and any("±" in cell for row in shown["rows"] for cell in row) else ""
+    return [f"Measured on {asked}.{interval}"] if asked else []
 
 
 def _value(measure: Measure, rows: Sequence[Row]) -> str:

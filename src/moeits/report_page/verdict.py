@@ -1,0 +1,91 @@
+"""What a run comes to, in sentences: how much is gone, what that cost, and whether it was better than chance."""
+
+from collections.abc import Sequence
+
+from moeits.report_page.accuracy import percent
+from moeits.report_page.artefacts import Point, name_of
+from moeits.report_page.differences import Pairing, in_words
+from moeits.report_page.measures import Measure, measures_of
+from moeits.report_page.questions import Questions
+from moeits.report_page.rows import Row
+
+
+def judged_point(rows: Sequence[Row]) -> Point | None:
+    """The choice that removes closest to half; None if nothing but the unpruned model and chance was evaluated."""
+    pruned = [row for row in rows if row.point.plan and row.point.name != "unpruned" and not row.point.is_random]
+    return min(pruned, key=lambda row: abs(row.reduction - 0.5)).point if pruned else None
+
+
+def verdict(rows: Sequence[Row], pairs: Pairing) -> list[str]:
+    """A sentence on what is gone where that is closest to half, and one for each measure; none without results."""
+    alike = Questions(rows).alike()
+    point, measures = judged_point(alike), measures_of(alike)
+    if point is None or not measures:
+        return []
+    summary = point.summary
+    gone = (
+        f"At {name_of(point)}, {summary['experts_kept']:,} of {summary['experts_before']:,} experts stay: "
+        f"{percent(summary['reduction'])} % of the routed-expert parameters are gone."
+    )
+    told = [_told(measure, point, alike, pairs) for measure in measures]
+    return [gone, *(sentence for sentence in told if sentence)]
+
+
+def _told(measure: Measure, point: Point, rows: Sequence[Row], pairs: Pairing) -> str:
+    """`Loss: 4.400 unpruned, 4.597 pruned (+0.197). Random choices: ...`; empty if it was not measured there."""
+    unpruned = _values(measure, [row for row in rows if row.kind == "unpruned"])
+    pruned = [row for row in rows if row.point is point and row.kind == "unhealed"]
+    healed = [row for row in rows if row.point is point and row.kind == "healed"]
+    chance = [row for row in rows if row.point in point.controls and row.kind == "unhealed"]
+    value = _values(measure, pruned)
+    if not value:
+        return ""
+    before = unpruned[0] if unpruned else None
+    parts = [f"{measure.form.format(before)} unpruned"] if before is not None else []
+    parts.append(f"{_value(measure, value[0], before)} pruned by {pruned[0].chosen_by}")
+    if found := _values(measure, healed):
+        parts.append(f"{_value(measure, found[0], before)} once healed")
+    word = measure.word[:1].upper() + measure.word[1:]
+    return f"{word}: {', '.join(parts)}. {_against_chance(measure, pruned[0], chance, before, pairs)}"
+
+
+def _against_chance(measure: Measure, row: Row, chance: Sequence[Row], before: float | None, pairs: Pairing) -> str:
+    values = _values(measure, chance)
+    if not values or len(values) < len(chance):
+        return "No random choice of the same size was evaluated, so this does not show what the method adds to chance."
+    mean = sum(values) / len(values)
+    seeds = f"mean of {len(values)} seeds" if len(values) > 1 else "one seed"
+    shown = f"A random choice of the same size: {_value(measure, mean, before)}, {seeds}"
+    return f"{shown}. {_judgement(measure, row, chance, pairs)}"
+
+
+def _judgement(measure: Measure, row: Row, chance: Sequence[Row], pairs: Pairing) -> str:
+    """Whether the choice is better than chance: by the paired interval, or where there is none by the seeds."""
+    score = measure.of(row)
+    assert score is not None
+    lower_is_better = measure.metric == "nats_per_token"
+    values = _values(measure, chance)
+    difference = pairs.against_mean(row, chance, measure.tasks[0], measure.metric) if len(measure.tasks) == 1 else None
+    if difference is None:
+        if min(values) <= score[0] <= max(values):
+            return f"{row.chosen_by} lies within the range of random choices."
+        better = (score[0] < min(values)) == lower_is_better
+        every = f"all {len(values)} random choices" if len(values) > 1 else "the random choice"
+        return f"{row.chosen_by} is {'better' if better else 'worse'} than {every}."
+    words = in_words(difference, 1 if lower_is_better else 100, 3 if lower_is_better else 1)
+    if difference.low <= 0 <= difference.high:
+        return f"{row.chosen_by} cannot be told from chance: {words}, 95 % interval."
+    better = (difference.difference < 0) == lower_is_better
+    return f"{row.chosen_by} is {'better' if better else 'worse'} than chance: {words}, 95 % interval."
+
+
+def _values(measure: Measure, rows: Sequence[Row]) -> list[float]:
+    return [score[0] for row in rows if (score := measure.of(row))]
+
+
+def _value(measure: Measure, value: float, before: float | None) -> str:
+    """`4.597 (+0.197)`: the value, and how far it is from the unpruned model's."""
+    if before is None:
+        return measure.form.format(value)
+    change = measure.form.replace("{:", "{:+").format(value - before).replace("-", "\N{MINUS SIGN}")
+    return f"{measure.form.format(value)} ({change})"
