@@ -150,10 +150,6 @@ def test_a_folder_with_a_plan_alone_is_a_run(toy: Path, tmp_path: Path) -> None:
             r"ledger.json is not a ledger .*.*Remove it",
         ),
         (
-            lambda run: (run / "unpruned" / "unhealed.json").write_text("[]"),
-            "unhealed.json is not results",
-        ),
-        (
             lambda run: (run / "sweep.json").write_text("{}"),
             r"sweep.json is not a sweep .*it does not say so",
         ),
@@ -165,6 +161,18 @@ def test_a_folder_with_a_plan_alone_is_a_run(toy: Path, tmp_path: Path) -> None:
             lambda run: write(run / "ledger.json", {"entries": [{}]}),
             r"missing required field `stage` - at `\$.entries\[0\]`",
         ),
+        (lambda run: edit(point_of(run) / "plan.json", fingerprint="other"), r"plan.json is of another checkpoint"),
+    ],
+)
+def test_a_run_that_cannot_be_read_is_one_sentence(run: Path, break_it: object, sentence: str) -> None:
+    break_it(run)  # type: ignore[operator]
+    with pytest.raises(MoeitsError, match=sentence):
+        page(run)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "sentence"),
+    [
         (
             lambda run: write(point_of(run) / "healing.json", {}),
             r"healing.json .*missing .*`recipe_name`",
@@ -182,14 +190,42 @@ def test_a_folder_with_a_plan_alone_is_a_run(toy: Path, tmp_path: Path) -> None:
             lambda run: edit(point_of(run) / "unhealed.json", tasks={"a": {"acc": "x"}}),
             r"missing .*`num_fewshot` \(within tasks.a\)",
         ),
-        (lambda run: edit(point_of(run) / "plan.json", fingerprint="other"), r"plan.json is of another checkpoint"),
         (lambda run: edit(point_of(run) / "plan.json", kept={"0": [1, 2]}), r"do not have the same layers: \[1, 2\]"),
         (lambda run: without_evidence(run), r"plan.json has no experts_before in its summary"),
     ],
 )
-def test_a_run_that_cannot_be_read_is_one_sentence(run: Path, break_it: object, sentence: str) -> None:
+def test_a_model_that_cannot_be_read_is_a_row_beside_the_others(run: Path, break_it: object, sentence: str) -> None:
+    others = [path.name for path in run.glob("experts-*")][1:]
+    name = point_of(run).name
     break_it(run)  # type: ignore[operator]
-    with pytest.raises(MoeitsError, match=sentence):
+    text = tables(run)
+    (why,) = table_of(text, "What could not be read").pop(name)
+    assert re.search(sentence, html.unescape(why).replace("\\", "")), why
+    assert str(run) not in why
+    assert all(f"| MoEITS {other.removeprefix('experts-')} |" in text for other in others)
+    assert f"| MoEITS {name.removeprefix('experts-')} |" not in text
+    assert "Left out</h2>" in page(run)
+
+
+def test_a_random_choice_that_cannot_be_read_leaves_its_model_in(controlled: Path) -> None:
+    name = point_of(controlled).name
+    write(controlled / name / "random-1" / "unhealed.json", [])
+    text = tables(controlled)
+    assert f"| {name}/random-1 |" in text
+    assert f"| random {name.removeprefix('experts-')}, 2 seeds |" in text
+
+
+def test_an_unpruned_model_that_cannot_be_read_is_said_to_be_missing(run: Path) -> None:
+    (run / "unpruned" / "unhealed.json").write_text("[]")
+    text = tables(run)
+    assert "unhealed.json is not results" in table_of(text, "What could not be read")["unpruned"][0]
+    assert "nothing here says what pruning cost" in text
+
+
+def test_a_run_of_broken_models_alone_is_refused(run: Path) -> None:
+    for path in [*run.glob("experts-*/plan.json"), run / "unpruned" / "unhealed.json"]:
+        write(path, {})
+    with pytest.raises(MoeitsError, match="is not a plan"):
         page(run)
 
 

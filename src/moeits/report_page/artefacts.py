@@ -14,7 +14,7 @@ from typing import Any
 from moeits.choosing.criteria import CRITERIA
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.criteria_file import CriteriaFile, read_criteria
-from moeits.errors import EvaluationError
+from moeits.errors import EvaluationError, MoeitsError
 from moeits.evaluation.results import Results
 from moeits.evidence import Evidence
 from moeits.printable import printable
@@ -81,15 +81,24 @@ class Run:
     """By experts kept, the smallest model first."""
     files: Mapping[str, str]
     """Name of each file that was read, within the run -> its SHA-256."""
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    """Folder of each model that could not be read -> a sentence that says why."""
 
 
 def read_run(folder: str | Path) -> Run:
-    """Read a run. Raises EvaluationError if there is none, or if a file of it is broken; EvidenceError, PlanError."""
+    """Read a run; a model one of whose files is broken is left out.
+
+    Raises EvaluationError if there is none, if a file of the whole run is broken, or if nothing can be read but broken
+    models; EvidenceError, PlanError.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise EvaluationError(f"There is no run {folder}. Make one with: moeits sweep MODEL --output {folder}")
     reader = _Reader(folder)
-    found = {name: reader.point(name) for name in _point_folders(folder)}
+    known = {name: reader.whole_point(name) for name in _point_folders(folder)}
+    found = {name: point for name, point in known.items() if point}
+    if reader.left_out and not found:
+        raise next(iter(reader.left_out.values()))
     unpruned = found.pop("unpruned", Point(name="unpruned"))
     points = sorted((p for p in found.values() if p.plan), key=lambda point: point.summary["experts_kept"])
     about = _about(reader, [unpruned, *points])
@@ -103,6 +112,7 @@ def read_run(folder: str | Path) -> Run:
         unpruned=unpruned,
         points=_with_controls(points),
         files=reader.files,
+        left_out={name: str(why).replace(f"{folder}/", "") for name, why in reader.left_out.items()},
     )
 
 
@@ -166,9 +176,18 @@ class _Reader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files: dict[str, str] = {}
+        self.left_out: dict[str, MoeitsError] = {}
         self.sweep = read_sweep(folder / "sweep.json") if self._read("sweep.json") else None
         self.criteria = read_criteria(folder / "criteria.json") if self._read("criteria.json") else None
         self.evidence = self._evidence()
+
+    def whole_point(self, name: str) -> Point | None:
+        """The model of a folder; None if a file of it is broken, which `left_out` then explains."""
+        try:
+            return self.point(name)
+        except MoeitsError as error:
+            self.left_out[name] = error
+            return None
 
     def point(self, name: str) -> Point:
         """The model of a folder, its controls included."""
@@ -186,7 +205,9 @@ class _Reader:
             healed=self._results(f"{name}/healed.json"),
             healing=self.file(f"{name}/healing.json", HealingFile, "what moeits heal wrote"),
             footprint=self.file(f"{name}/footprint.json", FootprintFile, "what moeits measure wrote"),
-            controls=tuple(self.point(f"{name}/{control.parent.name}") for control in controls),
+            controls=tuple(
+                point for control in controls if (point := self.whole_point(f"{name}/{control.parent.name}"))
+            ),
         )
 
     def file(self, name: str, of: type[Typed], what: str) -> Typed | None:

@@ -10,7 +10,7 @@ from moeits.report_page.evidence_sections import SIZES_CAPTION
 from moeits.report_page.sections import sections_of
 
 # Sections whose tables say what came out; the others are about how it is drawn or made.
-_OF_RESULTS = ("accuracy", "footprint", "ledger", "healing", "rows", "runs")
+_OF_RESULTS = ("left-out", "accuracy", "footprint", "ledger", "healing", "rows", "runs")
 
 
 def tables(runs: Sequence[Run], extra: Sequence[Section] = (), *, level: int = 2) -> str:

@@ -30,6 +30,7 @@ def sections_of(run: Run, slug: str) -> list[Section]:
     pairs = Pairing(rows)
     made = (
         _summary(run, rows, pairs),
+        _left_out(run),
         who_stays(run, rows, removal, slug),
         redundancy(run, removal, slug),
         per_layer(run, slug),
@@ -61,6 +62,15 @@ def _summary(run: Run, rows: Sequence[Row], pairs: Pairing) -> Section | None:
     if not said and noise["redundancy"]:
         said = [noise_sentence(noise)]
     return section("summary", "Summary", said, [table, facts(known), notes(_measured_on(rows, table))])
+
+
+def _left_out(run: Run) -> Section | None:
+    """A row for each model of the run that could not be read."""
+    if not run.left_out:
+        return None
+    rows = [[name, why] for name, why in run.left_out.items()]
+    intro = ["These models are in no table and no plot, since a file of theirs could not be read."]
+    return section("left-out", "Left out", intro, [table("What could not be read", ["folder", "why"], rows, words=2)])
 
 
 def _before(run: Run) -> Mapping[str, Any] | None:

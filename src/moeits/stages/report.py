@@ -101,7 +101,7 @@ def _of_checkpoint(checkpoint: Path, run: Run) -> Run | None:
 
     found = next((p for point in run.points for p in (point, *point.controls) if is_it(p)), None)
     same = found is not None and plan.fingerprint == run.fingerprint
-    return replace(run, points=(found,)) if same and found is not None else None
+    return replace(run, points=(found,), left_out={}) if same and found is not None else None
 
 
 def _html(runs: Sequence[Run], extra: Sequence[Section]) -> str:
