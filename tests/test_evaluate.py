@@ -10,6 +10,7 @@ import pytest
 import moeits
 from moeits import Results, evaluate
 from moeits.command_line.app import main
+from moeits.console.results import show_results
 from moeits.errors import CheckpointError, EvaluationError, MissingExtra, OutputError, SettingError
 from moeits.evaluation.tasks import PAPER, task_names
 from tests.evaluation_toys import arc_rows, continuation_rows, give_tokenizer, make_speaking_toy, write_jsonl
@@ -396,7 +397,7 @@ def test_the_command_shows_the_numbers_and_what_was_cut(toy, data, tmp_path, mon
         with pytest.raises(SystemExit, match="0"):
             main()
     shown = capsys.readouterr()
-    assert "8 of 20 prompts of continuation_local (2 of 5 items) were cut from the left" in shown.out
+    assert "continuation_local 8 of 20 (2 of 5 items)" in shown.out
     assert shown.err == ""
     monkeypatch.setattr(sys, "argv", ["moeits", "compare", str(tmp_path / "a.json"), str(tmp_path / "b.json")])
     with pytest.raises(SystemExit, match="0"):
@@ -412,3 +413,16 @@ def test_the_command_says_what_is_wrong_in_one_sentence(toy, data, monkeypatch, 
     shown = capsys.readouterr()
     assert shown.err.startswith("moeits: The data folder lacks boolq/test.jsonl")
     assert len(shown.err.strip().splitlines()) == 1
+
+
+def test_prompts_that_were_cut_are_one_note_with_the_context_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = {"requests": 20, "requests_cut": 8, "items_cut": 2, "longest_tokens": 900, "room_tokens": 513}
+    row = {"num_fewshot": 15, "n_samples": {"original": 9, "effective": 5}, "chance": 0.25, "version": 1.0}
+    whole = {**prompts, "requests_cut": 0, "items_cut": 0, "longest_tokens": 60}
+    tasks = {"a": {**row, "prompts": prompts}, "b": {**row, "prompts": {**prompts, "longest_tokens": 800}}}
+    tasks |= {"c": {**row, "prompts": whole}, "d": {**row, "prompts": None}}
+    facts = {"model": {}, "settings": {"context_tokens": 512}, "versions": {}, "perplexity": None, "samples": {}}
+    show_results(Results(tasks=tasks, **facts), {})
+    (note,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note:")]
+    assert "in 2 of 4 tasks, since the longest has 900 tokens and the context 512" in note
+    assert "a 8 of 20 (2 of 5 items); b 8 of 20 (2 of 5 items)." in note

@@ -1,6 +1,7 @@
 """A sweep is the plans of its taus, and never does anything twice."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ from hypothesis import strategies as st
 
 import moeits
 from moeits.checkpoint.reading import Checkpoint
+from moeits.console.sweeps import show_sweep
 from moeits.errors import MoeitsError, OutputError, SettingError
 from moeits.evidence import Evidence
 from moeits.stages.sweep import Sweep, parse_taus
+from tests.runs import evaluated, swept
 from tests.toys import make_toy
 
 
@@ -337,3 +340,33 @@ def test_what_a_sweep_cannot_walk_is_said_before_anything_is_scored(
     with pytest.raises(SettingError):
         moeits.sweep(toy, output=tmp_path / "run", **asked)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_was_measured_is_printed_beside_chance(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = evaluated(swept(toy, tmp_path / "run", tau="0,1"), seeds=3)
+    walked = moeits.sweep(toy, tau="0,1", output=run)
+    show_sweep(walked, {"output": run})
+    sizes, accuracy, loss = re.split(r"\n\n.*:\n", capsys.readouterr().out.partition("\nwritten")[0])
+    assert [line.split()[0] for line in sizes.splitlines()] == ["tau", "0", "1"]
+    assert [line.split()[0] for line in accuracy.splitlines()] == ["tau", "unpruned", "0", "1"]
+    for point, line in zip(walked.points, loss.splitlines()[2:], strict=True):
+        folders = [run / point.folder, *(run / point.folder).glob("random-*")]
+        nats = [
+            json.loads((folder / "unhealed.json").read_text())["perplexity"]["nats_per_token"] for folder in folders
+        ]
+        healed = json.loads((run / point.folder / "healed.json").read_text())["perplexity"]["nats_per_token"]
+        mean = sum(nats[1:]) / 3
+        chance = f"{mean:.3f} ({min(nats[1:]):.3f} to {max(nats[1:]):.3f})"
+        expected = f"{point.tau:g} {nats[0]:.3f} {chance} {nats[0] - mean:+.3f} {healed:.3f}"
+        assert " ".join(line.split()) == expected
+
+
+def test_without_measurements_only_sizes_are_printed(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_sweep(moeits.sweep(toy, tau="0,1", output=tmp_path / "run"), {"output": tmp_path / "run"})
+    said = capsys.readouterr().out
+    assert "random choices" not in said
+    assert f"moeits report {tmp_path / 'run'}" in said

@@ -20,7 +20,7 @@ from moeits import console
 from moeits.__main__ import INTERRUPTED
 from moeits.command_line.examples import epilog
 from moeits.command_line.flags import flag, panel_rank
-from moeits.console import criteria, footprint, forecast, healing, plans, pruning, refitting, results
+from moeits.console import criteria, footprint, forecast, healing, plans, pruning, refitting, results, sweeps
 from moeits.errors import MoeitsError
 
 # Stages whose result is the next one's input: at a command line it would be lost without an output.
@@ -95,7 +95,7 @@ COMMANDS: tuple[tuple[Callable[..., Any], Callable[[Any, dict[str, Any]], None]]
     (moeits.compare, results.show_comparison),
     (moeits.compare_criteria, criteria.show_criteria),
     (moeits.measure, footprint.show_footprint),
-    (moeits.sweep, footprint.show_sweep),
+    (moeits.sweep, sweeps.show_sweep),
     (moeits.report, footprint.show_report),
 )
 for _stage, _show in COMMANDS:

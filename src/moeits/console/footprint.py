@@ -1,30 +1,12 @@
-"""Sweeps, footprints and reports, as a person sees them."""
+"""Footprints and reports, as a person sees them."""
 
 from pathlib import Path
 from typing import Any
 
-from moeits.console import out, table, written
+from moeits.console import out, written
 from moeits.sizes import format_size
 from moeits.stages.measure import Footprint
 from moeits.stages.report import Report
-from moeits.stages.sweep import Sweep
-
-
-def show_sweep(found: Sweep, arguments: dict[str, Any]) -> None:
-    """A row per tau: experts, parameters, bytes, P(down)."""
-    rows = (
-        (
-            f"{point.tau:g}",
-            str(point.summary["experts_kept"]),
-            f"{min(point.kept.values())} to {max(point.kept.values())}",
-            f"{point.summary['parameters_after']:,}",
-            format_size(point.summary["bytes_after"]),
-            f"{point.summary['reduction']:.2%}",
-        )
-        for point in found.points
-    )
-    table(("tau", "experts kept", "per layer", "parameters", "bytes", "P(down)"), rows)
-    out(f"written: {arguments['output']} (moeits report {arguments['output']} --output report.html)")
 
 
 def show_report(made: Report, arguments: dict[str, Any]) -> None:

@@ -16,9 +16,8 @@ def show_results(results: Results, arguments: dict[str, Any]) -> None:
     if results.tasks:
         columns = ("task", "shots", "items", "acc", "acc_norm", "chance")
         table(columns, (_task_row(name, row) for name, row in results.tasks.items()))
-    for name, row in results.tasks.items():
-        if row["prompts"] and row["prompts"]["requests_cut"]:
-            out(_cut_warning(name, row))
+    if warning := _cut_warning(results):
+        out(warning)
     if results.perplexity is not None:
         found = results.perplexity
         out(
@@ -66,12 +65,22 @@ def _with_error(row: Mapping[str, Any], metric: str) -> str:
     return f"{row[metric]:.4f}" + (f" ± {error:.4f}" if error is not None else "")
 
 
-def _cut_warning(name: str, row: Mapping[str, Any]) -> str:
-    prompts = row["prompts"]
+def _cut_warning(results: Results) -> str:
+    """One note on all tasks whose prompts did not fit; empty if all did."""
+    cut = {name: row for name, row in results.tasks.items() if row["prompts"] and row["prompts"]["requests_cut"]}
+    if not cut:
+        return ""
+    prompts = {name: row["prompts"] for name, row in cut.items()}
+    each = "; ".join(
+        f"{name} {found['requests_cut']} of {found['requests']} ({found['items_cut']} of "
+        f"{cut[name]['n_samples']['effective']} items)"
+        for name, found in prompts.items()
+    )
     return (
-        f"note: {prompts['requests_cut']} of {prompts['requests']} prompts of {name} ({prompts['items_cut']} of "
-        f"{row['n_samples']['effective']} items) were cut from the left: the longest has {prompts['longest_tokens']} "
-        f"tokens, the model takes {prompts['room_tokens']}. Not all of the {row['num_fewshot']} examples were seen."
+        f"note: prompts were cut from the left in {len(cut)} of {len(results.tasks)} tasks, since the longest has "
+        f"{max(found['longest_tokens'] for found in prompts.values())} tokens and the context "
+        f"{results.settings['context_tokens']}, so not all examples were seen: {each}. With fewer shots they fit: "
+        "--num-fewshot."
     )
 
 
