@@ -804,15 +804,17 @@ def test_code_that_a_checkpoint_brings_is_never_run(tmp_path: Path, toy: Path) -
         (toy / name).write_text(planted)
     reconfigure(toy, auto_map={"AutoConfig": "configuration_toy.Toy", "AutoModelForCausalLM": "modeling_toy.Toy"})
     (toy / "tokenizer_config.json").write_text(
-        '{"auto_map": {"AutoTokenizer": ["tokenization_toy.Toy", null]}, "a": 1}'
+        '{"auto_map": {"AutoTokenizer": ["tokenization_toy.Toy", null], "AutoProcessor": "a/b--c.D"}, "a": 1}'
     )
     for layout, output in (("per-layer", tmp_path / "uneven"), ("uniform", tmp_path / "even")):
         moeits.simplify(toy, tau=0.5, layout=layout, output=output)
         moeits.load(output)
         own = {"per-layer": {"AutoModelForCausalLM": "modeling_moeits.Qwen2MoeForCausalLM"}, "uniform": None}
         assert read_config(output).get("auto_map") == own[layout]
-        assert json.loads((output / "tokenizer_config.json").read_text()) == {"a": 1}
-        assert [path.name for path in output.glob("*.py")] == (["modeling_moeits.py"] if own[layout] else [])
+        kept = {"auto_map": {"AutoTokenizer": ["tokenization_toy.Toy", None]}, "a": 1}
+        assert json.loads((output / "tokenizer_config.json").read_text()) == kept
+        code = {path.name for path in output.glob("*.py")}
+        assert code == {"tokenization_toy.py", *(["modeling_moeits.py"] if own[layout] else [])}
         assert "never run and is left out" in (output / "README.md").read_text()
     assert not marker.exists()
     exec(planted)

@@ -26,6 +26,7 @@ from huggingface_hub.utils import SafetensorsFileMetadata, SafetensorsRepoMetada
 import moeits
 from moeits.checkpoint.hub import download
 from moeits.checkpoint.reading import Checkpoint
+from moeits.checkpoint.side_files import side_files
 from moeits.errors import CheckpointError, SettingError, UnknownArchitecture
 from tests.toys import make_toy, read_config
 
@@ -106,6 +107,46 @@ def test_only_data_is_asked_for(hub: dict[str, Any]) -> None:
     folder, _ = download("org/toy")
     assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "README.md"}
     assert hub["revisions"] == [None]
+
+
+SPELLINGS = (
+    *("LICENSE", "License", "license.md", "LICENCE", "LICENSE.txt", "MODEL_LICENSE", "COPYING", "notice.txt", "NOTICE"),
+    *("Use_Policy.md", "USE_POLICY.md", "COPYRIGHT", "Tokenizer.model", "tokenizer.model.v3", "vocab.bpe", "VOCAB.txt"),
+    *("tekken.json", "merges.txt", "qwen.tiktoken", "spiece.model", "chat_template.jinja", "generation_config.json"),
+    *("preprocessor_config.json", "hf_quant_config.json"),
+)
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_what_is_copied_from_a_folder_is_fetched_from_the_hub(hub: dict[str, Any], name: str) -> None:
+    (hub["uploaded"] / name).write_text("{}")
+    assert name in side_files(hub["uploaded"])
+    assert name in side_files(download("org/toy")[0])
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "modeling_toy.py", "train.py", "model.gguf", "optimizer.pt"])
+def test_what_is_not_copied_from_a_folder_is_not_fetched(hub: dict[str, Any], name: str) -> None:
+    (hub["uploaded"] / name).write_text("{}")
+    assert name not in side_files(hub["uploaded"])
+    assert not (download("org/toy")[0] / name).exists()
+
+
+def test_code_of_the_tokenizer_is_fetched_with_what_it_imports_and_no_other(hub: dict[str, Any]) -> None:
+    toy = hub["uploaded"]
+    (toy / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["tokenization_toy.Toy", null]}}')
+    (toy / "tokenization_toy.py").write_text("raise SystemExit('it ran')\nfrom .pieces import cut\n")
+    (toy / "pieces.py").write_text("from . import marks")
+    (toy / "marks.py").write_text("")
+    (toy / "train.py").write_text("")
+    folder, _ = download("org/toy")
+    assert {path.name for path in folder.glob("*.py")} == {"tokenization_toy.py", "pieces.py", "marks.py"}
+    assert set(hub["revisions"][1:]) == {COMMIT}, "more of the same commit"
+
+
+def test_code_that_the_hub_does_not_have_is_looked_for_once(hub: dict[str, Any]) -> None:
+    (hub["uploaded"] / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": ["gone.Toy", null]}}')
+    download("org/toy")
+    assert hub["revisions"] == [None, COMMIT]
 
 
 def test_links_of_the_cache_become_files(hub: dict[str, Any], tmp_path: Path) -> None:  # noqa: ARG001

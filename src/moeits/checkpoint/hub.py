@@ -2,31 +2,20 @@
 
 HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are honoured because huggingface_hub honours them; there is no cache of our own.
 Not run against a live hub: the machine this was built on has none. The tests replace the hub's two calls.
+
+What is fetched is listed in `parts.py`, which is the list of what is copied from a folder too.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from moeits.checkpoint.parts import SMALL_FILES, WEIGHTS, in_any_case
+from moeits.checkpoint.side_code import code_files
 from moeits.errors import CheckpointError
 
-WEIGHTS = "*.safetensors"
-
-# Data only: modelling code of a repository is never fetched, so it can never run.
-DATA_FILES = (
-    WEIGHTS,
-    "*.json",
-    "*.jinja",
-    "*.txt",
-    "*.model",
-    "*.tiktoken",
-    "README.md",
-    "LICENSE*",
-    "NOTICE*",
-    "USE_POLICY*",
-)
 OTHER_FORMATS = ("original/*", "onnx/*", "metal/*", "consolidated*")
 
 # As the hub has them; a path such as ./model or ../model is none.
@@ -36,18 +25,26 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 def download(model: str, revision: str | None = None, *, weights: bool = True) -> tuple[Path, str]:
     """Folder of a hub model's files, and its name with the resolved commit (`org/name@commit`).
 
-    Without `weights` only the small files are fetched. Raises CheckpointError if `model` is not a hub id, or if the hub
+    Without `weights` only the small files are fetched. Code that the tokenizer names is fetched to be copied; it is
+    never run, and code of the model is not fetched. Raises CheckpointError if `model` is not a hub id, or if the hub
     does not give it.
     """
     _check_id(model)
+    with _refusals_as_sentences(model, revision):
+        folder = _fetch(model, revision, [*SMALL_FILES, *([WEIGHTS] if weights else [])])
+        missing: list[str] = []
+        # Which files its code imports is known only when it is there.
+        while (needed := [name for name in code_files(folder) if not (folder / name).exists()]) != missing:
+            missing = needed
+            _fetch(model, folder.name, missing)
+    return folder, f"{model}@{folder.name}"
+
+
+def _fetch(model: str, revision: str | None, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    wanted = [pattern for pattern in DATA_FILES if weights or pattern != WEIGHTS]
-    with _refusals_as_sentences(model, revision):
-        folder = Path(
-            snapshot_download(model, revision=revision, allow_patterns=wanted, ignore_patterns=list(OTHER_FORMATS))
-        )
-    return folder, f"{model}@{folder.name}"
+    wanted = [in_any_case(pattern) for pattern in patterns]
+    return Path(snapshot_download(model, revision=revision, allow_patterns=wanted, ignore_patterns=list(OTHER_FORMATS)))
 
 
 def weight_headers(model: str, commit: str) -> dict[str, dict[str, dict[str, Any]]] | None:

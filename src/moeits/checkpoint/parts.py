@@ -13,11 +13,13 @@ HEALING_NAME = "healing.json"
 QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")
 
 # What belongs to a checkpoint beside its tensors and its config. Compared in lower case: licences come as LICENSE,
-# License.txt and license.md.
+# License.txt, license.md and MODEL_LICENSE.
 SIDE_FILES = (
     "tokenizer*",
+    "tekken*",
     "vocab*",
-    "merges.txt",
+    "*.bpe",
+    "merges*.txt",
     "special_tokens_map.json",
     "added_tokens.json",
     "*.tiktoken",
@@ -26,11 +28,14 @@ SIDE_FILES = (
     "additional_chat_templates/*",
     "generation_config.json",
     "*processor_config.json",
-    "license*",
-    "licence*",
+    "*license*",
+    "*licence*",
     "copying*",
-    "notice*",
-    "use_policy*",
+    "copyright*",
+    "*notice*",
+    "*use_policy*",
+    "*use-policy*",
+    "terms_of_use*",
     *QUANTIZATION_FILES,
 )
 
@@ -54,6 +59,11 @@ PARTS = (
     *SIDE_FILES,
 )
 
+# What is fetched from the hub: weights by whatever names an index gives them, and all else that is read or copied. Code
+# of the model never is; that of tokenizers by name (`side_code.py`).
+WEIGHTS = "*.safetensors"
+SMALL_FILES = ("*.json", "*.jinja", *(part for part in PARTS if not part.endswith((".py", ".safetensors"))))
+
 # The folders of these parts.
 FOLDERS = tuple(sorted({str(PurePosixPath(pattern).parent) for pattern in PARTS} - {"."}))
 
@@ -62,6 +72,11 @@ def matches(name: str, patterns: tuple[str, ...]) -> bool:
     """Whether a name within a checkpoint's folder is one of these; a star does not stand for a slash."""
     name = name.lower()
     return any(fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns)
+
+
+def in_any_case(pattern: str) -> str:
+    """A pattern for those who compare case by case, as the hub does: `l*` becomes `[lL]*`."""
+    return "".join(f"[{each.lower()}{each.upper()}]" if each.isalpha() else each for each in pattern)
 
 
 def is_part(name: str) -> bool:

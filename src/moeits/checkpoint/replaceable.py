@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from moeits.checkpoint.parts import FOLDERS, INDEX_NAME, SINGLE_NAME, is_part, names_a_model
+from moeits.checkpoint.side_code import code_files
 from moeits.errors import OutputError
 from moeits.files import is_artefact
 
@@ -51,9 +52,10 @@ def _has_model(folder: Path) -> bool:
 
 def _foreign_entry(folder: Path) -> str | None:
     """The first file or folder that belongs to no checkpoint, by its name."""
+    code = code_files(folder)  # of its tokenizer, under any name
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         is_folder = path.is_dir() and not path.is_symlink()
-        if name not in FOLDERS if is_folder else not is_part(name):
+        if name not in FOLDERS if is_folder else not (is_part(name) or name in code):
             return name
     return None

@@ -1,5 +1,6 @@
 """What belongs to a checkpoint beside its tensors and its config: tokenizer, chat template, generation config, licence.
 
+The list of names is in `parts.py`, for folders and the hub alike. Code that a tokenizer needs is copied and never run.
 Modelling code, other weight formats and training leftovers are not copied, and no file from elsewhere on this machine.
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 
 from moeits.checkpoint.parts import SIDE_FILES, matches
 from moeits.checkpoint.reading import read_json
+from moeits.checkpoint.side_code import NAMING, code_files, own_auto_map
 from moeits.checkpoint.writing import CheckpointWriter
 from moeits.errors import CheckpointError
 from moeits.surgery.pruned_config import LOADER_FILE
@@ -24,15 +26,16 @@ def copy_side_files(
     `rewritten` are the JSON files that are not copied but written with these values. Raises CheckpointError as
     `side_files` does, before anything is written.
     """
-    for name, path in side_files(folder).items():
+    files = side_files(folder)
+    code = frozenset(name for name in files if name.endswith(".py"))
+    for name, path in files.items():
         if name in rewritten:
             writer.write_json(name, rewritten[name])
-        elif name == "tokenizer_config.json" and "auto_map" in (config := read_json(path)):
-            # It names tokenizer code that is left out; with it, loading would look for that code.
-            writer.write_json(name, {key: value for key, value in config.items() if key != "auto_map"})
+        elif matches(name, NAMING) and (config := _without_other_code(path, code)) is not None:
+            writer.write_json(name, config)
         else:
             writer.copy(path, name)
-    return sorted(path.name for path in folder.glob("*.py") if path.name != LOADER_FILE)
+    return sorted({path.name for path in folder.glob("*.py")} - {LOADER_FILE} - code)
 
 
 def side_files(folder: Path) -> dict[str, Path]:
@@ -41,16 +44,28 @@ def side_files(folder: Path) -> dict[str, Path]:
     Raises CheckpointError for a link that leads out of the folder, or nowhere: what is made is made to be shared, and a
     link of a stranger's checkpoint could put any file of this machine into it.
     """
-    root = Path(os.path.realpath(folder))
+    root, code = Path(os.path.realpath(folder)), code_files(folder)
     files = {}
     for path in sorted([*folder.glob("*"), *folder.glob("additional_chat_templates/*")]):
         name = path.relative_to(folder).as_posix()
-        if path.suffix == ".py" or not matches(name, SIDE_FILES):
+        wanted = name in code and name != LOADER_FILE if path.suffix == ".py" else matches(name, SIDE_FILES)
+        if not wanted:
             continue
         _check_link(path, root)
         if path.is_file():
             files[name] = path
     return files
+
+
+def _without_other_code(path: Path, code: frozenset[str]) -> dict[str, Any] | None:
+    """A JSON file without the names of code that is not copied, which loading would look for; None if it names none."""
+    config = read_json(path)
+    named = config.get("auto_map")
+    if "auto_map" not in config or (isinstance(named, dict) and own_auto_map(named, code) == named):
+        return None
+    own = own_auto_map(named, code) if isinstance(named, dict) else {}
+    rest = {key: value for key, value in config.items() if key != "auto_map"}
+    return rest | ({"auto_map": own} if own else {})
 
 
 def _check_link(path: Path, root: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moeits.card_slot import results_slot
+from moeits.checkpoint.side_code import code_files
 from moeits.choosing.criteria import CRITERIA
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.edits import edit_named
@@ -96,7 +97,7 @@ def model_card(
         *([] if plan is None else [_sizes(plan)]),
         *(each.section.strip() for each in afterwards),
         results_slot(_unmeasured(name, plan, afterwards)),
-        f"## How to load it\n\n{loads.strip()}",
+        f"## How to load it\n\n{loads.strip()}{_tokenizer_code_note(folder)}",
         *(
             []
             if plan is None
@@ -195,6 +196,17 @@ def _coverage_note(plan: PruningPlan) -> str:
     return (
         f"The fingerprint is sampled, {plan.coverage.nbytes:,} bytes of {plan.coverage.of:,}: a change between the\n"
         "samples would not be seen. `--verify full` compares every byte.\n"
+    )
+
+
+def _tokenizer_code_note(folder: Path) -> str:
+    """That the tokenizer is code of somebody's, which whoever loads it may run."""
+    code = [f"`{name}`" for name in code_files(folder) if (folder / name).is_file()]
+    if not code:
+        return ""
+    return (
+        f"\n\nThe tokenizer needs code that the source brings ({', '.join(code)}). It was copied and never run:\n"
+        "read it before you run it, with `AutoTokenizer.from_pretrained(..., trust_remote_code=True)`."
     )
 
 

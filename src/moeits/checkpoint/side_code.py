@@ -1,0 +1,78 @@
+"""Code of tokenizers and processors that a checkpoint brings: copied as text, and never run by moeits.
+
+`tokenizer_config.json` and the configs of processors name it under `auto_map`, as `FILE.Class`; FILE.py may import
+other files of the folder. Code of the model itself is not among it: the stock class replaces that. What `auto_map`
+names in another repository, `OWNER/NAME--FILE.Class`, is not part of the checkpoint and left out.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from moeits.checkpoint.parts import matches
+
+NAMING = ("tokenizer_config.json", "*processor_config.json")
+
+_REFERENCE = re.compile(r"([A-Za-z_]\w*)\.[A-Za-z_]\w*", re.ASCII)
+_IMPORT = re.compile(
+    r"^[ \t]*(?:from[ \t]+\.(\w+)[ \t]+import\b|from[ \t]+\.[ \t]+import[ \t]+([\w, \t]+))", re.M | re.ASCII
+)
+_MOST_BYTES, _MOST_FILES = 1 << 20, 50
+
+
+def code_files(folder: Path) -> tuple[str, ...]:
+    """Names of the code files that tokenizer and processors need, those that are not there too."""
+    waiting = sorted(
+        {module for path in folder.glob("*.json") if matches(path.name, NAMING) for module in _modules(_auto_map(path))}
+    )
+    needed: list[str] = []
+    while waiting and len(needed) < _MOST_FILES:
+        name = f"{waiting.pop(0)}.py"
+        if name not in needed:
+            needed.append(name)
+            waiting += _imports(folder / name)
+    return tuple(sorted(needed))
+
+
+def own_auto_map(auto_map: Mapping[str, Any], code: frozenset[str]) -> dict[str, Any]:
+    """The entries whose classes all lie in these code files."""
+    return {name: entry for name, entry in auto_map.items() if (files := _files_of(entry)) and files <= code}
+
+
+def _auto_map(path: Path) -> Mapping[str, Any]:
+    """What a JSON file names; nothing if it cannot be read."""
+    try:
+        config = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    auto_map = config.get("auto_map") if isinstance(config, dict) else None
+    return auto_map if isinstance(auto_map, dict) else {}
+
+
+def _modules(auto_map: Mapping[str, Any]) -> Iterator[str]:
+    for entry in auto_map.values():
+        yield from (name.removesuffix(".py") for name in _files_of(entry) or ())
+
+
+def _files_of(entry: object) -> set[str] | None:
+    """The files that an entry of `auto_map` names, of which a tokenizer has two; None if one is not of this folder."""
+    references = [each for each in (entry if isinstance(entry, list) else [entry]) if each is not None]
+    found = [_REFERENCE.fullmatch(each) if isinstance(each, str) else None for each in references]
+    return {f"{match[1]}.py" for match in found if match} if found and all(found) else None
+
+
+def _imports(path: Path) -> list[str]:
+    """Modules of the same folder that a file imports, as text: it is not run, and need not be Python."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES).decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    return [
+        name.split()[0]
+        for one, several in _IMPORT.findall(text)
+        for name in ([one] if one else several.split(","))
+        if name.split()
+    ]
