@@ -41,6 +41,15 @@ FLAGS: dict[str, Any] = {
     ],
     "output": Annotated[Path, typer.Option(help="Where the result goes.")],
     "fresh": Annotated[bool, typer.Option("--fresh", metavar="", help="Forget finished layers of an interrupted run.")],
+    "statistics": Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Signals of another tool: REAP's observer, SGLang's recorder, imatrix, JSONL order."
+        ),
+    ],
+    "write_order": Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write each layer's experts, best first, as JSONL.")
+    ],
     "selection": Annotated[int, typer.Option(help="Tokens on which reconstruction tries who can go.")],
     "parent": Annotated[str, typer.Option(metavar="MODEL", help="The checkpoint that it was pruned from.")],
     "plan": Annotated[Path, typer.Option(help="The plan to carry out.")],

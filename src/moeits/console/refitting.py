@@ -7,6 +7,7 @@ from moeits.choosing.protection import listed, super_experts
 from moeits.console import out, table, written
 from moeits.console.plans import of_layers
 from moeits.evidence import Evidence
+from moeits.printable import printable
 from moeits.stages.refit import Refitting
 
 
@@ -71,6 +72,10 @@ def _who_judged(data: Mapping[str, Any]) -> str:
 def show_calibration(evidence: Evidence, arguments: dict[str, Any]) -> None:
     """What was watched, and how unevenly the router chooses."""
     settings = evidence.settings
+    if "statistics" in settings:
+        out(f"of {printable(settings['statistics'])}: {', '.join(evidence.signals)}")
+        written(arguments)
+        return
     out(f"{settings['tokens']:,} tokens of {', '.join(settings['sources'])}, in windows of {settings['window']}")
     rows = []
     for layer, share in evidence.signals["frequency"].items():

@@ -34,6 +34,7 @@ def calibrate(
     machine: Machine,
     opening: Opening,
     selection: int = SELECTION,
+    statistics: str | Path | None = None,
     fresh: bool = False,
     progress: Progress = silent,
 ) -> Evidence:
@@ -42,7 +43,8 @@ def calibrate(
     The stock model is run one decoder layer at a time, so no whole model is in memory, unless `data` is `self`.
     Signals: frequency, router-score, ean-sum, ean-mean, reap (gates as the model uses them), coactivation,
     largest-activation, and reconstruction, by backward elimination on `selection` of the tokens. A killed run goes on
-    where it was unless `fresh`.
+    where it was unless `fresh`. With `statistics` (REAP's observer, SGLang's recorder, an imatrix, a JSONL order) the
+    signals are those that another tool found, and nothing is run.
 
     Raises CalibrationError for unfit tokens, CheckpointError, OutputError.
     """
@@ -50,7 +52,9 @@ def calibrate(
         raise SettingError(f"--selection {selection} is out of range: it is from 64 to 1000000 tokens.")
     checkpoint = opening.open(model, check=architecture_of)
     if output is not None:
-        check_file_output(output := Path(output), inputs=[checkpoint.folder])
+        check_file_output(output := Path(output), inputs=[checkpoint.folder, statistics])
+    if statistics is not None:
+        return _taken_in(Path(statistics), checkpoint, output)
     with workplace(output, fresh=fresh, progress=progress) as place:
         evidence = calibrated(checkpoint, place, texts, machine, opening, selection, progress)
         if output is not None:
@@ -87,6 +91,19 @@ def calibrated(
             name: {layer: values[name] for layer, values in layers.items()} for name in next(iter(layers.values()))
         },
     )
+
+
+def _taken_in(statistics: Path, checkpoint: Checkpoint, output: Path | None) -> Evidence:
+    """Evidence of what another tool found."""
+    from moeits.calibration.imported import imported
+
+    inventory = Inventory.of(checkpoint, MoELayout.of(checkpoint))
+    evidence = Evidence(
+        inventory=inventory, settings={"statistics": statistics.name}, signals=imported(statistics, inventory)
+    )
+    if output is not None:
+        evidence.save(output)
+    return evidence
 
 
 def _all_layers(

@@ -1,13 +1,15 @@
 """Evidence x criterion x budget -> who stays."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from moeits.choosing.elimination import EliminationOrder
 from moeits.choosing.planner import Planner
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.choosing.settings import Budget, Choice
 from moeits.evidence import Evidence, merged
-from moeits.files import check_file_output
+from moeits.files import check_file_output, write_whole
 from moeits.settings import with_settings
 
 
@@ -16,6 +18,7 @@ def plan(
     evidence: str | Path | Evidence | Sequence[str | Path | Evidence],
     *,
     output: str | Path | None = None,
+    write_order: str | Path | None = None,
     budget: Budget,
     choice: Choice,
 ) -> PruningPlan:
@@ -26,16 +29,30 @@ def plan(
     experts than `min_experts`, by default its top_k. With `output` the plan is also written there.
 
     Several files of `evidence` of one checkpoint are taken together. Other criteria than `moeits` share removals out
-    among layers by an `allocation`; counts are multiples of `multiple_of`.
+    among layers by an `allocation`; counts are multiples of `multiple_of`. `write_order` is a JSONL file for the order
+    of each layer's experts, {"<layer>": [best, ..., worst]}.
 
     Raises SettingError for an argument that is out of range, BudgetOutOfReach if floors are reached first,
     EvidenceError for broken evidence, OutputError if the plan cannot be written.
     """
     several = [evidence] if isinstance(evidence, (str, Path, Evidence)) else list(evidence)
     if output is not None:
-        check_file_output(Path(output), inputs=(*several, budget.like))
+        check_file_output(Path(output), inputs=(*several, budget.like, choice.protect))
+    if write_order is not None:
+        check_file_output(Path(write_order), inputs=(*several, budget.like, choice.protect, output))
     read = [each if isinstance(each, Evidence) else Evidence.load(each) for each in several]
-    made = Planner(merged(read), choice).plan(budget=budget)
+    planner = Planner(merged(read), choice)
+    made = planner.plan(budget=budget)
+    if write_order is not None:
+        write_whole(Path(write_order), _lines_of(planner.orders).encode())
     if output is not None:
         made.save(output)
     return made
+
+
+def _lines_of(orders: Mapping[int, EliminationOrder]) -> str:
+    """Layer by layer, whoever stays longest first."""
+    return "".join(
+        json.dumps({str(layer): [*order.kept_after(len(order.removed)), *reversed(order.removed)]}) + "\n"
+        for layer, order in orders.items()
+    )

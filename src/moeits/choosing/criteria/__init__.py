@@ -50,6 +50,7 @@ from moeits.choosing.criteria import (  # noqa: E402
     ean_sum,
     frequency,
     moeits,
+    order,
     random,
     reap,
     reconstruction,
@@ -69,6 +70,7 @@ CRITERIA: tuple[Criterion, ...] = (
     frequency.CRITERION,
     router_score.CRITERION,
     reconstruction.CRITERION,
+    order.CRITERION,
     aimer.CRITERION,
     weight_norm.CRITERION,
     router_norm.CRITERION,
@@ -109,7 +111,8 @@ def made_by(name: str) -> str:
         return "moeits score MODEL --output evidence.safetensors"
     if name in {signal.name for signal in SIGNALS}:
         return f"moeits score MODEL --signals {name} --output evidence.safetensors"
-    return "moeits calibrate MODEL --output signals.safetensors"
+    statistics = "--statistics ORDER.jsonl " if name == "order" else ""
+    return f"moeits calibrate MODEL {statistics}--output signals.safetensors"
 
 
 def criterion_named(name: str) -> Criterion:
