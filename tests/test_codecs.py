@@ -1,5 +1,6 @@
 """Packed weights are scored by the numbers that they stand for, and moved as bytes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -157,17 +158,24 @@ def test_scales_move_with_their_expert_as_bytes(copies: dict[str, Path], form: s
     assert all(torch.equal(value.view(torch.uint8), own[name].view(torch.uint8)) for name, value in after.items())
 
 
-def test_pruned_mxfp4_opens_in_transformers_as_the_pruned_bf16_does(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    copies = packed_copies(make_toy(tmp_path / "toy", "gpt_oss", **TOYS["gpt_oss"]), tmp_path)
+@pytest.mark.parametrize("counts", [(3, 3), (4, 2)], ids=["equal", "unequal"])
+@pytest.mark.parametrize("form", ["qwen3_moe fp8", "deepseek_v3 fp8", "gpt_oss mxfp4"])
+def test_what_was_pruned_packed_opens_in_transformers_with_the_numbers_of_what_was_pruned_in_bf16(
+    tmp_path: Path, form: str, counts: tuple[int, int]
+) -> None:
+    """Transformers dequantizes by itself where there is no GPU."""
+    model_type, packed = form.split()
+    copies = packed_copies(make_toy(tmp_path / "toy", model_type, **TOYS[model_type]), tmp_path)
+    made = moeits.plan(moeits.score(copies["bf16"]), experts_per_layer=3)
+    kept = {layer: tuple(range(1, 1 + counts[layer % 2])) for layer in made.kept}
     states = {}
-    for form in ("bf16", "mxfp4"):
-        moeits.simplify(copies[form], experts_per_layer=3, layout="uniform", output=tmp_path / f"{form}-3")
-        model = AutoModelForCausalLM.from_pretrained(tmp_path / f"{form}-3", dtype=torch.bfloat16)
-        states[form] = model.state_dict()
-    assert states["bf16"].keys() == states["mxfp4"].keys()
-    assert all(torch.equal(value, states["mxfp4"][name]) for name, value in states["bf16"].items())
+    for copy in ("bf16", packed):
+        output = tmp_path / f"{copy}-pruned"
+        moeits.prune(copies[copy], plan=replace(made, kept=kept), output=output, any_fingerprint=True)
+        assert ("per_layer_config" in read_config(output)) == (counts[0] != counts[1])
+        states[copy] = moeits.load(output, dtype=torch.bfloat16).state_dict()
+    assert states["bf16"].keys() == states[packed].keys()
+    assert all(torch.equal(value, states[packed][name]) for name, value in states["bf16"].items())
 
 
 # ---------------------------------------------------------------------------------------------- what does not fit
