@@ -16,7 +16,10 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.criteria import criterion_named
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.command_line.app import app
+from moeits.errors import SettingError
+from moeits.evaluation.results import Results
 from moeits.experts.layout import MoELayout
+from moeits.report_page.model_index import with_model_index
 from moeits.surgery.card import OLDEST_TRANSFORMERS, Afterwards, model_card
 from tests.toys import make_toy, read_config
 
@@ -42,6 +45,47 @@ def test_the_front_matter_is_read_by_the_hubs_own_library(tmp_path: Path, toy: P
     assert data.library_name == "transformers"
     assert {"moe", "pruning", "moeits"} <= set(data.tags)
     assert data.base_model is None, "a folder of this machine is no base model that anybody could find"
+
+
+def test_a_local_source_is_called_what_it_is_called_on_the_hub_also_by_what_is_made_from_it(
+    tmp_path: Path, toy: Path
+) -> None:
+    moeits.simplify(toy, tau=0.5, output=tmp_path / "out", base_model="org/Toy-8x1B")
+    card = card_of(tmp_path / "out")
+    assert (card.data.base_model, card.data.base_model_relation) == ("org/Toy-8x1B", "finetune")
+    assert "moeits simplify org/Toy-8x1B --criterion random" in card.text
+    plan = PruningPlan.load(tmp_path / "out" / "plan.json")
+    made = Afterwards("The weights were trained.", "## Healing")
+    later = model_card(plan.source, tmp_path / "out", read_config(tmp_path / "out"), plan, afterwards=[made])
+    assert ModelCard(later).data.base_model == "org/Toy-8x1B"
+    with pytest.raises(SettingError, match=r"--base-model \.\./toy/x is not a hub id"):
+        moeits.simplify(toy, tau=0.5, output=tmp_path / "no", base_model="../toy/x")
+
+
+def test_results_are_told_to_the_hub_and_other_fields_stay_as_they_were_written() -> None:
+    results = Results(
+        model={"source": "toy", "fingerprint": "0", "parameters": 1, "bytes": 2},
+        settings={},
+        versions={},
+        tasks={"piqa": {"num_fewshot": 0, "acc": 0.5, "acc_norm": None}},
+        perplexity={
+            "nats_per_token": 2.5,
+            "bits_per_byte": 1.0,
+            "file": "held-out.jsonl",
+            "sha256": "0",
+            "window_tokens": 8,
+            "documents": 1,
+            "tokens": 9,
+            "bytes": 9,
+        },
+    )
+    card = "---\n# mine\nlicense: other\ntags: [a]  # of my own\n---\n# Toy\n\n---\nwords\n"
+    told = with_model_index(card, "toy", results)
+    found = {(each.dataset_name, each.metric_name): each.metric_value for each in ModelCard(told).data.eval_results}
+    assert found == {("piqa, 0 shots", "acc"): 0.5, ("held-out.jsonl", "nats per token"): 2.5}
+    assert told.replace(told[told.index("model-index") : told.index("---\n# Toy")], "") == card
+    assert with_model_index(told, "toy", results) == told, "older results are replaced"
+    assert with_model_index("# no front matter\n", "toy", results) == "# no front matter\n"
 
 
 def test_the_licence_of_the_source_stays_with_it(tmp_path: Path, toy: Path) -> None:

@@ -78,7 +78,7 @@ def prune(
         if made.layout == "per-layer":
             writer.copy(Path(__file__).parents[1] / LOADER_FILE, LOADER_FILE)
         writer.write_text("plan.json", made.plan.to_json())
-        writer.write_text("README.md", _card(checkpoint, moe, made.config, made.plan, left_out))
+        writer.write_text("README.md", _card(checkpoint, moe, made, left_out, writing.base_model))
         writer.write_tensors(made.tensors, max_shard_bytes=shard_bytes, progress=progress)
         _check_both_ends(checkpoint, writer.folder, moe, made.plan)
     return made.plan
@@ -181,11 +181,9 @@ def _check_both_ends(checkpoint: Checkpoint, written: Path, moe: MoELayout, plan
     checkpoint.check_unchanged()
 
 
-def _card(
-    checkpoint: Checkpoint, moe: MoELayout, config: Mapping[str, Any], plan: PruningPlan, left_out: list[str]
-) -> str:
-    mtp_layers = str(moe.mtp) if moe.mtp.names else ""
-    return model_card(checkpoint.source, checkpoint.folder, config, plan, left_out=left_out, mtp_layers=mtp_layers)
+def _card(checkpoint: Checkpoint, moe: MoELayout, made: CarriedOut, left_out: list[str], base_model: str | None) -> str:
+    name, mtp_layers = base_model or checkpoint.source, str(moe.mtp) if moe.mtp.names else ""
+    return model_card(name, checkpoint.folder, made.config, made.plan, left_out=left_out, mtp_layers=mtp_layers)
 
 
 def check_request(checkpoint: Checkpoint, moe: MoELayout, *, output: str | Path, writing: Writing) -> None:

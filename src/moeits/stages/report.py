@@ -8,10 +8,13 @@ from typing import Any
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import EvaluationError, SettingError
+from moeits.evaluation.results import Results
 from moeits.files import check_file_output, write_whole
+from moeits.printable import printable
 from moeits.report_page.artefacts import Point, Run, read_run
 from moeits.report_page.blocks import Section
 from moeits.report_page.markdown import card_with_results, tables
+from moeits.report_page.model_index import with_model_index
 from moeits.report_page.page import render
 from moeits.report_page.published import published_section
 from moeits.report_page.rows import rows_of
@@ -41,7 +44,8 @@ def report(
     """Show one or more runs: on one page that needs no network, or as tables in Markdown.
 
     `runs` are folders of `moeits sweep`, or folders laid out like one (docs/report.md); only JSON and evidence are
-    read. `card` is a checkpoint whose README.md gains its own results, those of the unpruned model and of its control.
+    read. `card` is a checkpoint whose README.md gains its own results, those of the unpruned model and of its control;
+    its front matter tells the hub its own (`model-index`).
     `published` adds the paper's own rows, with their caveats.
 
     Raises EvaluationError if a run has nothing to show or a file of it is broken, SettingError for arguments that make
@@ -80,7 +84,18 @@ def _write_card(checkpoint: Path, runs: Sequence[Run]) -> None:
         )
     if not any(rows_of(run) or any(point.footprint for point in run.points) for run in own):
         raise EvaluationError("These runs have no results to add to a card. Evaluate first: moeits sweep --evaluate.")
-    write_whole(path, card_with_results(_text_of(path), own).encode(), card_of=checkpoint)
+    card = card_with_results(_text_of(path), own)
+    if results := _results_of(checkpoint, own[0]):
+        card = with_model_index(card, printable(checkpoint.resolve().name), results)
+    write_whole(path, card.encode(), card_of=checkpoint)
+
+
+def _results_of(checkpoint: Path, run: Run) -> Results | None:
+    """Of the checkpoint itself, in a run that was narrowed down to it."""
+    if not (checkpoint / "plan.json").exists():
+        return run.unpruned.unhealed
+    (point,) = run.points
+    return point.healed if (checkpoint / "healing.json").exists() else point.unhealed
 
 
 def _text_of(path: Path) -> str:

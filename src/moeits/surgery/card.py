@@ -89,6 +89,8 @@ def model_card(
     from huggingface_hub import ModelCardData
 
     name = name.split("@")[0]
+    if afterwards and "/" not in name:
+        name = _base_model(folder) or name
     per_layer = "per_layer_config" in config
     loads = (_LOADS_PER_LAYER if per_layer else _LOADS_UNIFORM).replace("{oldest}", OLDEST_TRANSFORMERS)
     parts = [
@@ -272,15 +274,26 @@ def _front_matter(folder: Path, name: str) -> dict[str, Any]:
     return {**front, **_licence(folder)}
 
 
-def _licence(folder: Path) -> dict[str, Any]:
-    """The licence fields of the source's own card, if it has one that can be read."""
+def _base_model(folder: Path) -> str | None:
+    """What the card of a pruned checkpoint says it was made from."""
+    name = _front_of(folder).get("base_model")
+    return name if isinstance(name, str) and name.count("/") == 1 else None
+
+
+def _front_of(folder: Path) -> dict[str, Any]:
+    """The front matter of a card; empty if there is none that can be read."""
     from huggingface_hub import metadata_load
     from yaml import YAMLError  # huggingface_hub brings it
 
     try:
-        front = metadata_load(folder / "README.md") or {}
+        return metadata_load(folder / "README.md") or {}
     except (OSError, ValueError, YAMLError, RecursionError):
         return {}
+
+
+def _licence(folder: Path) -> dict[str, Any]:
+    """The licence fields of the source's own card, if it has one that can be read."""
+    front = _front_of(folder)
     fields = ("license", "license_name", "license_link", "language")
     return {field: front[field] for field in fields if _is_text(front.get(field))}
 

@@ -1,5 +1,6 @@
 """How a pruned checkpoint is written."""
 
+import re
 from dataclasses import dataclass
 
 from moeits.errors import SettingError
@@ -28,6 +29,13 @@ class Writing:
     drop_mtp: bool = setting(
         False, help="Leave out the layers for multi-token prediction, whose experts no plan covers.", panel=OUTPUT
     )
+    base_model: str | None = setting(
+        None,
+        help="Hub id of the source, for the card of what is made from a local folder.",
+        panel=EXPERT,
+        metavar="ORG/NAME",
+        shown_default="the source's, if it is of the hub",
+    )
     dry_run: bool = setting(
         False,
         help="Say what it would take (sizes, disk, memory, an estimate of the time); write nothing.",
@@ -38,3 +46,5 @@ class Writing:
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise SettingError(f"--layout {self.layout} is not one of {', '.join(LAYOUTS)}.")
+        if self.base_model is not None and not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", self.base_model, re.ASCII):
+            raise SettingError(f"--base-model {self.base_model[:60]} is not a hub id: give ORG/NAME.")
