@@ -709,6 +709,23 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing_behind(
 
 
 @pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize("free", [0, 1, 3])
+def test_a_disk_that_is_full_at_any_artefact_is_a_sentence(shell: Shell, small_disk: Path, free: int) -> None:
+    """Pages that are left: none for the mark of the work under way, one for it, some for finished layers."""
+    (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - free * 4096))
+    for arguments in (
+        ("score", "toy", "--output", small_disk / "e.safetensors"),
+        ("simplify", "toy", "--tau", "1", "--output", small_disk / "out"),
+        ("sweep", "toy", "--tau", "1", "--output", small_disk / "run"),
+    ):
+        shell.refuses(*arguments)
+        left = {path.name for path in small_disk.iterdir()} - {"ballast"}
+        assert left <= {"e.safetensors.partial", "run"}, "finished layers are kept, and nothing half-written"
+        for name in left:
+            shutil.rmtree(small_disk / name)
+
+
+@pytest.mark.usefixtures("toy")
 def test_a_folder_without_permission_is_a_sentence(shell: Shell, small_disk: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     shell.refuses("simplify", "toy", "--tau", "1", "--output", small_disk / "out", saying="No permission to write")

@@ -323,8 +323,11 @@ def test_the_next_run_removes_what_killed_ones_left_of_the_same_output(tmp_path:
     assert len(list(tmp_path.glob(".out.*.partial"))) == 1, "the second run removed what the first one left"
     (tmp_path / ".out.mine.partial").mkdir()
     (tmp_path / ".out.mine.partial" / "notes").write_text("mine")
-    with new_checkpoint(tmp_path / "out", sources=[], nbytes=1) as writer:
+    (left,) = (path for path in tmp_path.glob(".out.*.partial") if path.name != ".out.mine.partial")
+    said: list[str] = []
+    with new_checkpoint(tmp_path / "out", sources=[], nbytes=1, progress=lambda what, *_: said.append(what)) as writer:
         writer.write_text("config.json", "{}")
+    assert said == [f"removed {left}, which an interrupted run left half-written."]
     assert [path.name for path in tmp_path.glob(".out.*")] == [".out.mine.partial"], "no mark of ours: it stays"
     assert list(tmp_path.glob(".other.*.partial")), "of another output, which its own next run clears"
 

@@ -336,6 +336,26 @@ def test_interrupting_is_one_line(
     assert capsys.readouterr().err.strip() == "moeits: Interrupted."
 
 
+def test_what_an_interrupted_run_left_is_named_on_standard_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], toy: Path
+) -> None:
+    evidence = tmp_path / "e.safetensors"
+
+    def interrupt(what: str, done: int, total: int) -> None:
+        if what.startswith("scoring") and done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        moeits.score(toy, output=evidence, progress=interrupt)
+    monkeypatch.setattr(sys, "argv", ["moeits", "score", str(toy), "--output", str(evidence), "--json"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    said = capsys.readouterr()
+    assert said.err == f"note: going on after an interrupted run, which left 1 finished parts in {evidence}.partial.\n"
+    assert json.loads(said.out)["source"] == toy.name
+
+
 # ---------------------------------------------------------------------------------------------------------- demo
 
 

@@ -21,6 +21,7 @@ from moeits.experts.layout import MoELayout
 from moeits.finished import FinishedParts, Workplace, forget_finished, workplace
 from moeits.progress import Note
 from tests.evaluation_toys import give_tokenizer
+from tests.healing_toys import make_pruned, texts, write_rows
 from tests.toys import make_toy
 
 WHOLE: dict[str, Any] = {"row": {"acc": 0.5}, "samples": {}}
@@ -230,6 +231,22 @@ def test_a_second_run_on_one_output_says_so_and_changes_nothing(tmp_path: Path) 
         assert sorted(tmp_path.rglob("*")) == before
         assert place.parts(a=1).value("t") == WHOLE
     assert moeits.simplify(toy, output=tmp_path / "out", tau=0.5, threads=1).kept == plan.kept
+
+
+def test_a_second_sweep_or_healing_of_one_output_says_so_and_changes_nothing(tmp_path: Path) -> None:
+    pruned, data = make_pruned(tmp_path), write_rows(tmp_path / "data.jsonl", texts())
+    healing: dict[str, Any] = {"data": data, "recipe": "small", "steps": 1, "sequence_length": 16, "packing": False}
+    with workplace(tmp_path / "out"):
+        before = sorted(tmp_path.rglob("*"))
+        for run in (
+            lambda: moeits.sweep(pruned, output=tmp_path / "out", tau="1", threads=1),
+            lambda: moeits.heal(pruned, output=tmp_path / "out", **healing),
+        ):
+            with pytest.raises(OutputError, match="out is being made by another run"):
+                run()
+        assert sorted(tmp_path.rglob("*")) == before
+    moeits.sweep(pruned, output=tmp_path / "out", tau="1", threads=1)
+    assert not (tmp_path / "out.partial").exists()
 
 
 @pytest.mark.parametrize("mark", ["", "[]", "{", '{"process": 1}'])

@@ -198,25 +198,34 @@ def _begin(folder: Path, output: Path, missing: list[Path]) -> tuple[BinaryIO, b
     try:
         while True:
             folder.mkdir(parents=True, exist_ok=True)
-            mark = path.open("ab+")
-            taken = lock(mark)
-            mark.seek(0)
-            before = _read_mark(mark.read())
-            if not taken:
+            # Unbuffered: what a full disk does not take is said here, and not when the file is closed.
+            mark: BinaryIO = path.open("ab+", buffering=0)
+            try:
+                before = _take(mark, output)
+                if _is_at(mark, path):
+                    mark.truncate(0)
+                    mark.write(json.dumps({"kind": _KIND, "format": FORMAT, "process": os.getpid()}).encode())
+                    return mark, before.get("kind") == _KIND
+            except BaseException:
                 mark.close()
-                raise OutputError(
-                    f"{output} is being made by another run (process {before.get('process', 'unknown')}). Wait for it, "
-                    "or choose another --output."
-                )
-            if _is_at(mark, path):
-                mark.truncate(0)
-                mark.write(json.dumps({"kind": _KIND, "format": FORMAT, "process": os.getpid()}).encode())
-                mark.flush()
-                return mark, before.get("kind") == _KIND
+                raise
             mark.close()  # whoever had it ended, and removed it, in between
     except OSError as error:
         _remove_empty(folder, missing)
         raise OutputError(why_not_written(folder if folder.is_file() else output, error)) from None
+
+
+def _take(mark: BinaryIO, output: Path) -> dict[str, Any]:
+    """Lock a mark; gives what it said before. Raises OutputError if another process holds it."""
+    taken = lock(mark)
+    mark.seek(0)
+    before = _read_mark(mark.read())
+    if not taken:
+        raise OutputError(
+            f"{output} is being made by another run (process {before.get('process', 'unknown')}). Wait for it, or "
+            "choose another --output."
+        )
+    return before
 
 
 def _end(folder: Path, place: Workplace, missing: list[Path]) -> None:

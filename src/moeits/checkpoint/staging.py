@@ -20,6 +20,7 @@ from pathlib import Path
 
 from moeits.errors import OutputError
 from moeits.locks import can_tell, lock
+from moeits.progress import Note, Progress, silent
 
 _MARK, _CHECKPOINT, _REPLACED = "moeits.json", "checkpoint", "replaced"
 # Of renameat2(2): both names change places in one step.
@@ -42,7 +43,7 @@ def staging_folder(output: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def clear_leftovers(output: Path) -> None:
+def clear_leftovers(output: Path, progress: Progress = silent) -> None:
     """Remove what killed runs left beside `output`; a checkpoint that lost its name on the way gets it back.
 
     Raises OutputError if another run is writing there at this moment.
@@ -60,6 +61,7 @@ def clear_leftovers(output: Path) -> None:
         if _is_marked(folder):
             _restore(folder, output)
             shutil.rmtree(folder, ignore_errors=True)
+            progress(Note(f"removed {folder}, which an interrupted run left half-written."), 1, 1)
         else:
             with suppress(OSError):  # killed before its mark was there: empty, or not ours
                 folder.rmdir()

@@ -99,7 +99,7 @@ class CheckpointWriter:
 
 @contextmanager
 def new_checkpoint(
-    output: Path, *, sources: Iterable[Path], nbytes: int, overwrite: bool = False
+    output: Path, *, sources: Iterable[Path], nbytes: int, overwrite: bool = False, progress: Progress = silent
 ) -> Iterator[CheckpointWriter]:
     """A folder that becomes `output` when the block ends well, and vanishes when it does not.
 
@@ -109,7 +109,7 @@ def new_checkpoint(
     output = Path(os.path.abspath(output))  # noqa: PTH100 - links above the output stay as they were given
     missing: list[Path] = []
     try:
-        clear_leftovers(output)
+        clear_leftovers(output, progress)
         check_output(output, sources=sources, overwrite=overwrite)
         missing = [parent for parent in output.parents if not parent.exists()]
         with _termination_as_exit():

@@ -12,6 +12,7 @@ from moeits.evidence import Evidence
 from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
+from moeits.finished import workplace
 from moeits.measurement.ledger import Ledger
 from moeits.progress import Progress, silent
 from moeits.refitting.settings import Fitting
@@ -66,28 +67,29 @@ def compare_criteria(
     _check(checkpoint, contest, texts)
     like = _size(checkpoint, contest)
     run.check_source(checkpoint.folder)
-    run.make(fresh=fresh)
-    settings = _settings(contest, texts, fitting)
-    before = run.go_on(checkpoint.fingerprint, settings)
-    if before is None:
-        # What is asked for stands there from the start, so that a run that is killed cannot be gone on with otherwise.
-        run.save(CriteriaComparison(found=empty_record(checkpoint, like, settings)).facts())
-    work = RowWork(
-        checkpoint=checkpoint,
-        run=run,
-        ledger=Ledger(run.ledger, energy=contest.energy, country=contest.country),
-        points=contest.points,
-        progress=progress,
-        texts=texts,
-        fitting=fitting,
-        machine=machine,
-    )
-    chosen = _choose(work, run, contest, like)
-    work.all_rows([run.unpruned, *(each for row in chosen for each in _states(row, contest.refit))])
-    known = [] if before is None else [run.row(row["criterion"], row["seed"]) for row in before["rows"]]
-    made = CriteriaComparison(found=record_of(work, run, like, settings, [*known, *chosen]))
-    run.save(made.facts())
-    return made
+    with workplace(run.path, progress=progress):  # one run at a time
+        run.make(fresh=fresh)
+        settings = _settings(contest, texts, fitting)
+        before = run.go_on(checkpoint.fingerprint, settings)
+        if before is None:
+            # What is asked for stands there from the start, so that a killed run cannot be gone on with otherwise.
+            run.save(CriteriaComparison(found=empty_record(checkpoint, like, settings)).facts())
+        work = RowWork(
+            checkpoint=checkpoint,
+            run=run,
+            ledger=Ledger(run.ledger, energy=contest.energy, country=contest.country),
+            points=contest.points,
+            progress=progress,
+            texts=texts,
+            fitting=fitting,
+            machine=machine,
+        )
+        chosen = _choose(work, run, contest, like)
+        work.all_rows([run.unpruned, *(each for row in chosen for each in _states(row, contest.refit))])
+        known = [] if before is None else [run.row(row["criterion"], row["seed"]) for row in before["rows"]]
+        made = CriteriaComparison(found=record_of(work, run, like, settings, [*known, *chosen]))
+        run.save(made.facts())
+        return made
 
 
 def _check(checkpoint: Checkpoint, contest: Contest, texts: Tokens) -> None:

@@ -13,6 +13,7 @@ from moeits.checkpoint.writing import CheckpointWriter, check_output, check_spac
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import HealingError, SettingError
 from moeits.experts.layout import MoELayout
+from moeits.finished import workplace
 from moeits.healing.adapter_files import ADAPTER_FOLDER, save_adapter
 from moeits.healing.batches import MOST_HELD_OUT, Sequencer, TrainingData
 from moeits.healing.conversations import Row, read_rows
@@ -124,7 +125,7 @@ def heal(
         notes.append("No state was saved before the interruption, so the training began anew.")
     from moeits.healing.training import generators_restored, train
 
-    with quiet(), generators_restored():
+    with quiet(), generators_restored(), workplace(None if processes() > 1 else output, progress=progress):
         trained = train(job, progress)
         healing = _record(job, trained, recipe, notes)
         if not trained.is_main_process:
@@ -285,7 +286,9 @@ def _write(
     """The healed checkpoint, with its loss measured on what was written, before it gets its name."""
     source = job.checkpoint
     tensors = merged_tensors(source, job.moe, job.targets, trained.factors, job.recipe.scale)
-    with new_checkpoint(output, sources=[source.folder], nbytes=source.nbytes, overwrite=overwrite) as writer:
+    with new_checkpoint(
+        output, sources=[source.folder], nbytes=source.nbytes, overwrite=overwrite, progress=progress
+    ) as writer:
         writer.write_tensors(tensors, max_shard_bytes=source.largest_shard_bytes, progress=progress)
         copy_side_files(source.folder, writer)
         for name in (LOADER_FILE, "plan.json"):

@@ -71,7 +71,7 @@ def prune(
     if writing.dry_run:
         return _rehearsed(checkpoint, made, Path(output), overwrite=writing.overwrite)
     with new_checkpoint(
-        Path(output), sources=[checkpoint.folder], nbytes=made.nbytes, overwrite=writing.overwrite
+        Path(output), sources=[checkpoint.folder], nbytes=made.nbytes, overwrite=writing.overwrite, progress=progress
     ) as writer:
         left_out = copy_side_files(checkpoint.folder, writer, rewritten=made.quantization_files)
         writer.write_json("config.json", made.config)

@@ -331,7 +331,9 @@ def _write(
     progress: Progress,
 ) -> None:
     sources = [pruned.folder, parent.folder]
-    with new_checkpoint(output, sources=sources, nbytes=pruned.nbytes, overwrite=overwrite) as writer:
+    with new_checkpoint(
+        output, sources=sources, nbytes=pruned.nbytes, overwrite=overwrite, progress=progress
+    ) as writer:
         writer.write_tensors(fitted.tensors(), max_shard_bytes=pruned.largest_shard_bytes, progress=progress)
         pruned.check_unchanged()
         copy_side_files(pruned.folder, writer)

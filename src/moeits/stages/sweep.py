@@ -15,6 +15,7 @@ from moeits.choosing.settings import Choice
 from moeits.errors import SettingError
 from moeits.evidence import Evidence
 from moeits.experts.families import architecture_of
+from moeits.finished import workplace
 from moeits.measurement.ledger import Ledger
 from moeits.progress import Progress, silent
 from moeits.settings import with_settings
@@ -109,25 +110,38 @@ def sweep(
     taus, run, scoring = parse_taus(tau), RunFolder(Path(output)), _scoring_of(criterion, scoring)
     checkpoint = Checkpoint.open(model, revision=revision, check=architecture_of)
     run.check_source(checkpoint.folder)
-    if fresh or not run.evidence.exists():
-        check_points(points, checkpoint)
-    asked = {"scoring": scoring.facts(), "criterion": criterion, "min_experts": min_experts, **points.facts()}
-    settings = run.begin(fingerprint=checkpoint.fingerprint, settings=asked, fresh=fresh)
-    ledger = Ledger(run.ledger, energy=points.energy, country=points.country)
+    with workplace(run.path, progress=progress):  # one run at a time
+        if fresh or not run.evidence.exists():
+            check_points(points, checkpoint)
+        asked = {"scoring": scoring.facts(), "criterion": criterion, "min_experts": min_experts, **points.facts()}
+        settings = run.begin(fingerprint=checkpoint.fingerprint, settings=asked, fresh=fresh)
+        ledger = Ledger(run.ledger, energy=points.energy, country=points.country)
+        evidence = _evidence(checkpoint, run, ledger, scoring, resources, progress, fresh=fresh)
+        planner = Planner(evidence, Choice(criterion=criterion, min_experts=min_experts))
+        walked = cut(planner, sorted({*run.taus(), *taus}), settings, run)
+        pruned = [PointFolder(run.path / name) for name in walked.folders(taus)]
+        controls = choose_at_random(evidence, pruned, points.control, min_experts)
+        work = PointWork(checkpoint=checkpoint, run=run, ledger=ledger, points=points, progress=progress)
+        work.all_points([run.unpruned, *(each for each in pruned if each != run.unpruned), *controls])
+        return walked
+
+
+def _evidence(
+    checkpoint: Checkpoint,
+    run: RunFolder,
+    ledger: Ledger,
+    scoring: Scoring,
+    resources: Resources,
+    progress: Progress,
+    *,
+    fresh: bool,
+) -> Evidence:
+    """The one scoring of a run, which is not done again."""
     if run.sweep.exists() and run.evidence.exists():
-        evidence = Evidence.load(run.evidence)
-    else:
-        with ledger.stage("scoring"):
-            evidence = score(
-                checkpoint, output=run.evidence, scoring=scoring, resources=resources, fresh=fresh, progress=progress
-            )
-    planner = Planner(evidence, Choice(criterion=criterion, min_experts=min_experts))
-    walked = cut(planner, sorted({*run.taus(), *taus}), settings, run)
-    pruned = [PointFolder(run.path / name) for name in walked.folders(taus)]
-    controls = choose_at_random(evidence, pruned, points.control, min_experts)
-    work = PointWork(checkpoint=checkpoint, run=run, ledger=ledger, points=points, progress=progress)
-    work.all_points([run.unpruned, *(each for each in pruned if each != run.unpruned), *controls])
-    return walked
+        return Evidence.load(run.evidence)
+    given = {"scoring": scoring, "resources": resources, "fresh": fresh, "progress": progress}
+    with ledger.stage("scoring"):
+        return score(checkpoint, output=run.evidence, **given)
 
 
 def _scoring_of(criterion: str, scoring: Scoring) -> Scoring:
