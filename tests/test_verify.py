@@ -5,13 +5,14 @@ import json
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 import moeits
 from moeits.checkpoint import fingerprints, opening
 from moeits.checkpoint.fingerprints import Coverage, full_sha256, sampled_spans
-from moeits.checkpoint.reading import Checkpoint
+from moeits.checkpoint.reading import Checkpoint, TensorInfo
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.console.plans import show_inspection
 from moeits.errors import EvidenceError, PlanError, SettingError
@@ -82,6 +83,27 @@ def test_hashing_holds_a_buffer_for_each_thread_and_no_tensor(tmp_path: Path, mo
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200_000 < largest / 4
+
+
+def test_ctrl_c_ends_the_hashing_in_the_middle_of_a_tensor(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = Checkpoint.open(model).tensors
+    started: list[str] = []
+    sha256_of = fingerprints._sha256_of
+
+    def slowly(info: TensorInfo, given_up: Event) -> bytes:
+        started.append(info.name)
+        if len(started) > 1:
+            assert given_up.wait(60), "it is told"
+        return sha256_of(info, given_up)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fingerprints, "_sha256_of", slowly)
+    monkeypatch.setattr(fingerprints, "_MOST_THREADS", 2)
+    with pytest.raises(KeyboardInterrupt):
+        full_sha256(tensors, interrupt)
+    assert len(started) <= 3 < len(tensors)
 
 
 def test_progress_of_hashing_is_in_bytes(model: Path) -> None:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
@@ -91,21 +92,25 @@ def full_sha256(tensors: "Mapping[str, TensorInfo]", progress: Progress = silent
     Tensors are read a buffer at a time, by a few threads. Raises CheckpointError if a file ends early.
     """
     names, total, done = sorted(tensors), sum(info.nbytes for info in tensors.values()), 0
-    digest = hashlib.sha256()
-    with ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1)) as threads:
-        for name, own in zip(names, threads.map(lambda name: _sha256_of(tensors[name]), names), strict=True):
+    digest, given_up = hashlib.sha256(), Event()
+    threads = ThreadPoolExecutor(min(_MOST_THREADS, os.cpu_count() or 1))
+    try:
+        for name, own in zip(names, threads.map(lambda name: _sha256_of(tensors[name], given_up), names), strict=True):
             digest.update(_what(tensors[name]) + own)
             done += tensors[name].nbytes
             progress("hashing every byte", done, total)
+    finally:
+        given_up.set()  # whoever interrupts does not wait for tensors of gigabytes
+        threads.shutdown(cancel_futures=True)
     return digest.hexdigest()
 
 
-def _sha256_of(info: "TensorInfo") -> bytes:
+def _sha256_of(info: "TensorInfo", given_up: Event) -> bytes:
     digest, left = hashlib.sha256(), info.nbytes
     buffer = memoryview(bytearray(min(_BUFFER_BYTES, max(left, 1))))
     with opened(info.shard) as file:
         file.seek(info.offset)
-        while left:
+        while left and not given_up.is_set():
             read = file.readinto(buffer[:left]) or 0
             if not read:
                 raise CheckpointError(f"{info.shard.name} ends in the middle of {info.name}. Download this file again.")
