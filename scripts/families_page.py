@@ -8,10 +8,11 @@ HEAD = """\
 
 The {count} model_types of config.json that moeits knows, made from `experts/families.toml` by
 `scripts/families_page.py`. Each is scored, pruned to equal and to unequal counts, opened in its own stock transformers
-class and compared with the masked original, as a tiny random model that the stock class made
-(`tests/test_contract_surgery.py`). Those that can be healed are healed in `tests/test_contract_heal.py`, but for
-`qwen3_5_moe_text`, whose tokenizer class cannot hold the words of a toy. The models themselves were not run here.
-[Extending moeits](extending.md) says how to add a family.
+class and compared with the masked original, as a tiny random model that the stock class made: models by themselves in
+`tests/test_contract_surgery.py`, those beside others (a vision tower, which is copied byte for byte) in
+`tests/test_contract_wrappers.py`, by text alone. Those that can be healed are healed in `tests/test_contract_heal.py`,
+but for `qwen3_5_moe_text`, whose tokenizer class cannot hold the words of a toy. The models themselves were not run
+here. [Extending moeits](extending.md) says how to add a family.
 
 | model_type | models | experts on disk | router | shared experts | limited by groups | healed |
 | --- | --- | --- | --- | --- | --- | --- |
@@ -21,9 +22,10 @@ class and compared with the masked original, as a tiny random model that the sto
 def row(family: Architecture) -> str:
     """One line of the table."""
     on_disk = "one by one or fused" if family.projections else f"fused, in {family.stacking}"
+    model = f"{family.models}, in `{family.part}`" if family.part else family.models
     cells = (
         f"`{family.model_type}`",
-        family.models,
+        model,
         on_disk,
         "with a bias" if len(family.router) > 1 else "",
         "yes" if family.shared else "",

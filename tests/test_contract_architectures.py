@@ -10,14 +10,14 @@ import transformers
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import UnknownArchitecture
-from moeits.experts.families import ARCHITECTURES, Architecture, architecture_of
+from moeits.experts.families import Architecture, architecture_of
 from moeits.experts.layout import MoELayout
 from moeits.experts.rules import Number
 from tests.stock import moe_layers_of
-from tests.toys import make_toy, moe_layers, read_config
+from tests.toys import BY_THEMSELVES, make_toy, moe_layers, read_config
 
 
-@pytest.fixture(params=ARCHITECTURES, ids=lambda architecture: architecture.model_type)
+@pytest.fixture(params=BY_THEMSELVES, ids=lambda architecture: architecture.model_type)
 def architecture(request: pytest.FixtureRequest) -> Architecture:
     return request.param
 

@@ -8,11 +8,10 @@ import pytest
 import moeits
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import HealingError
-from moeits.experts.families import ARCHITECTURES
 from moeits.experts.layout import MoELayout
 from moeits.healing.targets import can_be_healed
 from tests.healing_toys import make_pruned, texts, write_rows
-from tests.toys import MODEL_TYPES, read_config, read_tensors
+from tests.toys import BY_THEMSELVES, MODEL_TYPES, read_config, read_tensors
 
 torch = pytest.importorskip("torch")
 
@@ -33,7 +32,7 @@ TINY = {
 
 # Whatever its files say, transformers opens their tokenizer as byte-level BPE, which cannot hold the words of a toy.
 UNTOLD = {"qwen3_5_moe_text"}
-REFUSED = tuple(architecture.model_type for architecture in ARCHITECTURES if not can_be_healed(architecture))
+REFUSED = tuple(architecture.model_type for architecture in BY_THEMSELVES if not can_be_healed(architecture))
 HEALED = tuple(model_type for model_type in MODEL_TYPES if model_type not in {*REFUSED, *UNTOLD})
 
 

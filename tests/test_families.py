@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from hatchling.builders.wheel import WheelBuilder
 
-from moeits.errors import FamilyError
-from moeits.experts.families import ARCHITECTURES, TABLE, Architecture, architecture_of, read_families
+from moeits.errors import FamilyError, UnknownArchitecture
+from moeits.experts.families import ARCHITECTURES, REFUSED, TABLE, Architecture, architecture_of, read_families
 
 ROOT = Path(__file__).parents[1]
 DEFAULTS = "\n[".join(TABLE.read_text(encoding="utf-8").split("\n[")[:2])
@@ -96,6 +97,31 @@ def test_the_wheel_has_every_file_of_the_package(tmp_path: Path) -> None:
     ours = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
     assert inside == {name for name in ours if "__pycache__" not in name}
     assert "moeits/experts/families.toml" in inside
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (
+            {"thinker_config": {"text_config": {"model_type": "moe", "num_experts": 8}}},
+            r"thinker_config.text_config \(moe\)",
+        ),
+        ({"llm_config": {"model_type": "moe", "num_experts": 8}}, r"in its llm_config \(moe\)"),
+        ({"ffn_config": {"moe_num_experts": 8}}, "No architecture 'odd'"),
+        ({"hidden_size": 8}, "is not a Mixture of Experts"),
+    ],
+)
+def test_what_is_not_known_is_called_what_it_is(config: dict[str, Any], said: str) -> None:
+    with pytest.raises(UnknownArchitecture, match=said):
+        architecture_of({"model_type": "odd", **config})
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_a_family_that_cannot_be_described_is_told_why(model_type: str) -> None:
+    assert model_type not in {architecture.model_type for architecture in ARCHITECTURES}
+    assert model_type in transformers.CONFIG_MAPPING
+    with pytest.raises(UnknownArchitecture, match=f"cannot prune a {model_type} checkpoint: .*[a-z]\\.$"):
+        architecture_of({"model_type": model_type, "num_experts": 8})
 
 
 # ------------------------------------------------------------------------------------- the rules

@@ -72,7 +72,7 @@ def test_a_model_among_others_is_called_what_it_is(tmp_path: Path, toy: Path) ->
     inner = read_config(toy)
     wrapped = {"model_type": "qwen9_vl_moe", "vision_config": {"model_type": "vit"}, "text_config": inner}
     tensors = {name.replace("model.", "model.language_model."): value for name, value in read_tensors(toy).items()}
-    with pytest.raises(UnknownArchitecture, match=r"several models in one, .* in its text_config \(qwen2_moe\)"):
+    with pytest.raises(UnknownArchitecture, match=r"several models in one, .* in its text_config \(qwen2_moe\)\."):
         layout_of(write_checkpoint(tmp_path / "wrapped", wrapped, tensors))
 
 

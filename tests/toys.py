@@ -37,9 +37,10 @@ HIDDEN, WIDTH, DENSE_WIDTH, HEADS, HEAD_DIM, VOCAB = 32, 12, 40, 4, 8, 64
 
 DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
 _NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
-MODEL_TYPES = tuple(architecture.model_type for architecture in ARCHITECTURES)
+BY_THEMSELVES = tuple(architecture for architecture in ARCHITECTURES if not architecture.part)
+MODEL_TYPES = tuple(architecture.model_type for architecture in BY_THEMSELVES)
 
-ONE_BY_ONE = tuple(architecture.model_type for architecture in ARCHITECTURES if architecture.projections)
+ONE_BY_ONE = tuple(architecture.model_type for architecture in BY_THEMSELVES if architecture.projections)
 """Families whose files have a tensor for each expert; of the others there is one form only."""
 FORMS = (*MODEL_TYPES, *(f"{model_type} fused" for model_type in ONE_BY_ONE))
 
@@ -78,6 +79,14 @@ _PECULIAR: Mapping[str, Mapping[str, Any]] = {
     "deepseek_v32": {"q_lora_rank": 16, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 64},
     "dots1": {"n_shared_experts": 1},
     "flint": {"mlp_only_layers": [0]},
+    "glm4v_moe_text": {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [1, 1, 0],
+        }
+    },
     "glm_moe_dsa": {"q_lora_rank": 16, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 64},
     "gpt_oss": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
     "granitemoehybrid": {

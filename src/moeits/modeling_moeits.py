@@ -30,20 +30,25 @@ def _config_of_layer(config, values):
     return single
 
 
-def _decoder_layers(model):
-    for module in model.modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == model.config.num_hidden_layers:
-            return module
-    raise ValueError(f"{type(model).__name__} has no list of {model.config.num_hidden_layers} decoder layers")
+def _decoder_layers(model, config):
+    """The decoder layers of the model that has this config, which may be one of several."""
+    several = config is not model.config
+    for owner in model.modules():
+        if several and type(getattr(owner, "config", None)) is not type(config):
+            continue
+        for module in owner.children():
+            if isinstance(module, torch.nn.ModuleList) and len(module) == config.num_hidden_layers:
+                return module
+    raise ValueError(f"{type(model).__name__} has no list of {config.num_hidden_layers} decoder layers")
 
 
 def _rebuild_layers(model):
     """Replace each layer of another size by one of its own class, built from its own config."""
-    config = model.config
-    overrides = _per_layer_config(config)
+    overrides = _per_layer_config(model.config)
     if not overrides:
         return
-    layers = _decoder_layers(model)
+    config = model.config.get_text_config(decoder=True)
+    layers = _decoder_layers(model, config)
     for index, values in overrides.items():
         old, single = layers[index], _config_of_layer(config, values)
         device = next(old.parameters()).device
@@ -107,10 +112,18 @@ class _PerLayerCounts:
         _pad_recorded_router_logits(self)
 
 
+def _opens(auto, stock):
+    """Whether an Auto class opens checkpoints of this stock class; some know a config by another class too."""
+    found = auto._model_mapping.get(stock.config_class, None)
+    return stock in (found if isinstance(found, (list, tuple)) else (found,))
+
+
 @functools.cache
 def per_layer_class(stock):
     """A subclass of a stock model class that reads per-layer counts; of the same name, as `architectures` says."""
-    names = {"__module__": __name__, "__doc__": stock.__doc__, "_auto_class": "AutoModelForCausalLM", "_stock": stock}
+    autos = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
+    known = (name for name in autos if _opens(getattr(transformers, name), stock))
+    names = {"__module__": __name__, "__doc__": stock.__doc__, "_auto_class": next(known, autos[0]), "_stock": stock}
     return type(stock.__name__, (_PerLayerCounts, stock), names)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from moeits.checkpoint import hub
 from moeits.checkpoint.reading import Checkpoint, read_json
 from moeits.errors import CheckpointError, MissingExtra, MoeitsError, SettingError
+from moeits.experts.families import auto_class_of
 from moeits.experts.promises import per_layer_config
 from moeits.surgery.pruned_config import class_name
 
@@ -56,7 +57,7 @@ def _class_of(folder: Path, name: str) -> Any:
     transformers = need("transformers", extra="load")
     config = read_json(folder / "config.json")
     if not per_layer_config(config):
-        return transformers.AutoModelForCausalLM
+        return getattr(transformers, auto_class_of(config))
     from moeits.modeling_moeits import per_layer_class
 
     stock_name = class_name(config)

@@ -38,6 +38,11 @@ class LayeredModel:
     def __init__(self, checkpoint: Checkpoint, *, device: str = "cpu") -> None:
         self.checkpoint = checkpoint
         self.layout = MoELayout.of(checkpoint)
+        if self.layout.architecture.part:
+            raise CheckpointError(
+                f"A {self.layout.architecture.model_type} checkpoint is several models in one, which moeits cannot run "
+                "layer by layer yet."
+            )
         self.device = torch.device(device)
         with refusals_as_sentences(f"The model {checkpoint.source}"):
             with quiet():

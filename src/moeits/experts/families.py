@@ -6,13 +6,13 @@ config keys. To add one, add an entry (docs/extending.md); the contract tests ta
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from msgspec import Struct
 
-from moeits.errors import FamilyError, UnknownArchitecture
+from moeits.errors import CheckpointError, FamilyError, UnknownArchitecture
 from moeits.experts.rules import Config, Groups, Layers
 from moeits.typed_json import NotOfItsType, convert_typed
 
@@ -21,7 +21,7 @@ TABLE = Path(__file__).with_name("families.toml")
 # Names under which configs keep the number of routed experts; transformers reads some of them as others of them.
 COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
-_DEFAULTS = "defaults"
+_DEFAULTS, _REFUSED = "defaults", "refused"
 
 
 class Architecture(
@@ -33,6 +33,11 @@ class Architecture(
     """As in config.json; also the name of the entry."""
     models: str = ""
     """Models of the family by the names that people know, for the table of families."""
+    part: str = ""
+    """Where in config.json the config of the model with the experts is, if it is one of several: a key, or keys
+    joined by dots."""
+    auto_class: str = "AutoModelForCausalLM"
+    """The class of transformers that opens any checkpoint of this kind."""
     model_class: str = ""
     """The class of transformers that opens it, where config.json on the hub names the hub's own."""
     blocks: tuple[str, ...]
@@ -45,9 +50,9 @@ class Architecture(
     checkpoint has its experts one by one."""
     fused: Mapping[str, tuple[str, ...]]
     """The same experts as 3-D tensors with the expert axis first: name -> the projections stacked in it."""
-    stacking: Literal["rows", "columns", "alternating columns"] = "rows"
+    stacking: Literal["rows", "columns", "alternating columns", "rows or columns"] = "rows"
     """How. In rows: (E, 2 I, H), one projection below the other. In columns every matrix is stored the other way round,
-    (E, H, 2 I), and the projections stand side by side or take turns."""
+    (E, H, 2 I), and the projections stand side by side or take turns. Where files have either, shapes tell which."""
     router: tuple[str, ...]
     """Tensors with one entry or row per expert, selection biases included; the first one must be there."""
     router_in_memory: str = ""
@@ -72,6 +77,24 @@ class Architecture(
     def projection_names(self) -> tuple[str, ...]:
         """The matrices of an expert, in the order in which their redundancies are averaged."""
         return tuple(projection for stacked in self.fused.values() for projection in stacked)
+
+    def part_of(self, config: Config) -> Config:
+        """The config of the model that has the experts, with what moeits itself wrote. Raises CheckpointError."""
+        if not self.part:
+            return config
+        part: Any = config
+        for key in self.part.split("."):
+            part = part.get(key)
+            if not isinstance(part, Mapping):
+                raise CheckpointError(
+                    f"config.json of this {self.model_type} checkpoint has no {self.part}, which is the config of the "
+                    "model with the experts. Compare it with that of the original model."
+                )
+        return {**part, "moeits": config["moeits"]} if "moeits" in config else part
+
+    def with_part(self, config: Config, part: Config) -> dict[str, Any]:
+        """A copy of a config in which the model that has the experts has this config."""
+        return _with_part(config, self.part.split(".") if self.part else [], part)
 
     def is_moe_layer(self, config: Config, layer: int) -> bool:
         """Whether a decoder layer has experts. Raises what rules raise where a config does not fit them."""
@@ -102,15 +125,24 @@ def read_families(table: Path = TABLE) -> tuple[Architecture, ...]:
         entries = tomllib.loads(table.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise FamilyError(f"{table} is not a table of families: {error}. docs/extending.md shows one.") from None
-    return tuple(_family(table, name, entries) for name in sorted(entries) if name != _DEFAULTS)
+    return tuple(_family(table, name, entries) for name in sorted(entries) if name not in (_DEFAULTS, _REFUSED))
 
 
 def _family(table: Path, name: str, entries: Mapping[str, Any]) -> Architecture:
     """One entry with all that it takes from others."""
     try:
-        return convert_typed({**_inherited(name, entries), "model_type": name}, Architecture)
+        return convert_typed({**_below_prefixes(_inherited(name, entries)), "model_type": name}, Architecture)
     except NotOfItsType as reason:
         raise FamilyError(f"[{name}] of {table} is not a family: {reason}. docs/extending.md lists the keys.") from None
+
+
+def _below_prefixes(entry: dict[str, Any]) -> dict[str, Any]:
+    """An entry whose blocks begin with each of its `prefixes`, where others begin with `model.`."""
+    prefixes = entry.pop("prefixes", None)
+    if prefixes is None:
+        return entry
+    below = [block.removeprefix("model.") for block in convert_typed(entry["blocks"], list[str])]
+    return {**entry, "blocks": [prefix + block for prefix in convert_typed(prefixes, list[str]) for block in below]}
 
 
 def _inherited(name: object, entries: Mapping[str, Any], below: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -125,7 +157,19 @@ def _inherited(name: object, entries: Mapping[str, Any], below: tuple[str, ...] 
     return {**inherited, "models": "", **own}
 
 
+def _with_part(config: Config, keys: Sequence[str], part: Config) -> dict[str, Any]:
+    return {**config, keys[0]: _with_part(config[keys[0]], keys[1:], part)} if keys else dict(part)
+
+
 ARCHITECTURES: tuple[Architecture, ...] = read_families()
+REFUSED: Mapping[str, str] = tomllib.loads(TABLE.read_text(encoding="utf-8"))[_REFUSED]
+"""Families with experts that are known, and cannot be described: model_type -> why."""
+
+
+def auto_class_of(config: Config) -> str:
+    """The class of transformers that opens a checkpoint, whether moeits knows its family or not."""
+    known = {architecture.model_type: architecture.auto_class for architecture in ARCHITECTURES}
+    return known.get(str(config.get("model_type")), "AutoModelForCausalLM")
 
 
 def model_class_of(config: Config) -> str:
@@ -140,15 +184,17 @@ def architecture_of(config: Config) -> Architecture:
     known = {architecture.model_type: architecture for architecture in ARCHITECTURES}
     if model_type in known:
         return known[model_type]
-    if part := next((key for key, value in config.items() if isinstance(value, Mapping) and _has_experts(value)), None):
+    if reason := REFUSED.get(model_type):
+        raise UnknownArchitecture(f"moeits cannot prune a {model_type} checkpoint: {reason}.")
+    if part := _model_with_experts(config):
+        wrappers = ", ".join(each.model_type for each in ARCHITECTURES if each.part)
         raise UnknownArchitecture(
-            f"A {model_type} checkpoint is several models in one, and has its Mixture of Experts in its {part} "
-            f"({config[part].get('model_type', 'of no model_type')}). moeits works on text models that stand by "
-            "themselves; docs/extending.md says what it knows of names."
+            f"{model_type} is the type of several models in one, with a Mixture of Experts in its {part}. moeits does "
+            f"not know where its tensors are. It knows {wrappers}; docs/extending.md shows how to add one."
         )
     if not _has_experts(config):
         raise UnknownArchitecture(
-            f"A {model_type} checkpoint is not a Mixture of Experts: its config.json names no experts. "
+            f"A checkpoint of type {model_type} is not a Mixture of Experts: its config.json names no experts. "
             f"moeits works on {', '.join(known)}."
         )
     near = difflib.get_close_matches(model_type, known, n=1)
@@ -158,5 +204,18 @@ def architecture_of(config: Config) -> Architecture:
     )
 
 
+def _model_with_experts(config: Config, below: str = "") -> str:
+    """Where a config has that of another model with experts, and of what type; empty if nowhere."""
+    for key, value in config.items():
+        if not isinstance(value, Mapping):
+            continue
+        if "model_type" in value and any("expert" in name for name in value):
+            return f"{below}{key} ({value['model_type']})"
+        if found := _model_with_experts(value, f"{below}{key}."):
+            return found
+    return ""
+
+
 def _has_experts(config: Config) -> bool:
-    return any("expert" in key for key in config)
+    """Whether a config, or a group of its settings, names experts."""
+    return any("expert" in key or (isinstance(value, Mapping) and _has_experts(value)) for key, value in config.items())

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from moeits.checkpoint.reading import TensorInfo
 from moeits.errors import CheckpointError
@@ -18,6 +19,20 @@ def by_layer(architecture: Architecture, tensors: Mapping[str, TensorInfo]) -> d
         if layer := layer_of.match(name):
             found.setdefault(int(layer[1]), {})[name] = info
     return found
+
+
+def stacking(architecture: Architecture, layers: Mapping[int, Mapping[str, TensorInfo]]) -> Literal["rows", "columns"]:
+    """How the fused experts of a checkpoint are stacked: the widths in the middle of an expert must be the same.
+
+    Rows are (E, 2 I, H) and (E, H, I), columns (E, H, 2 I) and (E, I, H); which is which, I and 2 I tell apart.
+    """
+    first, last = (next(iter(architecture.fused)), [*architecture.fused][-1])
+    for index, tensors in layers.items():
+        block = block_name(architecture, index, tensors)
+        found = [tensors[f"{block}{name}"].shape for name in (first, last) if f"{block}{name}" in tensors]
+        if len(found) == 2 and all(len(shape) == 3 for shape in found):
+            return "columns" if found[0][1] == found[1][2] else "rows"
+    return "rows"
 
 
 def block_tensors(architecture: Architecture, index: int, tensors: Mapping[str, TensorInfo]) -> BlockTensors:

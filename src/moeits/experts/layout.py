@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from moeits.checkpoint.reading import Checkpoint, TensorInfo
 from moeits.errors import CheckpointError, UnscorableWeight
@@ -32,16 +33,19 @@ class MoELayout:
     def of(cls, checkpoint: Checkpoint) -> "MoELayout":
         """Find the experts of a checkpoint. Raises CheckpointError where its tensors and its config disagree."""
         architecture = architecture_of(checkpoint.config)
+        config = architecture.part_of(checkpoint.config)
         by_layer = finding.by_layer(architecture, checkpoint.tensors)
-        count = promises.num_layers(checkpoint.config)
+        if architecture.stacking == "rows or columns":
+            architecture = structs.replace(architecture, stacking=finding.stacking(architecture, by_layer))
+        count = promises.num_layers(config)
         fitting.check_all_layers(count, by_layer)
-        expected = promises.moe_layers(architecture, checkpoint.config)
+        expected = promises.moe_layers(architecture, config)
         for i in sorted(set(range(count)) - set(expected)):
             fitting.check_no_router(architecture, i, by_layer[i])
-        layers = {i: _layer(architecture, checkpoint.config, i, by_layer[i]) for i in expected}
+        layers = {i: _layer(architecture, config, i, by_layer[i]) for i in expected}
         if not layers:
             raise CheckpointError(f"{checkpoint.source} has no MoE layer: there is nothing to simplify.")
-        mtp = MtpLayers.of(architecture, checkpoint.config, checkpoint.tensors)
+        mtp = MtpLayers.of(architecture, config, checkpoint.tensors)
         return cls(architecture=architecture, layers=layers, mtp=mtp)
 
     def read(self, checkpoint: Checkpoint, layer: int, expert: int, projection: str) -> np.ndarray:
@@ -92,6 +96,7 @@ class MoELayout:
             return None
         _, stacked = self._fused_with(projection)
         at, stacking = stacked.index(projection), self.architecture.stacking
+        assert stacking != "rows or columns", "settled when the layout was found"
         return Place(expert=expert, at=at, of=len(stacked), stacking=stacking)
 
     def _fused_with(self, projection: str) -> tuple[str, tuple[str, ...]]:

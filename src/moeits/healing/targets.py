@@ -64,9 +64,11 @@ def targets_of(checkpoint: Checkpoint, moe: MoELayout, groups: tuple[str, ...]) 
 
 def can_be_healed(architecture: Architecture) -> bool:
     """Whether transformers holds the experts of a family as they are adapted here: `experts.gate_up_proj` (E, 2 I, H)
-    and `experts.down_proj` (E, H, I), without biases, taken from files that have them one by one."""
+    and `experts.down_proj` (E, H, I), without biases, taken from files that have them one by one; and whether its model
+    is one by itself."""
     usual = {"experts.gate_up_proj": ("gate", "up"), "experts.down_proj": ("down",)}
-    return bool(architecture.projections) and architecture.fused == usual and architecture.stacking == "rows"
+    held = architecture.fused == usual and architecture.stacking == "rows"
+    return bool(architecture.projections) and held and not architecture.part
 
 
 def without_attention(checkpoint: Checkpoint, groups: tuple[str, ...]) -> list[str]:

@@ -24,23 +24,30 @@ def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, 
     The source's own modelling code (`auto_map`) is left out: every known family is native to transformers. Where fewer
     experts are kept than the router picks, the layer's top_k is lowered with them.
     """
-    own = {key: value for key, value in config.items() if key not in {"auto_map", "per_layer_config", "moeits"}}
-    count_keys = moe.architecture.count_keys(config)
-    top_k_key = moe.architecture.top_k_key
+    architecture, part = moe.architecture, moe.architecture.part_of(config)
+    count_keys, top_k_key = architecture.count_keys(part), architecture.top_k_key
     top_k = {i: min(layer.top_k, len(plan.kept[i])) for i, layer in moe.layers.items()}
-    of_layers = _without(per_layer_config(config), {*moe.architecture.num_experts_keys, *COUNT_KEYS, top_k_key})
+    of_layers = _without(per_layer_config(part), {*architecture.num_experts_keys, *COUNT_KEYS, top_k_key})
+    changes: dict[str, Any] = {}
     if layout == "uniform":
-        own |= dict.fromkeys(count_keys, len(next(iter(plan.kept.values()))))
-        own[top_k_key] = next(iter(top_k.values()))
+        changes |= dict.fromkeys(count_keys, len(next(iter(plan.kept.values()))))
+        changes[top_k_key] = next(iter(top_k.values()))
     else:
         for i, kept in plan.kept.items():
-            lowered = {top_k_key: top_k[i]} if top_k[i] != config.get(top_k_key) else {}
+            lowered = {top_k_key: top_k[i]} if top_k[i] != part.get(top_k_key) else {}
             of_layers[i] = {**of_layers.get(i, {}), **dict.fromkeys(count_keys, len(kept)), **lowered}
-    if of_layers:
-        own["per_layer_config"] = {str(i): values for i, values in sorted(of_layers.items())}
+    single = {"per_layer_config": {str(i): values for i, values in sorted(of_layers.items())}} if of_layers else {}
+    ours: dict[str, Any] = {"version": __version__, "source": plan.source, "plan_sha256": plan.sha256}
+    whole = {key: value for key, value in config.items() if key not in {"auto_map", "moeits"}}
+    if architecture.part:
+        # transformers reads its own key from the config of a model by itself only; the loader reads this one too.
+        inner = {key: value for key, value in part.items() if key != "moeits"}
+        own, ours = architecture.with_part(whole, {**inner, **changes}), {**ours, **single}
+    else:
+        own = {**{key: value for key, value in whole.items() if key != "per_layer_config"}, **changes, **single}
     if layout == "per-layer":
-        own["auto_map"] = {"AutoModelForCausalLM": f"{LOADER_FILE.removesuffix('.py')}.{class_name(config)}"}
-    own["moeits"] = {"version": __version__, "source": plan.source, "plan_sha256": plan.sha256}
+        own["auto_map"] = {architecture.auto_class: f"{LOADER_FILE.removesuffix('.py')}.{class_name(config)}"}
+    own["moeits"] = ours
     return own
 
 

@@ -1,0 +1,156 @@
+"""Checkpoints of several models, one of which has experts: for every registered family of them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import moeits
+from moeits.calibration.layered import LayeredModel
+from moeits.checkpoint.reading import Checkpoint
+from moeits.errors import CheckpointError, HealingError
+from moeits.experts.families import architecture_of
+from moeits.experts.layout import MoELayout
+from tests.masked import TOLERANCE, logits, routers_masked
+from tests.toys import read_config, read_tensors, write_checkpoint
+from tests.wrappers import EXPERTS, REOPENED_UNDER_HUB_NAMES_ONLY, WRAPPERS, make_wrapper, stock_class
+
+TOKENS = torch.arange(2, 26).view(2, 12)
+LOADERS = ("auto_map", "moeits")
+
+
+@pytest.fixture(scope="module", params=WRAPPERS)
+def wrapper(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_wrapper(tmp_path_factory.mktemp(request.param) / "toy", request.param)
+
+
+def opened(folder: Path, **options: Any) -> Any:
+    return stock_class(read_config(folder)["model_type"]).from_pretrained(folder, dtype="auto", **options).eval()
+
+
+def text_model(model: Any) -> Any:
+    """What has the decoder layers, in the shape that the oracle asks for."""
+    decoder = model.get_decoder()
+    return SimpleNamespace(model=getattr(decoder, "model", decoder))
+
+
+def masked_logits(folder: Path, kept: Mapping[int, tuple[int, ...]]) -> torch.Tensor:
+    original = opened(folder)
+    with routers_masked(text_model(original), kept, EXPERTS):
+        return logits(original, TOKENS)
+
+
+def pruned(wrapper: Path, folder: Path, **budget: Any) -> tuple[Path, Any]:
+    plan = moeits.simplify(wrapper, output=folder, **budget)
+    assert plan.summary["experts_kept"] < plan.summary["experts_before"]
+    return folder, plan
+
+
+def assert_close(ours: torch.Tensor, expected: torch.Tensor) -> None:
+    assert (ours - expected).abs().max() < TOLERANCE * max(1.0, float(expected.abs().max()))
+
+
+def test_every_tensor_of_its_blocks_is_accounted_for(wrapper: Path) -> None:
+    checkpoint = Checkpoint.open(wrapper)
+    layout = MoELayout.of(checkpoint)
+    assert layout.architecture.model_type == read_config(wrapper)["model_type"]
+    for moe in layout.layers.values():
+        experts = {name for tensors in moe.experts.values() for name in tensors.values()}
+        parts = [experts, set(moe.router), set(moe.shared), set(moe.fused.values())]
+        inside = {name for name in checkpoint.tensors if name.startswith(moe.block)}
+        assert set.union(*parts) == inside
+        assert sum(map(len, parts)) == len(inside)
+
+
+def test_equal_counts_open_in_the_stock_class_and_compute_what_the_masked_original_computes(
+    wrapper: Path, tmp_path: Path
+) -> None:
+    out, plan = pruned(wrapper, tmp_path / "out", experts_per_layer=4)
+    ours = opened(out)
+    assert type(ours).__name__ == read_config(wrapper)["architectures"][0]
+    expected = masked_logits(wrapper, plan.kept)
+    assert_close(logits(ours, TOKENS), expected)
+    assert_close(logits(moeits.load(out).eval(), TOKENS), expected)
+    assert not list(out.glob("*.py"))
+
+
+def test_unequal_counts_open_both_ways_and_compute_what_the_masked_original_computes(
+    wrapper: Path, tmp_path: Path
+) -> None:
+    evidence = moeits.score(wrapper)
+    first, *_, last = evidence.inventory.layers
+    plan = moeits.plan(evidence, experts_per_layer=5)
+    uneven = replace(plan, kept={**plan.kept, first: (1, 2, 5), last: (0, 1, 3, 4)}, order={})
+    moeits.prune(wrapper, plan=uneven, output=tmp_path / "out")
+    expected = masked_logits(wrapper, uneven.kept)
+    assert_close(logits(moeits.load(tmp_path / "out").eval(), TOKENS), expected)
+    remote = opened(tmp_path / "out", trust_remote_code=True)
+    assert_close(logits(remote, TOKENS), expected)
+    assert type(remote).__name__ == read_config(wrapper)["architectures"][0]
+    other = {**uneven.kept, first: (1, 2, 4)}
+    assert (masked_logits(wrapper, other) - expected).abs().max() > 100 * TOLERANCE
+    with pytest.raises(Exception, match=r"(?s)mismatch"):
+        opened(tmp_path / "out")
+
+
+def test_what_was_loaded_can_be_saved_and_loaded_again(wrapper: Path, tmp_path: Path) -> None:
+    if read_config(wrapper)["model_type"] in REOPENED_UNDER_HUB_NAMES_ONLY:
+        pytest.skip("transformers does not open what it saves of it")
+    plan = moeits.plan(moeits.score(wrapper), tau=0.1)
+    kept = {layer: tuple(range(3 + at)) for at, layer in enumerate(plan.kept)}
+    moeits.prune(wrapper, plan=replace(plan, kept=kept, order={}), output=tmp_path / "out")
+    ours = moeits.load(tmp_path / "out").eval()
+    ours.save_pretrained(tmp_path / "saved")
+    assert torch.equal(logits(moeits.load(tmp_path / "saved").eval(), TOKENS), logits(ours, TOKENS))
+
+
+@pytest.mark.parametrize("budget", [{"experts_per_layer": 4}, {"tau": 0.1}], ids=["equal", "unequal"])
+def test_everything_else_is_as_it_was(wrapper: Path, tmp_path: Path, budget: dict[str, Any]) -> None:
+    out, _ = pruned(wrapper, tmp_path / "out", **budget)
+    before, after = read_config(wrapper), read_config(out)
+    part = architecture_of(before).part
+    assert [key for key in after if key not in LOADERS] == [key for key in before if key not in LOADERS]
+    assert {key: value for key, value in after.items() if key not in (*LOADERS, part)} == {
+        key: value for key, value in before.items() if key not in (*LOADERS, part)
+    }
+    changed = {key for key in before[part] if before[part][key] != after[part].get(key)}
+    assert after[part].keys() == before[part].keys()
+    assert changed <= {*architecture_of(before).count_keys(before[part])}
+    layers = MoELayout.of(Checkpoint.open(wrapper)).layers.values()
+    tensors, others = read_tensors(wrapper), read_tensors(out)
+    outside = {name for name in tensors if not any(name.startswith(moe.block) for moe in layers)}
+    assert outside == {name for name in others if not any(name.startswith(moe.block) for moe in layers)}
+    assert all(tensors[name].tobytes() == others[name].tobytes() for name in outside)
+
+
+def test_experts_in_columns_are_scored_and_opened_as_those_in_rows(tmp_path: Path) -> None:
+    rows = make_wrapper(tmp_path / "rows", "qwen3_vl_moe")
+    tensors = {
+        name: np.ascontiguousarray(value.swapaxes(1, 2)) if value.ndim == 3 and ".experts." in name else value
+        for name, value in read_tensors(rows).items()
+    }
+    columns = write_checkpoint(tmp_path / "columns", read_config(rows), tensors)
+    one, other = moeits.score(rows).redundancy, moeits.score(columns).redundancy
+    assert all(np.array_equal(one[layer], other[layer]) for layer in one)
+    plan = moeits.simplify(columns, experts_per_layer=4, output=tmp_path / "out")
+    assert_close(logits(opened(tmp_path / "out"), TOKENS), masked_logits(rows, plan.kept))
+
+
+def test_what_moeits_does_not_do_with_it_yet_is_a_sentence(wrapper: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"text": "w1 w2"}\n')
+    data, (out, _) = tmp_path / "data.jsonl", pruned(wrapper, tmp_path / "out", experts_per_layer=4)
+    with pytest.raises(HealingError, match="can be scored and pruned, but not healed"):
+        moeits.heal(out, data=data, output=tmp_path / "healed")
+    with pytest.raises(CheckpointError, match="which moeits cannot run layer by layer yet"):
+        LayeredModel(Checkpoint.open(wrapper))
+
+
+def test_a_config_without_the_part_is_a_sentence(wrapper: Path) -> None:
+    config = {key: value for key, value in read_config(wrapper).items() if key != "text_config"}
+    with pytest.raises(CheckpointError, match="has no text_config"):
+        architecture_of(config).part_of(config)
