@@ -14,11 +14,11 @@ class Tokens:
 
     data: str = setting(
         BUNDLED,
-        help="bundled (public-domain text), self (the model writes its own), texts (.jsonl); several by commas.",
+        help="bundled (public-domain text), self (the model writes its own), texts (.jsonl); or several, by commas.",
         metavar="bundled|self|FILE",
     )
-    tokens: int = setting(32768, help="How many tokens are taken in.")
-    held_out: int = setting(8192, help="How many more, of other sources if there are any, choose and judge.")
+    tokens: int = setting(32768, help="Tokens to calibrate or fit on.")
+    held_out: int = setting(8192, help="Further tokens, by which settings are chosen and the result is judged.")
     window: int = setting(256, help="Tokens of a window; at most the model's context.")
     seed: int = setting(0, help="Seed of what is drawn: documents, and what the model writes.")
 
@@ -31,7 +31,7 @@ class Tokens:
         if self.seed < 0:
             raise SettingError(f"--seed {str(self.seed)[:40]} is out of range: give 0 or more.")
         if not self.sources():
-            raise SettingError("--data names no source: it is bundled, self, a .jsonl, or several by commas.")
+            raise SettingError("--data names no source: it is bundled, self, a .jsonl, or several separated by commas.")
 
     def sources(self) -> tuple[str, ...]:
         """The sources, in the order in which they were given."""
@@ -58,7 +58,7 @@ class Watching:
         help="For --refit, and for criteria that watch experts: bundled, self, or texts (.jsonl).",
         metavar="bundled|self|FILE",
     )
-    tokens: int = setting(32768, help="How many of its tokens.")
+    tokens: int = setting(32768, help="How many tokens of it.")
     force: bool = setting(False, help="Write a copy also where no expert has to go.", panel=OUTPUT)
 
     def texts(self, seed: int) -> Tokens:

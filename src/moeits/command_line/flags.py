@@ -40,6 +40,16 @@ FLAGS: dict[str, Any] = {
         ),
     ],
     "output": Annotated[Path, typer.Option(help="Where the result goes.")],
+    "sweep fresh": Annotated[
+        bool, typer.Option("--fresh", metavar="", help="Remove the sweep that is there; begin anew.")
+    ],
+    "compare_criteria fresh": Annotated[
+        bool, typer.Option("--fresh", metavar="", help="Remove the comparison that is there; begin anew.")
+    ],
+    "forecast fresh": Annotated[
+        bool, typer.Option("--fresh", metavar="", help="Forget finished sizes of an interrupted run.")
+    ],
+    "refit model": Annotated[str, typer.Argument(metavar="PRUNED", help="A pruned checkpoint: a local folder.")],
     "fresh": Annotated[bool, typer.Option("--fresh", metavar="", help="Forget finished layers of an interrupted run.")],
     "statistics": Annotated[
         Path | None,
@@ -50,7 +60,7 @@ FLAGS: dict[str, Any] = {
     "write_order": Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write each layer's experts, best first, as JSONL.")
     ],
-    "selection": Annotated[int, typer.Option(help="Tokens on which reconstruction tries who can go.")],
+    "selection": Annotated[int, typer.Option(help="Tokens on which reconstruction tries which experts can go.")],
     "parent": Annotated[str, typer.Option(metavar="MODEL", help="The checkpoint that it was pruned from.")],
     "plan": Annotated[Path, typer.Option(help="The plan to carry out.")],
     "any_fingerprint": Annotated[
@@ -79,7 +89,8 @@ FLAGS: dict[str, Any] = {
     "a": Annotated[Path, typer.Argument(metavar="A.json", help="Results to compare with.")],
     "b": Annotated[Path, typer.Argument(metavar="B.json", help="Results to compare.")],
     "compare tasks": Annotated[
-        str | None, typer.Option(help="Only these tasks, by commas.", show_default="all, which both must have")
+        str | None,
+        typer.Option(help="Only these tasks, separated by commas.", show_default="all, which both must have"),
     ],
     "compare seed": Annotated[int, typer.Option(help="Seed of the bootstrap.")],
     "resamples": Annotated[int, typer.Option(help="Resamples of the bootstrap.")],

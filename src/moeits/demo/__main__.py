@@ -139,7 +139,7 @@ class Demo:
         self._refit(half, "moeits")
         control = self.folder / "random-0"
         typed(moeits.simplify, MODEL, criterion="random", seed=0, like=half / "plan.json", output=control)
-        self._refit(control, control.name)
+        self._refit(control, f"moeits/{control.name}")
         shutil.copytree(self.pruned / "unpruned", self.refitted / "unpruned")
 
     def rows(self) -> Iterator[Row]:
@@ -148,11 +148,11 @@ class Demo:
         yield "unpruned", str(experts), "", f"{self._unpruned:.3f}", "", ""
         for tau, point in self._points.items():
             yield self._row(f"MoEITS, tau {tau:g}", point)
-        half = self._points[HALF]
+        half, refitted = self._points[HALF], self.refitted / "moeits"
         yield self._row(f"MoEITS, tau {HALF:g}, healed", half, "healed.json")
-        yield self._row(f"MoEITS, tau {HALF:g}, refitted", self.refitted / "moeits", controls=self.refitted)
+        yield self._row(f"MoEITS, tau {HALF:g}, refitted", refitted, controls=refitted)
         yield self._row("reconstruction", self.pruned / "reconstruction", controls=half)
-        yield self._row("reconstruction, refitted", self.refitted / "reconstruction", controls=self.refitted)
+        yield self._row("reconstruction, refitted", self.refitted / "reconstruction", controls=refitted)
 
     # -------------------------------------------------------------------------------------- steps
 

@@ -19,7 +19,7 @@ class Questions:
 
     tasks: str | Sequence[str] | None = setting(
         None,
-        help="Names of tasks, by commas; paper stands for the paper's five.",
+        help="Names of tasks, separated by commas; paper is the paper's five.",
         panel=ASKED,
         shown_default="paper, or none with --perplexity",
     )

@@ -61,7 +61,7 @@ class HealingRecipe:
 
     targets: tuple[str, ...] = _of_paper(
         ("router", "experts"),
-        f"Groups of weights that get LoRA, by commas: {', '.join(GROUPS)}. All else is frozen.",
+        f"Groups of weights that get LoRA, separated by commas: {', '.join(GROUPS)}. All else is frozen.",
         parse=_names,
         metavar="NAME,NAME",
     )

@@ -49,7 +49,9 @@ class Training:
     save_every: int | None = setting(
         None, help="Steps between two saved states.", panel=EXPERT, shown_default="as --evaluate-every"
     )
-    report_to: str | None = setting(None, help="wandb, mlflow, trackio, ..., by commas.", panel=EXPERT)
+    report_to: str | None = setting(
+        None, help="wandb, mlflow, trackio, ...; several separated by commas.", panel=EXPERT
+    )
     energy: bool = setting(False, help="Measure energy, by codecarbon.", panel=EXPERT, negatable=True)
     country: str | None = setting(
         None, help="Whose electricity it is (ISO code, such as ESP): gives the CO2 as well.", panel=EXPERT

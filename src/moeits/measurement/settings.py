@@ -15,7 +15,7 @@ class Workload:
     """What the model does while it is measured, and by what its energy is counted."""
 
     run: bool = setting(True, help="Load the model and run it; else its files alone.", panel=COST, negatable=True)
-    prompt_tokens: int = setting(128, help="Length of the prompt that is read, random tokens.", panel=COST)
+    prompt_tokens: int = setting(128, help="Length of the prompt, in random tokens.", panel=COST)
     new_tokens: int = setting(32, help="How many tokens are generated after it.", panel=COST)
     repeats: int = setting(5, help="How often each speed is measured.", panel=COST)
     energy: bool = setting(True, help="Measure energy, by codecarbon.", panel=COST, negatable=True)

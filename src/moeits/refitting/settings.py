@@ -14,11 +14,11 @@ class Fitting:
     """What a fit depends on beside its tokens."""
 
     largest_ridge: float = setting(
-        10.0, help="Where the search for the ridge begins; it goes down while held-out tokens gain.", panel=EXPERT
+        10.0, help="Largest ridge tried; smaller ones follow while held-out tokens gain.", panel=EXPERT
     )
     drift: float | None = setting(
         None,
-        help="How much of the earlier layers' error a layer makes good for: 0 to 1.",
+        help="How much of the error of earlier layers a layer corrects: 0 to 1.",
         panel=EXPERT,
         shown_default="the best on held-out tokens, for each layer",
     )

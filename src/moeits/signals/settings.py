@@ -39,7 +39,7 @@ class Scoring(SignalSettings):
     )
     signals: str | None = setting(
         None,
-        help=f"Keep these beside the redundancy, by commas: {', '.join(each.name for each in SIGNALS)}.",
+        help=f"Keep these beside the redundancy, separated by commas: {', '.join(each.name for each in SIGNALS)}.",
         panel=SCORING,
         metavar="NAME,NAME",
         shown_default="none",

@@ -38,7 +38,7 @@ def calibrate(
     fresh: bool = False,
     progress: Progress = silent,
 ) -> Evidence:
-    """Watch every expert at work on some tokens: how often it is chosen, what it adds, who can go with least harm.
+    """Watch every expert at work on some tokens: how often it is chosen, what it adds, which can go with little harm.
 
     The stock model is run one decoder layer at a time, so no whole model is in memory, unless `data` is `self`.
     Signals: frequency, router-score, ean-sum, ean-mean, reap (gates as the model uses them), coactivation,

@@ -53,7 +53,7 @@ def compare_criteria(
     fresh: bool = False,
     progress: Progress = silent,
 ) -> CriteriaComparison:
-    """Let several criteria choose as many experts in every layer, and see what each choice costs on held-out text.
+    """Let several criteria keep the same number of experts in each layer, and see what that costs on held-out text.
 
     The model is scored once and calibrated once. Each choice of `criteria` is pruned, evaluated on `perplexity`, and
     with `refit` refitted and evaluated again; with `heal` healed as well. Every loss stands beside the unpruned

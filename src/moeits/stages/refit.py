@@ -80,7 +80,7 @@ def refit(
     fresh: bool = False,
     progress: Progress = silent,
 ) -> Refitting:
-    """Refit the kept experts' down projections in closed form, so that each layer gives again what it gave unpruned.
+    """Refit the kept experts' down projections in closed form, so that each layer puts out what it did unpruned.
 
     `model` is a pruned checkpoint, `parent` the one that it was pruned from. Both are run one decoder layer at a time;
     no whole model is in memory, unless `data` is `self`. Each layer's ridge is chosen on held-out tokens, and a layer

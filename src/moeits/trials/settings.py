@@ -29,7 +29,10 @@ class Forecasting:
         metavar="SHARES",
     )
     criterion: str = setting(
-        "reconstruction", help="Who chooses.", panel=WHAT, choices=tuple(each.name for each in CRITERIA)
+        "reconstruction",
+        help="How experts are ranked for removal.",
+        panel=WHAT,
+        choices=tuple(each.name for each in CRITERIA),
     )
     budget: float = setting(
         0.05, help="A size is called safe while the loss rises by less, in nats per token.", panel=WHAT
@@ -68,7 +71,7 @@ class Contest:
     keep: str = setting("0.5", help="Share of the experts that each layer keeps: 0.5 or 50%.", panel=WHAT)
     criteria: str = setting(
         "moeits,chance-corrected,random:8,reap,reconstruction",
-        help="Who chooses, by commas; random:8 is random with 8 seeds.",
+        help="Criteria to compare, separated by commas; random:8 is random with 8 seeds.",
         panel=WHAT,
         metavar="NAME,NAME",
     )
