@@ -456,6 +456,23 @@ def test_a_model_that_fits_already_is_not_copied(
     assert (Path("smaller") / "plan.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["simplfy"], "No such command 'simplfy'. Did you mean 'simplify'? See: moeits --help"),
+        (["prune"], "Missing argument 'MODEL'. See: moeits prune --help"),
+    ],
+)
+def test_a_mistyped_command_is_answered_in_whole_sentences(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: list[str], said: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["moeits", *typed])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == f"moeits: {said}\n"
+
+
 def test_the_control_that_a_note_names_runs_as_printed(run: Callable[..., tuple[str, str]]) -> None:
     Path("a model").symlink_to(MODEL)  # every layer of it sits on the noise floor
     run("score", "a model", "--output", "e.safetensors")

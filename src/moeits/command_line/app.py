@@ -132,7 +132,8 @@ def main() -> None:
         console.error(str(error))
     except typer.TyperException as error:
         if message := error.format_message():  # empty where no command was given, and help was shown instead
-            console.error(f"{message.rstrip('.')}. See: {_command_path(error)} --help")
+            sentence = message if message.endswith("?") else f"{message.rstrip('.')}."
+            console.error(f"{sentence} See: {_command_path(error)} --help")
     except console.ReaderGone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

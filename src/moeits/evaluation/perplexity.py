@@ -53,7 +53,7 @@ def read_text(path: str | Path, limit: int | None = None) -> Text:
     try:
         content = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise EvaluationError(f"There is no text {path}.") from None
+        raise EvaluationError(f"There is no text {path}. Check the path.") from None
     except (OSError, ValueError) as error:
         raise EvaluationError(f"{path} cannot be read as text: {error}.") from None
     documents = [(content, "")]

@@ -209,7 +209,10 @@ def check_parent(
         check_floats(checkpoint)
     path = pruned.folder / "plan.json"
     if not path.is_file():
-        raise PlanError(f"{pruned.source} has no plan.json, by which it was pruned. Prune the parent again.")
+        raise PlanError(
+            f"{pruned.source} has no plan.json, so moeits did not prune it. Give the pruned checkpoint first, and "
+            "what it was pruned from as --parent."
+        )
     plan = PruningPlan.load(path)
     if plan.fingerprint != parent.fingerprint:
         raise PlanError(

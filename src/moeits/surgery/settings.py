@@ -46,5 +46,7 @@ class Writing:
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise SettingError(f"--layout {self.layout} is not one of {', '.join(LAYOUTS)}.")
-        if self.base_model is not None and not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", self.base_model, re.ASCII):
+        if self.base_model is not None and not re.fullmatch(
+            r"[^\W_][\w.-]{0,95}/[^\W_][\w.-]{0,95}", self.base_model, re.ASCII
+        ):
             raise SettingError(f"--base-model {self.base_model[:60]} is not a hub id: give ORG/NAME.")
