@@ -122,14 +122,12 @@ class Case:
         return LayerData(routed=self.routed(tokens, self.kept), at_hand=wanted, back=wanted + 1, source=source)
 
     def _once(self) -> float:
-        """Features of both parts, what old weights give, scales, first gradient, products of tokens."""
+        """Features of both parts, what old weights give, first gradient, products of tokens."""
         fit, other = self.tokens * self.top_k, CHOOSING * self.top_k
         per_expert = self.tokens * self.top_k / self.kept
         down = 2.0 * self.width * self.hidden
         products = 2.0 * self.kept * per_expert**2 * self.width
-        return (
-            (fit + other) * (self.pass_flops - down) + other * down + fit * (2 * self.pass_flops + 5 * down) + products
-        )
+        return (fit + other) * (self.pass_flops - down) + other * down + 3 * fit * down + products
 
     def _each(self) -> float:
         """A factor, its solution for two targets, residuals twice, weights, and what the others' tokens get of them."""

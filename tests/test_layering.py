@@ -76,7 +76,6 @@ NEED_TORCH = {
     "refitting.features",
     "refitting.layer",
     "refitting.ridge",
-    "refitting.scales",
     "refitting.streams",
 }
 # A program of its own, which nothing imports.

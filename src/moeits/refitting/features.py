@@ -3,7 +3,6 @@
 Matrices are kept transposed, (I, H), as features are multiplied from the left.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,18 +52,6 @@ class ExpertFeatures:
             self._left -= nbytes
             self._held[expert] = tokens, features
         return tokens, features
-
-    def outputs(self, part: slice, down: Mapping[int, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of some tokens: who was chosen (t, k), and what each gives with these down projections (t, k, H), weighted
-        as in phi, biases left out."""
-        hidden, chosen = self._routed.hidden[part], self._routed.chosen[part]
-        scale = self._routed.gates[part].float() * self._routed.weight[part].sqrt()[:, None]
-        given = torch.zeros(*chosen.shape, hidden.shape[1])
-        for e, d in down.items():
-            tokens, slot = torch.where(chosen == e)
-            if len(tokens):
-                given[tokens, slot] = before_down(self._experts, e, hidden[tokens]) @ d * scale[tokens, slot][:, None]
-        return chosen, given
 
     def bias(self, expert: int) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Tokens and what the bias of the down projection gives at them, (t, H); None where there is none."""

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from moeits.refitting.features import ROWS, ExpertFeatures
-from moeits.refitting.scales import best_scales
 
 # The sweeps end when the gradient has fallen to this share of what it was at the old weights.
 _STILL = 3e-5
@@ -33,7 +32,7 @@ class RidgeTooSmall(ArithmeticError):
 class LayerProblem:
     """One layer's regression: features, and several targets at once, each (T, H).
 
-    `weights` (I, targets x H) of each expert are the solution of the last `solve`, at first `start`, the old ones.
+    `weights` (I, targets x H) of each expert are the solution of the last `solve`, at first the old ones.
     """
 
     def __init__(
@@ -43,10 +42,8 @@ class LayerProblem:
         targets: Sequence[torch.Tensor],
         weight: torch.Tensor,
         *,
-        scaled: bool = True,
         most_joint: int = _MOST_JOINT,
     ) -> None:
-        """With `scaled` the ridge pulls towards the old weights times what is best for each expert as a whole."""
         self.features = features
         self.start = {e: torch.cat([d] * len(targets), dim=1) for e, d in start.items()}
         self.width = next(iter(start.values())).shape[1]
@@ -58,8 +55,6 @@ class LayerProblem:
         for e, d in start.items():
             tokens, phi = features.of(e)
             self.residual.index_add_(0, tokens, (phi @ d).repeat(1, len(targets)), alpha=-1)
-        if scaled:
-            self._scale(len(targets))
         entries = sum(d.shape[0] for d in start.values())
         self.mean_diagonal = self._sum_of_squares() / entries
         self._first = self.gradient_norm(1.0)  # nothing has moved, so no ridge pulls
@@ -70,12 +65,6 @@ class LayerProblem:
         if entries <= most_joint:
             return _Joint
         return _ByTokens if len(self.residual) <= min(entries, _MOST_TOKENS) else _Blocks
-
-    def _scale(self, targets: int) -> None:
-        old = {e: d[:, : self.width] for e, d in self.start.items()}
-        for e, more in best_scales(self.features, old, self.residual, targets).items():
-            self.move(e, torch.cat([old[e] * each for each in more], dim=1))
-        self.start = dict(self.weights)
 
     def _sum_of_squares(self) -> float:
         return sum(float(self.features.of(e)[1].square().sum(dtype=torch.float64)) for e in self.start)
