@@ -17,6 +17,7 @@ from moeits.errors import EvaluationError, MoeitsError, SettingError
 from moeits.report_page.cost_sections import payback_tokens
 from moeits.report_page.evidence_sections import colour_range, noise_sentence
 from moeits.report_page.published import published_rows
+from moeits.report_page.result_sections import _curves
 from tests.runs import evaluated, footprint, large_run, results, swept, write
 from tests.toys import make_toy
 
@@ -641,3 +642,46 @@ def test_a_run_of_another_criterion_has_its_row_in_the_summary_and_its_order_on_
     assert f"chance-corrected {plan.summary['experts_kept']}" in summary
     for order in Planner(evidence, Choice(criterion="chance-corrected")).orders.values():
         assert f'"removed":{list(order.removed)},'.replace(" ", "") in html
+
+
+def colours_in(text: str, section: str) -> dict[str, str]:
+    """What a plot's legend calls a colour that is not the page's own."""
+    svg = text.split(f"{section}</h2>")[1].split("</svg>")[0]
+    legend = svg.split('legend_1">')[-1]
+    entries = re.findall(r"stroke: (#[0-9a-f]{6}).*?<text[^>]*>([^<]*)</text>", legend, flags=re.DOTALL)
+    return {label: colour for colour, label in entries}
+
+
+def test_a_point_has_one_colour_in_all_plots(run: Path) -> None:
+    text = page(run)
+    kept, healed = colours_in(text, "Experts kept per layer"), colours_in(text, "Healing")
+    shared = kept.keys() & healed.keys()
+    assert len(shared) > 1
+    assert {label: kept[label] for label in shared} == {label: healed[label] for label in shared}
+    assert len({kept[label] for label in shared}) == len(shared)
+
+
+def test_models_that_keep_the_same_counts_share_a_line(run: Path) -> None:
+    point = point_of(run)
+    shutil.copytree(point, run / "by-hand")
+    svg = page(run).split("Experts kept per layer</h2>")[1].split("</svg>")[0]
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    tau = next(p["tau"] for p in json.loads((run / "sweep.json").read_text())["points"] if p["folder"] == point.name)
+    assert any({f"tau {tau:g}", "by-hand"} == set(label.split(", ")) for label in labels), labels
+
+
+def test_curves_of_a_healing_begin_at_the_loss_before_it_and_are_named(run: Path) -> None:
+    curves = json.loads((point_of(run) / "healing.json").read_text())["curves"]
+    later = {**curves, "held_out": curves["held_out"][1:]}
+    assert _curves({"loss_before": 5.5, "curves": later}) == _curves({"loss_before": 5.5, "curves": curves})
+    assert _curves({"loss_before": None, "curves": later})["held_out"][0] == (20, 4.8)
+    svg = page(run).split("Healing</h2>")[1].split("</svg>")[0]
+    assert {"training text", "held-out text"} <= set(re.findall(r"<text[^>]*>([^<]*)</text>", svg))
+
+
+def test_a_recipe_that_all_share_stands_once(run: Path) -> None:
+    text = tables(run)
+    assert "loss on held-out text, nats per token; recipe small, 40 steps" in text
+    assert text.count("small, 40 steps") == 1
+    edit(point_of(run) / "healing.json", recipe_name="paper")
+    assert "| recipe |" in tables(run)

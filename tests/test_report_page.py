@@ -174,3 +174,31 @@ def _contrast(one: str, other: str) -> float:
 
     high, low = sorted((luminance(one), luminance(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_has_one_right_edge_and_words_that_can_be_read(
+    browser: Any, toy: Path, tmp_path: Path, width: int
+) -> None:
+    open_page(browser, [evaluated(swept(toy, tmp_path / "run"), seeds=2)], tmp_path / "report.html")
+    mobile = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", mobile)
+    try:
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        smallest = browser.execute_script(
+            "return Math.min(...[...document.querySelectorAll('.plot svg text')].map(each => "
+            "parseFloat(getComputedStyle(each).fontSize) * Math.hypot(each.getScreenCTM().a, each.getScreenCTM().b)))"
+        )
+        assert smallest >= 10, "pixels"
+        tiles = browser.execute_script(
+            "return [...document.querySelectorAll('.readout div')].map(each => each.getBoundingClientRect().top)"
+        )
+        rows = [tiles.count(top) for top in sorted(set(tiles))]
+        assert len(set(rows)) == 1, "no tile stands alone"
+        cut = browser.execute_script(
+            "return [...document.querySelectorAll('.scroll')].filter(each => each.scrollWidth > each.clientWidth + 1)"
+            ".map(each => each.getAttribute('aria-label'))"
+        )
+        assert not any(caption.startswith("What each healing did") for caption in cut if width == 1280)
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

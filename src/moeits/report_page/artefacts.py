@@ -253,6 +253,14 @@ def name_of(point: Point) -> str:
     return f"tau {point.taus[0]:g}" if point.taus else {".": "this model"}.get(point.name, point.name)
 
 
+def names_by_size(run: Run) -> list[str]:
+    """What its pruned models are called in a plot, the smallest first; those that keep the same counts share a name."""
+    together: dict[tuple[tuple[int, int], ...], list[str]] = {}
+    for point in run.points:
+        together.setdefault(tuple(point.counts.items()), []).append(name_of(point))
+    return [", ".join(names) for names in together.values()]
+
+
 def min_experts_of(run: Run) -> int | None:
     """The floor that the run was planned with; None for each layer's top_k."""
     settings = [

@@ -118,6 +118,11 @@ class Drawing:
         }
 
 
+def colours_of(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each name of an ordered series, the same in every plot of it."""
+    return dict(zip(names, reversed(shades(len(names))), strict=True))
+
+
 def shades(number: int) -> list[str]:
     """Colours of an ordered series, from small to large, legible on both grounds."""
     colours = need("matplotlib", extra="report").colormaps["plasma"]

@@ -9,11 +9,11 @@ import numpy as np
 
 from moeits.evidence import NOISE_MARGIN
 from moeits.report_page import figures
-from moeits.report_page.accuracy import count, percent
-from moeits.report_page.artefacts import Point, Run, name_of
+from moeits.report_page.accuracy import NOTHING, count, percent
+from moeits.report_page.artefacts import Point, Run, name_of, names_by_size
 from moeits.report_page.blocks import Block, Section, figure, section, spread, table
-from moeits.report_page.drawing import picture
-from moeits.report_page.measures import measures_of
+from moeits.report_page.drawing import colours_of, picture
+from moeits.report_page.measures import Measure, measures_of
 from moeits.report_page.questions import Questions
 from moeits.report_page.removal import TAU_STEP, Removal
 from moeits.report_page.rows import Row
@@ -32,6 +32,7 @@ def who_stays(run: Run, rows: Sequence[Row], removal: Removal | None, slug: str)
         f"Every layer was taken apart once, {_first_to_go(removal)}, down to its floor. A tau only says where to "
         "stop, so all its answers are in that one order: move the dial and see which experts stay."
     ]
+    measure = next(iter(measures_of(rows)), None) if data["measured"] else None
     slider = {
         "kind": "slider",
         "run": slug,
@@ -44,7 +45,8 @@ def who_stays(run: Run, rows: Sequence[Row], removal: Removal | None, slug: str)
         "parameters": count(removal.parameters_at(tau)),
         "nbytes": "",
         "reduction": "",
-        "measured": next((measure.word for measure in measures_of(rows) if data["measured"]), ""),
+        "measured": measure.short if measure else "",
+        "unpruned": _unpruned(measure, rows),
         "svg": svg,
         "data": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
         "layers": [
@@ -59,6 +61,11 @@ def who_stays(run: Run, rows: Sequence[Row], removal: Removal | None, slug: str)
         ],
     }
     return section("who-stays", "Who stays", intro, [slider])
+
+
+def _unpruned(measure: Measure | None, rows: Sequence[Row]) -> str:
+    scores = (measure.of(row) for row in rows if row.kind == "unpruned") if measure else ()
+    return next((measure.form.format(score[0]) for score in scores if measure and score), NOTHING)
 
 
 def _first_to_go(removal: Removal) -> str:
@@ -201,7 +208,8 @@ def per_layer(run: Run, slug: str) -> Section | None:
     points = [point for point in run.points if point.plan]
     if not points:
         return None
-    kept = {name_of(point): point.counts for point in points}
+    names = names_by_size(run)
+    kept = {name: next(p.counts for p in points if name_of(p) in name.split(", ")) for name in names}
     layers = sorted(next(iter(kept.values())))
     before = _counts_before(run, layers)
     shown = spread(list(kept), 5)
@@ -210,6 +218,7 @@ def per_layer(run: Run, slug: str) -> Section | None:
         layers,
         [before[i] for i in layers],
         {name: [kept[name][i] for i in layers] for name in reversed(shown)},
+        colours_of(names),
         f"{slug}-kept",
     )
     numbers = table(

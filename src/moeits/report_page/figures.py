@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from moeits.criteria_file import ShownRow
-from moeits.report_page.drawing import ACCENT, INK, LINE, MUTED, SERIES, WARM, Drawing, named, shades
+from moeits.report_page.drawing import ACCENT, INK, LINE, MUTED, SERIES, WARM, Drawing, named
 from moeits.report_page.removal import Removal
 
 
@@ -30,14 +30,20 @@ def size_path(removal: Removal, name: str) -> tuple[str, dict[str, float]]:
     return drawing.svg(name, label), pixels
 
 
-def kept_per_layer(layers: Sequence[int], before: Sequence[int], kept: Mapping[str, Sequence[int]], name: str) -> str:
+def kept_per_layer(
+    layers: Sequence[int],
+    before: Sequence[int],
+    kept: Mapping[str, Sequence[int]],
+    colours: Mapping[str, str],
+    name: str,
+) -> str:
     """Experts kept in each layer, a line of steps per point of the run; those that were there as a grey bar behind."""
     drawing = Drawing(height=3.2)
     axes = drawing.axes
     axes.bar(layers, before, color=LINE, width=1, label="before", alpha=0.6)
     edges = np.array([layers[0] - 0.5, *(np.array(layers[1:]) + np.array(layers[:-1])) / 2, layers[-1] + 0.5])
-    for (label, counts), colour in zip(kept.items(), reversed(shades(len(kept))), strict=True):
-        axes.stairs(counts, edges, baseline=None, color=colour, linewidth=2.2, label=named(label))
+    for label, counts in kept.items():
+        axes.stairs(counts, edges, baseline=None, color=colours[label], linewidth=2.2, label=named(label))
     axes.set_xticks(layers if len(layers) <= 16 else layers[:: len(layers) // 12])
     axes.set_ylim(0, max(before) * 1.05)
     axes.set_xlabel("decoder layer")
@@ -177,16 +183,23 @@ def criteria(rows: Sequence[ShownRow], name: str) -> str:
     return drawing.svg(name, f"Rise of the loss over the unpruned model for {len(labels)} choices.")
 
 
-def healing_curves(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], name: str) -> str:
+def healing_curves(
+    curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]], colours: Mapping[str, str], name: str
+) -> str:
     """Loss against the step of healing, a colour per pruned model: training as a thin line, held-out dotted."""
-    drawing = Drawing(height=3.2)
+    drawing = Drawing(height=3.4)
     axes = drawing.axes
-    for (label, kinds), colour in zip(curves.items(), reversed(shades(len(curves))), strict=True):
-        if kinds.get("training"):
-            axes.plot(*zip(*kinds["training"], strict=True), color=colour, linewidth=0.9, alpha=0.7, label=named(label))
-        if kinds.get("held_out"):
-            own = {} if kinds.get("training") else {"label": named(label)}
-            axes.plot(*zip(*kinds["held_out"], strict=True), color=colour, marker="o", linestyle=":", **own)
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
+        "training": ("training text", {"linewidth": 0.9, "alpha": 0.7}),
+        "held_out": ("held-out text", {"marker": "o", "linestyle": ":"}),
+    }
+    for label, curve in curves.items():
+        axes.plot([], [], color=colours[label], linewidth=4, label=named(label))
+        for kind, points in curve.items():
+            axes.plot(*zip(*points, strict=True), color=colours[label], **kinds[kind][1])
+    for kind, (word, style) in kinds.items():
+        if any(kind in curve for curve in curves.values()):
+            axes.plot([], [], color=MUTED, label=word, **style)
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats per token")
     drawing.legend()

@@ -15,13 +15,15 @@ from moeits.report_page.accuracy import (
     evaluation_notes,
     text_table,
 )
-from moeits.report_page.artefacts import Point, Run, name_of
+from moeits.report_page.artefacts import Point, Run, name_of, names_by_size
 from moeits.report_page.blocks import Block, Section, few_of, figure, notes, section, spread, table
 from moeits.report_page.differences import Pairing
+from moeits.report_page.drawing import colours_of
 from moeits.report_page.measures import Measure, measures_of, what_is_shown
 from moeits.report_page.questions import Questions
 from moeits.report_page.rows import TEXT, Row, groups_of, metrics_of, seed_of, tasks_of
 
+_CURVES = "Loss while healing, in nats per token; at step 0 that of the pruned model."
 _CONTROL = "Random choices of the same size are drawn as the mean over their seeds, from the lowest to the highest."
 
 
@@ -159,8 +161,9 @@ def healing(run: Run, slug: str) -> Section | None:
     if not healed:
         return None
     curves = {name: curve for name in spread(list(healed), 5) if (curve := _curves(healed[name]))}
-    caption = "Loss while healing, in nats per token: thin on the training text, dotted on held-out text."
-    plot = figure(partial(figures.healing_curves, curves, f"{slug}-healing"), caption) if curves else None
+    colours = {each: colour for names, colour in colours_of(names_by_size(run)).items() for each in names.split(", ")}
+    colours |= {name: figures.INK for name in curves if name not in colours}
+    plot = figure(partial(figures.healing_curves, curves, colours, f"{slug}-healing"), _CURVES) if curves else None
     groups = [
         [_healing_row(name_of(point), point.healing)]
         + [
@@ -171,13 +174,16 @@ def healing(run: Run, slug: str) -> Section | None:
         for point in points
         if point.healing
     ]
-    columns = ["point", "held-out loss before", "after", "seconds", "trained parameters", "recipe"]
+    recipes = {row[-1] for rows in groups for row in rows}
+    caption = "What each healing did; loss on held-out text, nats per token"
+    columns = ["point", "before", "after", "seconds", "parameters", "recipe"]
+    if len(recipes) == 1:  # a column of one and the same word is wider than it is worth
+        caption, columns = f"{caption}; recipe {recipes.pop()}", columns[:-1]
+        groups = [[row[:-1] for row in rows] for rows in groups]
     few, thinned = few_of(groups)
-    tables = [table("What each healing did", columns, few, thinned=thinned)]
+    tables = [table(caption, columns, few, thinned=thinned)]
     if thinned:
-        tables.append(
-            table("What each healing did: all", columns, [row for rows in groups for row in rows], folded=True)
-        )
+        tables.append(table(f"{caption}: all", columns, [row for rows in groups for row in rows], folded=True))
     said = [note for each in healed.values() for note in each.get("notes") or ()]
     return section("healing", "Healing", [], [plot, *tables, notes(list(dict.fromkeys(said)))])
 
@@ -198,4 +204,7 @@ def _curves(facts: Mapping[str, Any]) -> dict[str, list[tuple[float, float]]]:
     found = {
         kind: [(entry["step"], entry["loss"]) for entry in curves.get(kind) or ()] for kind in ("training", "held_out")
     }
+    before = facts.get("loss_before")
+    if before is not None and not any(step == 0 for step, _ in found["held_out"]):
+        found["held_out"].insert(0, (0, before))
     return {kind: points for kind, points in found.items() if points}
