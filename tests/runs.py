@@ -164,7 +164,7 @@ def large_run(folder: Path, *, layers: int = 24, experts: int = 60) -> Path:
     return folder
 
 
-def swept(toy: Path, folder: Path, tau: str = "-1:2:1") -> Path:
+def swept(toy: Path, folder: Path, tau: str = "-1:2:1", **asked: Any) -> Path:
     """A sweep of a toy, not evaluated."""
-    moeits.sweep(toy, tau=tau, output=folder)
+    moeits.sweep(toy, tau=tau, output=folder, **asked)
     return folder

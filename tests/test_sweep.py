@@ -13,10 +13,13 @@ from hypothesis import strategies as st
 
 import moeits
 from moeits.checkpoint.reading import Checkpoint
+from moeits.choosing.planner import Planner
+from moeits.choosing.settings import Choice
 from moeits.console.sweeps import show_sweep
 from moeits.errors import MoeitsError, OutputError, SettingError
 from moeits.evidence import Evidence
 from moeits.stages.sweep import Sweep, parse_taus
+from tests.evaluation_toys import give_tokenizer
 from tests.runs import evaluated, swept
 from tests.toys import make_toy
 
@@ -333,7 +336,7 @@ def test_a_sweep_walks_the_taus_of_another_criterion(toy: Path, tmp_path: Path) 
         moeits.sweep(toy, output=tmp_path / "run", tau="0,1")
 
 
-@pytest.mark.parametrize("asked", [{"tau": "1e400"}, {"criterion": "random"}, {"criterion": "reap"}])
+@pytest.mark.parametrize("asked", [{"tau": "1e400"}, {"criterion": "random"}, {"criterion": "reap", "tokens": 3}])
 def test_what_a_sweep_cannot_walk_is_said_before_anything_is_scored(
     toy: Path, tmp_path: Path, asked: dict[str, Any]
 ) -> None:
@@ -370,3 +373,34 @@ def test_without_measurements_only_sizes_are_printed(
     said = capsys.readouterr().out
     assert "random choices" not in said
     assert f"moeits report {tmp_path / 'run'}" in said
+
+
+@pytest.mark.parametrize("criterion", ["aimer", "router-cosine", "chance-corrected", "reap"])
+def test_any_criterion_with_scores_goes_through_sweep_page_and_dial(tmp_path: Path, criterion: str) -> None:
+    toy = make_toy(tmp_path / "toy", layers=2)
+    give_tokenizer(toy)
+    run = swept(toy, tmp_path / "run", tau="0,0.5,1", criterion=criterion, tokens=256)
+    evaluated(run, seeds=1)
+    page = tmp_path / "report.html"
+    moeits.report(run, output=page)
+    text = page.read_text(encoding="utf-8")
+    summary = re.sub(r"<[^>]*>", "", text.split("Summary</h2>")[1].split("Who stays</h2>")[0])
+    assert f"pruned by {criterion}" in summary
+    assert re.search(rf"{criterion} is (better|worse) than", summary)
+    assert "MoEITS" not in summary
+    orders = Planner(Evidence.load(run / "evidence.safetensors"), Choice(criterion=criterion)).orders
+    dial = json.loads(text.split('class="data">')[1].split("</script>")[0])
+    assert [layer["removed"] for layer in dial["layers"]] == [list(order.removed) for order in orders.values()]
+    assert dial["measured"], "the dial finds the plans that were evaluated"
+
+
+def test_a_watching_criterion_watches_once_and_on_what_was_asked_for(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    toy = make_toy(tmp_path / "toy", layers=2)
+    give_tokenizer(toy)
+    moeits.sweep(toy, output=tmp_path / "run", tau="0,1", criterion="reap", tokens=256)
+    assert [entry["stage"] for entry in ledger(tmp_path / "run")] == ["calibration"]
+    moeits.sweep(toy, output=tmp_path / "run", tau="0.5", criterion="reap", tokens=256)
+    assert [entry["stage"] for entry in ledger(tmp_path / "run")] == ["calibration"], "not a second time"
+    with pytest.raises(SettingError, match=r"scoring was .*\"tokens\": 256"):
+        moeits.sweep(toy, output=tmp_path / "run", tau="0.5", criterion="reap", tokens=512)

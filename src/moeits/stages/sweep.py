@@ -7,7 +7,9 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from moeits.calibration.settings import Tokens
 from moeits.checkpoint.reading import Checkpoint
+from moeits.choosing.criteria import criterion_named
 from moeits.choosing.needs import scoring_for
 from moeits.choosing.planner import Planner
 from moeits.choosing.pruning_plan import PruningPlan
@@ -20,10 +22,11 @@ from moeits.measurement.ledger import Ledger
 from moeits.progress import Progress, silent
 from moeits.settings import with_settings
 from moeits.signals.settings import Resources, Scoring
+from moeits.stages.calibrate import calibrate
 from moeits.stages.score import score
 from moeits.sweeping.points import PointWork, check_points
 from moeits.sweeping.run_folder import PointFolder, RunFolder
-from moeits.sweeping.settings import PointSettings
+from moeits.sweeping.settings import PointSettings, Watched
 from moeits.version import __version__
 
 FORMAT = 1
@@ -90,6 +93,7 @@ def sweep(
     criterion: str = "moeits",
     min_experts: int | None = None,
     scoring: Scoring,
+    watched: Watched,
     resources: Resources,
     revision: str | None = None,
     fresh: bool = False,
@@ -103,20 +107,23 @@ def sweep(
     random choices of the same counts (seeds 0, 1, ...) are evaluated beside each, and the first of them is healed too.
     Taus that keep the same experts are one point. All results are files in the folder `output`, a finished one is never
     made again, taus are added to those that the folder has, and a checkpoint is removed when its point is finished.
-    Seconds of every stage go to the run's ledger, and joules too with `energy`.
+    A criterion that watches experts at work does so on `tokens` tokens of `data`. Seconds of every stage go to the
+    run's ledger, and joules too with `energy`.
 
     Raises what the stages raise, and SettingError if the folder holds a sweep of another checkpoint or other settings.
     """
-    taus, run, scoring = parse_taus(tau), RunFolder(Path(output)), _scoring_of(criterion, scoring)
+    taus, run, asked = parse_taus(tau), RunFolder(Path(output)), _scoring_of(criterion, scoring)
+    given = watched.texts() if asked is None else asked
     checkpoint = Checkpoint.open(model, revision=revision, check=architecture_of)
     run.check_source(checkpoint.folder)
     with workplace(run.path, progress=progress):  # one run at a time
         if fresh or not run.evidence.exists():
             check_points(points, checkpoint)
-        asked = {"scoring": scoring.facts(), "criterion": criterion, "min_experts": min_experts, **points.facts()}
-        settings = run.begin(fingerprint=checkpoint.fingerprint, settings=asked, fresh=fresh)
+        facts = {"criterion": criterion, "min_experts": min_experts, **points.facts()}
+        facts = {"scoring": (watched if asked is None else asked).facts(), **facts}
+        settings = run.begin(fingerprint=checkpoint.fingerprint, settings=facts, fresh=fresh)
         ledger = Ledger(run.ledger, energy=points.energy, country=points.country)
-        evidence = _evidence(checkpoint, run, ledger, scoring, resources, progress, fresh=fresh)
+        evidence = _evidence(checkpoint, run, given, resources, ledger, fresh=fresh, progress=progress)
         planner = Planner(evidence, Choice(criterion=criterion, min_experts=min_experts))
         walked = cut(planner, sorted({*run.taus(), *taus}), settings, run)
         pruned = [PointFolder(run.path / name) for name in walked.folders(taus)]
@@ -126,33 +133,38 @@ def sweep(
         return walked
 
 
+def _scoring_of(criterion: str, scoring: Scoring) -> Scoring | None:
+    """The one scoring of a sweep; None for a criterion that watches experts at work.
+
+    Raises SettingError for one that has no scores, over which alone a tau can be walked.
+    """
+    if not criterion_named(criterion).needs:
+        raise SettingError(
+            f"--criterion {criterion} has no scores for a tau to cut. Evaluate random choices beside another criterion "
+            "with --control N."
+        )
+    return scoring_for(criterion, scoring)
+
+
 def _evidence(
     checkpoint: Checkpoint,
     run: RunFolder,
-    ledger: Ledger,
-    scoring: Scoring,
+    asked: Scoring | Tokens,
     resources: Resources,
-    progress: Progress,
+    ledger: Ledger,
     *,
     fresh: bool,
+    progress: Progress,
 ) -> Evidence:
-    """The one scoring of a run, which is not done again."""
+    """What the run's criterion must know: kept in the run, else by one scoring, or by watching on these tokens."""
     if run.sweep.exists() and run.evidence.exists():
         return Evidence.load(run.evidence)
-    given = {"scoring": scoring, "resources": resources, "fresh": fresh, "progress": progress}
-    with ledger.stage("scoring"):
-        return score(checkpoint, output=run.evidence, **given)
-
-
-def _scoring_of(criterion: str, scoring: Scoring) -> Scoring:
-    """The one scoring of a sweep. Raises SettingError for a criterion that has no threshold to walk, or watches."""
-    asked = scoring_for(criterion, scoring)
-    if asked is None:
-        raise SettingError(
-            f"--criterion {criterion} does not choose by scores of the weights, which is what a sweep walks tau over. "
-            "Compare it point by point with: moeits simplify --criterion " + criterion
-        )
-    return asked
+    kept = {"output": run.evidence, "fresh": fresh, "progress": progress}
+    if isinstance(asked, Scoring):
+        with ledger.stage("scoring"):
+            return score(checkpoint, scoring=asked, resources=resources, **kept)
+    with ledger.stage("calibration"):
+        return calibrate(checkpoint, texts=asked, **kept)
 
 
 def cut(planner: Planner, taus: Sequence[float], settings: Mapping[str, Any], run: RunFolder) -> Sweep:

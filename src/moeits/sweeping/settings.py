@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moeits.calibration.settings import Tokens, Watching
 from moeits.errors import SettingError
 from moeits.evaluation.settings import Inference, Questions
 from moeits.evaluation.tasks import task_names
@@ -83,6 +84,24 @@ class PointSettings:
             "measuring": facts_of(self.footprint),
             "control": self.control,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watched:
+    """On what experts are watched, by a criterion that does."""
+
+    data: str = same_as(
+        Watching, "data", help="For criteria that watch experts at work: bundled, self, or texts (.jsonl)."
+    )
+    tokens: int = same_as(Watching, "tokens")
+
+    def texts(self) -> Tokens:
+        """The tokens."""
+        return Tokens(data=self.data, tokens=self.tokens)
+
+    def facts(self) -> dict[str, Any] | None:
+        """As the scoring of sweep.json."""
+        return facts_of({"data": self.data, "tokens": self.tokens})
 
 
 def facts_of(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
