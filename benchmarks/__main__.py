@@ -3,7 +3,8 @@
 Every comparison is measured in one run, its sides in turn, and given as a median with its spread.
 """
 
-import sys
+import argparse
+from collections.abc import Sequence
 
 from benchmarks import kernel, planning, process, scoring, writing
 from benchmarks.measuring import machine
@@ -17,8 +18,10 @@ BENCHMARKS = {
 }
 
 
-def main() -> None:
-    names = sys.argv[1:] or list(BENCHMARKS)
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Run all benchmarks, or those named; prints one Markdown page.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}")
+    names = parser.parse_args(argv).names or list(BENCHMARKS)
     print(f"# Benchmarks\n\n{machine()}")
     for name in names:
         print(f"\n## {name}\n", flush=True)

@@ -4,6 +4,7 @@ The two take turns, each time in a new process and first the one, then the other
 beside seconds of the clock, since a shared machine stretches those less.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.measuring import machine, spread, table
@@ -36,8 +37,10 @@ Took = tuple[float, float]
 """Seconds of the clock, seconds of CPU."""
 
 
-def main() -> None:
-    other = Path(sys.argv[1]).resolve()
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("other", type=Path, metavar="OTHER/src")
+    other = parser.parse_args(argv).other.resolve()
     print(f"{machine()}\n")
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -65,11 +68,12 @@ def _works(folder: Path, other: Path) -> list[tuple[str, Callable[[Path], Took]]
 
 
 def _measured(name: str, work: Callable[[Path], Took], other: Path) -> list[tuple[str, ...]]:
-    before, after = [], []
+    before: list[Took] = []
+    after: list[Took] = []
     for repeat in range(REPEATS):
         for source in (other, OURS) if repeat % 2 else (OURS, other):
             (before if source == other else after).append(work(source))
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for at, kind in enumerate(("clock, s", "CPU, s")):
         old, new = [took[at] for took in before], [took[at] for took in after]
         of_medians = statistics.median(new) / statistics.median(old)

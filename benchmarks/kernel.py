@@ -4,7 +4,9 @@ import ctypes
 import subprocess
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,11 +40,9 @@ def _against_c() -> str:
             wide, table_, wrapped = np.zeros(cells, np.uint32), np.zeros(cells, np.uint8), _wrapped(a.codes.size)
             plain, ours, whole = in_turn(
                 REPEATS,
-                lambda a=a, b=b, wide=wide: c_loop(
-                    _pointer(a.codes), _pointer(b.codes), a.codes.size, b.counts.size, _pointer(wide)
-                ),
-                lambda a=a, b=b, t=table_, w=wrapped: (t.fill(0), count_pairs(a.codes, b.codes, b.counts.size, t, w)),
-                lambda a=a, b=b: NMI().compare_two(a, b),
+                partial(c_loop, _pointer(a.codes), _pointer(b.codes), a.codes.size, b.counts.size, _pointer(wide)),
+                partial(_ours, a, b, table_, wrapped),
+                partial(NMI().compare_two, a, b),
             )
             rows.append((kind, *(spread(t, 1e-3) for t in (plain, ours, whole)), spread(ratio(ours, plain))))
     header = ("", "C loop, ms", "kernel, ms", "kernel and entropy, ms", "kernel / C loop")
@@ -58,16 +58,19 @@ def _cost_table() -> str:
     for entries in (ROWS * COLUMNS // 16, ROWS * COLUMNS, 4 * ROWS * COLUMNS):
         for bins in (64, 256, 512, 1024, 4096):
             a, b = (_normal_codes(rng, entries, bins) for _ in range(2))
-            one, two = in_turn(
-                5, lambda a=a, b=b: _all(a, b, JOBS, threads=1), lambda a=a, b=b: _all(a, b, JOBS, threads=2)
-            )
+            one, two = in_turn(5, partial(_all, a, b, JOBS, threads=1), partial(_all, a, b, JOBS, threads=2))
             scale = entries * JOBS / 1e9
             rows.append((f"{entries:,}", str(bins), spread(one, scale), spread(two, scale), spread(ratio(one, two))))
     header = ("entries", "bins", "ns per entry pair, 1 thread", "2 threads", "second core, times")
     return "`NMI.compare_two`, normally distributed codes, entropy included.\n\n" + table(header, rows)
 
 
-def _compiled(folder: Path):
+def _ours(a: Codes, b: Codes, table_: np.ndarray, wrapped: np.ndarray) -> None:
+    table_.fill(0)
+    count_pairs(a.codes, b.codes, b.counts.size, table_, wrapped)
+
+
+def _compiled(folder: Path) -> Any:
     (folder / "loop.c").write_text(C_LOOP)
     subprocess.run(
         ["gcc", "-O3", "-shared", "-fPIC", "-o", str(folder / "loop.so"), str(folder / "loop.c")], check=True

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def run() -> str:
             _score(model, Path(scratch) / "warm-up.safetensors")  # compiles the kernels into the cache
             slow, fast, peaks = [], [], []
             for repeat in range(REPEATS):
-                slow.append(pairs * seconds(lambda a=a, b=b: naive.nmi(a, b)))
+                slow.append(pairs * seconds(partial(naive.nmi, a, b)))
                 took, peak = _score(model, Path(scratch) / f"{repeat}.st")
                 fast.append(took)
                 peaks.append(peak)

@@ -5,11 +5,12 @@ float32 is told. Times are those of one thread's work (CPU seconds), which a bus
 `python -m benchmarks.refitting ["DeepSeek-V2-Lite" 4096]`: each case is a process of its own, whose peak is told.
 """
 
+import argparse
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -166,8 +167,8 @@ def _product_speed() -> float:
     return 2 * 2048**3 / min(_seconds(lambda: a @ b) for _ in range(5))
 
 
-def main(name: str, tokens: int) -> None:
-    """One case."""
+def one_case(name: str, tokens: int) -> None:
+    """What one case takes, in a process of its own."""
     torch.set_num_threads(1)
     torch.set_grad_enabled(False)
     case = Case(name, tokens)
@@ -175,8 +176,16 @@ def main(name: str, tokens: int) -> None:
     case.refit()
 
 
-if __name__ == "__main__":
-    if len(sys.argv) > 2:
-        main(sys.argv[1], int(sys.argv[2]))
-    else:
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", nargs="?", help="one case alone, with its number of tokens")
+    parser.add_argument("tokens", nargs="?", type=int)
+    asked = parser.parse_args(argv)
+    if asked.tokens is None:
         print(run())
+    else:
+        one_case(asked.case, asked.tokens)
+
+
+if __name__ == "__main__":
+    main()

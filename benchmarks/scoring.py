@@ -2,6 +2,7 @@
 
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -15,7 +16,7 @@ REPEATS, EXPERTS = 7, 16
 
 
 def run() -> str:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for kind in KINDS:
         rng = np.random.default_rng(0)
         weights = [matrix(kind, rng) for _ in range(EXPERTS)]
@@ -26,9 +27,9 @@ def run() -> str:
         pairs = list(combinations(encoded, 2))
         slow, one, two = in_turn(
             REPEATS,
-            lambda weights=weights: naive.nmi(weights[0], weights[1]),
-            lambda pairs=pairs: _compare_all(pairs, threads=1),
-            lambda pairs=pairs: _compare_all(pairs, threads=2),
+            partial(naive.nmi, weights[0], weights[1]),
+            partial(_compare_all, pairs, threads=1),
+            partial(_compare_all, pairs, threads=2),
         )
         one, two = [t / len(pairs) for t in one], [t / len(pairs) for t in two]
         rows.append(
@@ -64,7 +65,7 @@ def _encoding() -> str:
     weight, estimator, rows = matrix(KINDS[0], rng), NMI(), []
     for dtype in ("bfloat16", "float16", "float32"):
         stored = weight.astype(np.float32).astype(dtype)
-        (times,) = in_turn(REPEATS, lambda stored=stored: estimator.encode_weight(stored))
+        (times,) = in_turn(REPEATS, partial(estimator.encode_weight, stored))
         tracemalloc.start()
         estimator.encode_weight(stored)
         _, most = tracemalloc.get_traced_memory()

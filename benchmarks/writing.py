@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from benchmarks.measuring import in_turn, ratio, spread, table
@@ -29,8 +30,7 @@ def run() -> str:
             made = plan(facts, criterion="random", experts_per_layer=kept)
             prune(model, plan=made, output=folder / "pruned")
 
-            def ours(made=made) -> None:
-                prune(model, plan=made, output=folder / "again")
+            ours = partial(prune, model, plan=made, output=folder / "again")
 
             def copy() -> None:
                 subprocess.run(["cp", "-r", str(folder / "pruned"), str(folder / "copy")], check=True)

@@ -7,9 +7,11 @@ the model built and adapted: activations, gradients, the states of AdamW, and wh
 thread.
 """
 
+import argparse
 import multiprocessing
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ STEPS, TOKENS = 5, 64
 MIB = 1 << 20
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
     print("| way | dropout on experts | trained | experts MiB | peak above the model MiB | seconds per step |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
     for way in WAYS:

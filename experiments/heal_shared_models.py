@@ -7,8 +7,8 @@ the checkpoint on disk after the merge: nats per token on 96 sequences of 256 to
 three models, which have one tokenizer. Whatever lies in the work folder is not made again.
 """
 
+import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,14 @@ MODELS = ("moe-tiny-mixtral", "moe-tiny-qwen2moe", "moe-tiny-deepseekv2")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    work = Path(argv[0] if argv else "heal-benchmark")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("work", type=Path, nargs="?", default=Path("heal-benchmark"))
+    parser.add_argument("models", nargs="*", default=MODELS)
+    asked = parser.parse_args(argv)
     print("| model | variant | loss | recovered | trained parameters | seconds |")
     print("| --- | --- | ---: | ---: | ---: | ---: |")
-    for name in argv[1:] or MODELS:
-        for row in rows(SHARED / "models" / name, work / name):
+    for name in asked.models:
+        for row in rows(SHARED / "models" / name, asked.work / name):
             print(f"| {name} | " + " | ".join(row) + " |", flush=True)
 
 

@@ -12,6 +12,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def compared(torch: Any, variants: dict[str, Path], rounds: int) -> list[tuple[s
     with torch.inference_mode():
         for number in range(rounds + 1):
             for name, model in models.items():
-                read = running._timed(torch, ids.device, lambda model=model: model(ids, use_cache=True))
+                read = running._timed(torch, ids.device, partial(model, ids, use_cache=True))
                 generated = running._decode(torch, model, ids, NEW)
                 if number:  # the first round warms up
                     reading[name].append(PROMPT / read)

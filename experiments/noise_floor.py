@@ -5,7 +5,7 @@ histograms would give: their means over experts, and the rank correlation of the
 experts are ranked by the shape of their own histograms, and not by what they share with others. Seconds a model.
 """
 
-import sys
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,8 +23,9 @@ MODELS = [
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    rows = [row for model in argv or MODELS for row in layers(Path(model))]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=MODELS)
+    rows = [row for model in parser.parse_args(argv).models for row in layers(Path(model))]
     print(table(("model", "layer", "mean NMI", "noise floor", "rank correlation over experts"), rows))
 
 
