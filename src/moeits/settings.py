@@ -16,7 +16,7 @@ import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, replace
-from typing import Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from moeits.errors import SettingError
 
@@ -112,6 +112,26 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """' Did you mean ...?' with the nearest known name; nothing if none is near."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+class Named(Protocol):
+    """What a flag can name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+N = TypeVar("N", bound=Named)
+
+
+def one_named(name: str, known: Iterable[N], what: str) -> N:
+    """The one of that name among `known`, which are called `what`. Raises SettingError, with the nearest known name."""
+    by_name = {each.name: each for each in known}
+    if name not in by_name:
+        raise SettingError(
+            f"There is no {what} {name!r:.60}.{did_you_mean(name, by_name)} Known: {', '.join(by_name)}."
+        )
+    return by_name[name]
 
 
 def with_settings(function: Callable[..., S]) -> Callable[..., S]:

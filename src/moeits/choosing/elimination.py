@@ -5,6 +5,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from operator import neg
 
+import numpy as np
+
 from moeits.errors import PlanError
 
 
@@ -24,6 +26,22 @@ class EliminationOrder:
     iqr: float = 0.0
     scores: tuple[float, ...] | None = None
     """What each expert adds to a sum over the layer, by id, none negative; None where nothing adds up."""
+
+    @classmethod
+    def ranked(
+        cls, ranks: np.ndarray, levels: np.ndarray, scores: tuple[float, ...] | None = None
+    ) -> "EliminationOrder":
+        """The order of `ranks`, the number of who goes first before all others, (E,); each expert has a level, (E,)."""
+        upper, lower = np.percentile(levels, [75, 25])
+        gone = tuple(map(int, ranks[:-1]))
+        return cls(
+            num_experts=len(levels),
+            removed=gone,
+            levels=tuple(float(levels[expert]) for expert in gone),
+            mean=float(levels.mean()),
+            iqr=float(upper - lower),
+            scores=scores,
+        )
 
     def steps_at(self, tau: float) -> int:
         """How many steps Algorithm 3 takes at this tau: those whose level is above the threshold.

@@ -12,7 +12,7 @@ import numpy as np
 
 from moeits.errors import SettingError
 from moeits.evidence import Evidence
-from moeits.settings import did_you_mean
+from moeits.settings import one_named
 
 Group = tuple[tuple[int, float], ...]
 """Experts of the source and their weights, which are from 0 to 1 and sum to 1."""
@@ -55,10 +55,7 @@ EDITS: tuple[Edit, ...] = (
 
 def edit_named(name: str) -> Edit:
     """The edit of that name. Raises SettingError if there is none, with the nearest known name."""
-    known = {edit.name: edit for edit in EDITS}
-    if name not in known:
-        raise SettingError(f"There is no edit {name!r:.60}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
-    return known[name]
+    return one_named(name, EDITS, "edit")
 
 
 def planned(name: str, evidence: Evidence, kept: Mapping[int, Sequence[int]]) -> PlannedEdit | None:

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Protocol
 
 from moeits.choosing.elimination import EliminationOrder
-from moeits.errors import SettingError
-from moeits.settings import did_you_mean
+from moeits.settings import one_named
 
 
 class Allocation(Protocol):
@@ -39,7 +38,4 @@ ALLOCATIONS: tuple[Allocation, ...] = (
 
 def allocation_named(name: str) -> Allocation:
     """The allocation of that name. Raises SettingError if there is none, with the nearest known name."""
-    known = {allocation.name: allocation for allocation in ALLOCATIONS}
-    if name not in known:
-        raise SettingError(f"There is no allocation {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
-    return known[name]
+    return one_named(name, ALLOCATIONS, "allocation")

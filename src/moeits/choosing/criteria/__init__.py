@@ -10,9 +10,9 @@ from typing import Protocol
 import numpy as np
 
 from moeits.choosing.elimination import EliminationOrder
-from moeits.errors import EvidenceError, SettingError
+from moeits.errors import EvidenceError
 from moeits.evidence import Evidence
-from moeits.settings import did_you_mean
+from moeits.settings import one_named
 from moeits.signals import SIGNALS
 
 
@@ -117,7 +117,4 @@ def made_by(name: str) -> str:
 
 def criterion_named(name: str) -> Criterion:
     """The criterion of that name. Raises SettingError if there is none, with the nearest known name."""
-    known = {criterion.name: criterion for criterion in CRITERIA}
-    if name not in known:
-        raise SettingError(f"There is no criterion {name!r}.{did_you_mean(name, known)} Known: {', '.join(known)}.")
-    return known[name]
+    return one_named(name, CRITERIA, "criterion")

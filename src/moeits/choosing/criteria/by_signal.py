@@ -27,13 +27,5 @@ class LeastOfSignal:
 
     def rank(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:  # noqa: ARG002
         signal, levels = evidence.of_experts(self.name)[layer], -evidence.of_experts(self.level)[layer]
-        removed = tuple(map(int, np.argsort(signal, kind="stable")))[:-1]
-        upper, lower = np.percentile(levels, [75, 25])
-        return EliminationOrder(
-            num_experts=len(signal),
-            removed=removed,
-            levels=tuple(float(levels[expert]) for expert in removed),
-            mean=float(levels.mean()),
-            iqr=float(upper - lower),
-            scores=tuple(map(float, signal)) if self.adds_up and min(signal) >= 0 else None,
-        )
+        scores = tuple(map(float, signal)) if self.adds_up and min(signal) >= 0 else None
+        return EliminationOrder.ranked(np.argsort(signal, kind="stable"), levels, scores)

@@ -29,12 +29,4 @@ class ByExpertSignal:
     def rank(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:  # noqa: ARG002
         values = evidence.of_experts(self.name)[layer]
         levels = values if self.signal.goes_first == "largest" else -values
-        removed = tuple(map(int, np.argsort(-levels, kind="stable")))[:-1]
-        upper, lower = np.percentile(levels, [75, 25])
-        return EliminationOrder(
-            num_experts=len(levels),
-            removed=removed,
-            levels=tuple(float(levels[expert]) for expert in removed),
-            mean=float(levels.mean()),
-            iqr=float(upper - lower),
-        )
+        return EliminationOrder.ranked(np.argsort(-levels, kind="stable"), levels)
