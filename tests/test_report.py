@@ -664,10 +664,11 @@ def test_a_point_has_one_colour_in_all_plots(run: Path) -> None:
 def test_models_that_keep_the_same_counts_share_a_line(run: Path) -> None:
     point = point_of(run)
     shutil.copytree(point, run / "by-hand")
+    shutil.copytree(point, run / "a, b, c")
     svg = page(run).split("Experts kept per layer</h2>")[1].split("</svg>")[0]
     labels = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
     tau = next(p["tau"] for p in json.loads((run / "sweep.json").read_text())["points"] if p["folder"] == point.name)
-    assert any({f"tau {tau:g}", "by-hand"} == set(label.split(", ")) for label in labels), labels
+    assert any({f"tau {tau:g}", "by-hand", "a", "b", "c"} == set(label.split(", ")) for label in labels), labels
 
 
 def test_curves_of_a_healing_begin_at_the_loss_before_it_and_are_named(run: Path) -> None:

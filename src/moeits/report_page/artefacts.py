@@ -253,12 +253,12 @@ def name_of(point: Point) -> str:
     return f"tau {point.taus[0]:g}" if point.taus else {".": "this model"}.get(point.name, point.name)
 
 
-def names_by_size(run: Run) -> list[str]:
-    """What its pruned models are called in a plot, the smallest first; those that keep the same counts share a name."""
-    together: dict[tuple[tuple[int, int], ...], list[str]] = {}
+def points_by_line(run: Run) -> dict[str, list[Point]]:
+    """Its pruned models by what they are called in a plot, the smallest first; the same counts are one line."""
+    together: dict[tuple[tuple[int, int], ...], list[Point]] = {}
     for point in run.points:
-        together.setdefault(tuple(point.counts.items()), []).append(name_of(point))
-    return [", ".join(names) for names in together.values()]
+        together.setdefault(tuple(point.counts.items()), []).append(point)
+    return {", ".join(map(name_of, points)): points for points in together.values()}
 
 
 def min_experts_of(run: Run) -> int | None:

@@ -10,7 +10,7 @@ import numpy as np
 from moeits.evidence import NOISE_MARGIN
 from moeits.report_page import figures
 from moeits.report_page.accuracy import NOTHING, count, percent
-from moeits.report_page.artefacts import Point, Run, name_of, names_by_size
+from moeits.report_page.artefacts import Point, Run, name_of, points_by_line
 from moeits.report_page.blocks import Block, Section, figure, section, spread, table
 from moeits.report_page.drawing import colours_of, picture
 from moeits.report_page.measures import Measure, measures_of
@@ -208,8 +208,7 @@ def per_layer(run: Run, slug: str) -> Section | None:
     points = [point for point in run.points if point.plan]
     if not points:
         return None
-    names = names_by_size(run)
-    kept = {name: next(p.counts for p in points if name_of(p) in name.split(", ")) for name in names}
+    kept = {name: alike[0].counts for name, alike in points_by_line(run).items()}
     layers = sorted(next(iter(kept.values())))
     before = _counts_before(run, layers)
     shown = spread(list(kept), 5)
@@ -218,7 +217,7 @@ def per_layer(run: Run, slug: str) -> Section | None:
         layers,
         [before[i] for i in layers],
         {name: [kept[name][i] for i in layers] for name in reversed(shown)},
-        colours_of(names),
+        colours_of(list(kept)),
         f"{slug}-kept",
     )
     numbers = table(

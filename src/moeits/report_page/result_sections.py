@@ -15,7 +15,7 @@ from moeits.report_page.accuracy import (
     evaluation_notes,
     text_table,
 )
-from moeits.report_page.artefacts import Point, Run, name_of, names_by_size
+from moeits.report_page.artefacts import Point, Run, name_of, points_by_line
 from moeits.report_page.blocks import Block, Section, few_of, figure, notes, section, spread, table
 from moeits.report_page.differences import Pairing
 from moeits.report_page.drawing import colours_of
@@ -161,7 +161,8 @@ def healing(run: Run, slug: str) -> Section | None:
     if not healed:
         return None
     curves = {name: curve for name in spread(list(healed), 5) if (curve := _curves(healed[name]))}
-    colours = {each: colour for names, colour in colours_of(names_by_size(run)).items() for each in names.split(", ")}
+    lines = points_by_line(run)
+    colours = {name_of(p): colour for line, colour in colours_of(list(lines)).items() for p in lines[line]}
     colours |= {name: figures.INK for name in curves if name not in colours}
     plot = figure(partial(figures.healing_curves, curves, colours, f"{slug}-healing"), _CURVES) if curves else None
     groups = [
