@@ -83,10 +83,10 @@ def hide() -> None:
 
 def main(commands: list[list[str]]) -> None:
     hide()
-    from moeits.command_line.app import app
+    from moeits.command_line.app import application
 
     for command in commands:
-        app(command, prog_name="moeits", standalone_mode=False)
+        application()(command, prog_name="moeits", standalone_mode=False)
 
 
 if __name__ == "__main__":

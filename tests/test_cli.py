@@ -22,8 +22,8 @@ from moeits.command_line.examples import EXAMPLES
 from moeits.demo import MODEL
 from tests.toys import make_toy
 
-STAGES = {cli.command_name(stage): stage for stage, _ in cli.COMMANDS}
-COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+STAGES = {name: cli.stage_of(name) for name in cli.COMMANDS}
+COMMANDS: dict[str, Any] = typer.main.get_command(cli.application()).commands  # type: ignore[attr-defined]
 
 
 @pytest.fixture
@@ -163,10 +163,23 @@ def test_a_failing_system_without_a_file_is_a_sentence_without_none(
     def fails(**_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "app", fails)
+    monkeypatch.setattr(cli, "application", lambda *_: fails)
     with pytest.raises(SystemExit):
         cli.main()
     assert capsys.readouterr().err == f"moeits: {error.strerror or error}. Check the disk and the path.\n"
+
+
+def test_a_command_imports_its_own_stage_and_no_other() -> None:
+    code = (
+        "import sys, moeits.__main__\n"
+        "sys.argv = ['moeits', 'score', '--help']\n"
+        "try: moeits.__main__.main()\n"
+        "finally: print([name for name in sys.modules if name.startswith('moeits.')], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "'moeits.stages.score'" in done.stderr
+    for other in ("stages.heal", "stages.report", "stages.sweep", "report_page.rows", "console.healing"):
+        assert f"'moeits.{other}'" not in done.stderr
 
 
 def test_the_commands_are_the_functions_of_the_package() -> None:

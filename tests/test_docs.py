@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import typer
 
-from moeits.command_line.app import app
+from moeits.command_line.app import application
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -27,7 +27,7 @@ PAGES = {
         *(ROOT / "examples").glob("*.md"),
     )
 }
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, Any] = typer.main.get_command(application()).commands  # type: ignore[attr-defined]
 FLAGS = {
     flag
     for command in COMMANDS.values()

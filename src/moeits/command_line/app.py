@@ -10,7 +10,8 @@ import inspect as signatures
 import os
 import re
 import sys
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
@@ -20,7 +21,6 @@ from moeits import console
 from moeits.__main__ import INTERRUPTED
 from moeits.command_line.examples import epilog
 from moeits.command_line.flags import flag, panel_rank
-from moeits.console import criteria, footprint, forecast, healing, plans, pruning, refitting, results, sweeps
 from moeits.errors import MoeitsError
 
 # Stages whose result is the next one's input: at a command line it would be lost without an output.
@@ -70,46 +70,63 @@ def _for_the_command_line(text: str, arguments: Container[str]) -> str:
     return re.sub(r"`(\w+)`", spelt, text)
 
 
-def command_name(stage: Callable[..., Any]) -> str:
-    """The command of a stage, spelt as flags are."""
-    return stage.__name__.replace("_", "-")
-
-
 # What the package says of itself, without the paragraph for those who import it.
 _HELP = (moeits.__doc__ or "").rsplit("\n\n", 1)[0]
 _START = "Start with: moeits simplify MODEL --reduction 0.5 -o SMALLER"
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=_HELP, epilog=_START)
-
-COMMANDS: tuple[tuple[Callable[..., Any], Callable[[Any, dict[str, Any]], None]], ...] = (
-    (moeits.inspect, plans.show_inspection),
-    (moeits.score, plans.show_evidence),
-    (moeits.calibrate, refitting.show_calibration),
-    (moeits.plan, plans.show_plan),
-    (moeits.prune, pruning.show_pruning),
-    (moeits.simplify, pruning.show_simplified),
-    (moeits.refit, refitting.show_refitting),
-    (moeits.forecast, forecast.show_forecast),
-    (moeits.heal, healing.show_healing),
-    (moeits.evaluate, results.show_results),
-    (moeits.compare, results.show_comparison),
-    (moeits.compare_criteria, criteria.show_criteria),
-    (moeits.measure, footprint.show_footprint),
-    (moeits.sweep, sweeps.show_sweep),
-    (moeits.report, footprint.show_report),
-)
-for _stage, _show in COMMANDS:
-    _name = command_name(_stage)
-    app.command(_name, epilog=epilog(_name))(_command(_stage, _show))
+COMMANDS = {
+    "inspect": "plans.show_inspection",
+    "score": "plans.show_evidence",
+    "calibrate": "refitting.show_calibration",
+    "plan": "plans.show_plan",
+    "prune": "pruning.show_pruning",
+    "simplify": "pruning.show_simplified",
+    "refit": "refitting.show_refitting",
+    "forecast": "forecast.show_forecast",
+    "heal": "healing.show_healing",
+    "evaluate": "results.show_results",
+    "compare": "results.show_comparison",
+    "compare-criteria": "criteria.show_criteria",
+    "measure": "footprint.show_footprint",
+    "sweep": "sweeps.show_sweep",
+    "report": "footprint.show_report",
+}
+"""Command -> what shows its result, in `moeits.console`. The stage is the package's function of the same name."""
 
 
-@app.callback(invoke_without_command=True)
+def stage_of(name: str) -> Callable[..., Any]:
+    """The stage function of a command."""
+    stage: Callable[..., Any] = getattr(moeits, name.replace("-", "_"))
+    return stage
+
+
+def application(names: Iterable[str] = tuple(COMMANDS)) -> typer.Typer:
+    """The program with these commands. Only their stages are imported: all of them take as long as starting numpy."""
+    app = typer.Typer(
+        no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=_HELP, epilog=_START
+    )
+    for name in names:
+        module, _, show = COMMANDS[name].partition(".")
+        shows = getattr(import_module(f"moeits.console.{module}"), show)
+        app.command(name, epilog=epilog(name))(_command(stage_of(name), shows))
+    app.callback(invoke_without_command=True)(_options)
+    return app
+
+
 def _options(
     version: Annotated[bool, typer.Option("--version", metavar="", help="Print the version.")] = False,
 ) -> None:
     if version:
         console.out(f"moeits {moeits.__version__}")
         raise typer.Exit
+
+
+def _asked_for() -> typer.Typer:
+    """The program with the command that was given; with all of them where it is not one, or help is asked for."""
+    given = sys.argv[1:2]
+    if sys.argv[1:] == ["--version"]:
+        return application(())
+    return application(given if given and given[0] in COMMANDS else COMMANDS)
 
 
 def _command_path(error: typer.TyperException) -> str:
@@ -127,7 +144,7 @@ def main() -> None:
     code = 2
     try:
         with console.open_streams():
-            code = app(prog_name="moeits", standalone_mode=False) or 0
+            code = _asked_for()(prog_name="moeits", standalone_mode=False) or 0
     except MoeitsError as error:
         console.error(str(error))
     except typer.TyperException as error:

@@ -14,9 +14,9 @@ import typer
 
 from moeits.choosing.settings import Budget, Choice
 from moeits.healing.recipe import RECIPES
+from moeits.report_page import FORMATS
 from moeits.settings import EXPERT, HEALING, OUTPUT, PANELS, WHAT, Flag, flags_of, keywords_of
 from moeits.signals.settings import Resources, Scoring
-from moeits.stages.report import FORMATS
 from moeits.surgery.settings import Writing
 
 

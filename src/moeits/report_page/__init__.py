@@ -11,3 +11,5 @@ figures.py      plots, by matplotlib           drawing.py: inline SVG that takes
 page.py         all of it in one HTML file     page.html.j2, page.css, page.js
 markdown.py     the tables for a paper or a model card
 """
+
+FORMATS = ("html", "md")

@@ -11,6 +11,7 @@ from moeits.errors import EvaluationError, SettingError
 from moeits.evaluation.results import Results
 from moeits.files import check_file_output, write_whole
 from moeits.printable import printable
+from moeits.report_page import FORMATS
 from moeits.report_page.artefacts import Point, Run, read_run
 from moeits.report_page.blocks import Section
 from moeits.report_page.markdown import card_with_results, tables
@@ -20,8 +21,6 @@ from moeits.report_page.published import published_section
 from moeits.report_page.rows import rows_of
 from moeits.report_page.sections import sections_of
 from moeits.report_page.side_by_side import side_by_side, with_own_names
-
-FORMATS = ("html", "md")
 
 
 @dataclass(frozen=True, kw_only=True)
