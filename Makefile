@@ -1,5 +1,6 @@
 # make install   an environment in .venv with every extra
 # make test      what CI runs: format, lint, types, tests with warnings as errors
+# make test-all  the same, with the contracts of families whose description another family has too
 # make check     the same without the slow tests
 # make demo      the main job on the model that the package carries
 # make bench     what is fast and by how much, against programs written by someone else
@@ -10,7 +11,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: install lint test check demo bench clean
+.PHONY: install lint test test-all check demo bench clean
 
 install: .venv/installed
 
@@ -34,10 +35,14 @@ lint: install
 
 test: lint
 	sh scripts/install-chromium.sh
+	$(TEST_ENV) $(PYTEST) -m "not every_family"
+
+test-all: lint
+	sh scripts/install-chromium.sh
 	$(TEST_ENV) $(PYTEST)
 
 check: lint
-	$(TEST_ENV) $(PYTEST) -m "not slow"
+	$(TEST_ENV) $(PYTEST) -m "not slow and not every_family"
 
 demo: .venv/demo-installed
 	$(BIN)/python -m moeits.demo

@@ -1,6 +1,7 @@
 """What healing must do for every registered architecture: unequal layers, shared experts, any layout."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 import moeits
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import HealingError
+from moeits.experts.families import architecture_of
 from moeits.experts.layout import MoELayout
 from moeits.healing.targets import can_be_healed
 from tests.healing_toys import make_pruned, texts, write_rows
@@ -36,7 +38,22 @@ REFUSED = tuple(architecture.model_type for architecture in BY_THEMSELVES if not
 HEALED = tuple(model_type for model_type in MODEL_TYPES if model_type not in {*REFUSED, *UNTOLD})
 
 
-@pytest.fixture(scope="module", params=HEALED)
+def of_each_kind() -> list[Any]:
+    """The families, those marked that keep router, experts and shared experts as one before them does.
+
+    The paper's own come first.
+    """
+    params, kinds = [], set()
+    for model_type in sorted(HEALED, key=lambda name: name not in {"mixtral", "qwen2_moe", "deepseek_v2", "olmoe"}):
+        family = architecture_of({"model_type": model_type})
+        names = (family.blocks, tuple(family.projections.values()), family.router, family.router_in_memory)
+        kind = (*names, family.shared, family.affinity)
+        params.append(pytest.param(model_type, marks=[pytest.mark.every_family] if kind in kinds else []))
+        kinds.add(kind)
+    return params
+
+
+@pytest.fixture(scope="module", params=of_each_kind())
 def healed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
     """(pruned checkpoint, healed checkpoint, what heal returned) of one architecture."""
     folder = tmp_path_factory.mktemp(request.param)
