@@ -110,6 +110,15 @@ def test_an_auto_map_that_names_no_code_of_the_folder_is_left_out(tmp_path: Path
     assert not (tmp_path / "out" / "tokenization_toy.py").exists()
 
 
+def test_a_file_that_is_code_of_the_model_is_not_copied_for_a_tokenizer_that_names_it_too(tmp_path: Path) -> None:
+    source = with_tokenizer_code(tmp_path / "toy", {"AutoTokenizer": "modeling_toy.Tokenizer"}, modeling_toy="")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoConfig": "modeling_toy.Config"}}))
+    moeits.simplify(source, tau=0.5, output=tmp_path / "out", threads=1)
+    assert not (tmp_path / "out" / "modeling_toy.py").exists()
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text()) == {"padding_side": "left"}
+
+
 def test_code_that_is_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     source = with_tokenizer_code(tmp_path / "toy", {"AutoTokenizer": "tokenization_toy.Toy"})
     (tmp_path / "private.py").write_text("PASSWORD = 1")

@@ -1,8 +1,8 @@
 """Code of tokenizers and processors that a checkpoint brings: copied as text, and never run by moeits.
 
 `tokenizer_config.json` and the configs of processors name it under `auto_map`, as `FILE.Class`; FILE.py may import
-other files of the folder. Code of the model itself is not among it: the stock class replaces that. What `auto_map`
-names in another repository, `OWNER/NAME--FILE.Class`, is not part of the checkpoint and left out.
+other files of the folder. Code of the model itself, which `auto_map` of config.json names, is not among it: the stock
+class replaces that. What is named in another repository, `OWNER/NAME--FILE.Class`, is not part of the checkpoint.
 """
 
 import json
@@ -24,9 +24,9 @@ _MOST_BYTES, _MOST_FILES = 1 << 20, 50
 
 def code_files(folder: Path) -> tuple[str, ...]:
     """Names of the code files that tokenizer and processors need, those that are not there too."""
-    waiting = sorted(
-        {module for path in folder.glob("*.json") if matches(path.name, NAMING) for module in _modules(_auto_map(path))}
-    )
+    naming = [path for path in folder.glob("*.json") if matches(path.name, NAMING)]
+    of_model = set(_modules(_auto_map(folder / "config.json")))
+    waiting = sorted({module for path in naming for module in _modules(_auto_map(path))} - of_model)
     needed: list[str] = []
     while waiting and len(needed) < _MOST_FILES:
         name = f"{waiting.pop(0)}.py"
