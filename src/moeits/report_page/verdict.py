@@ -70,7 +70,7 @@ def _judgement(measure: Measure, row: Row, chance: Sequence[Row], pairs: Pairing
         if min(values) <= score[0] <= max(values):
             return f"{row.chosen_by} lies within the range of random choices."
         better = (score[0] < min(values)) == lower_is_better
-        every = f"all {len(values)} random choices" if len(values) > 1 else "the random choice"
+        every = {1: "the random choice", 2: "both random choices"}.get(len(values), f"all {len(values)} random choices")
         return f"{row.chosen_by} is {'better' if better else 'worse'} than {every}."
     words = in_words(difference, 1 if lower_is_better else 100, 3 if lower_is_better else 1)
     if difference.low <= 0 <= difference.high:
