@@ -1,5 +1,6 @@
 """Checkpoints of several models, one of which has experts: for every registered family of them."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -126,6 +127,37 @@ def test_everything_else_is_as_it_was(wrapper: Path, tmp_path: Path, budget: dic
     outside = {name for name in tensors if not any(name.startswith(moe.block) for moe in layers)}
     assert outside == {name for name in others if not any(name.startswith(moe.block) for moe in layers)}
     assert all(tensors[name].tobytes() == others[name].tobytes() for name in outside)
+
+
+@torch.no_grad()
+def seen_and_told(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of a text with a picture of four patches in it, and what the model writes next, with its cache."""
+    ids = torch.tensor([[2, 7, 5, 5, 5, 5, 8, 10, 11, 12]])
+    picture = {
+        "pixel_values": torch.randn(4, 48, generator=torch.Generator().manual_seed(0)),
+        "image_grid_thw": torch.tensor([[1, 2, 2]]),
+        "mm_token_type_ids": (ids == 5).long(),
+    }
+    told = model.generate(input_ids=ids, **picture, max_new_tokens=5, min_new_tokens=5, do_sample=False)
+    return model(input_ids=ids, **picture).logits, told
+
+
+@pytest.mark.parametrize("counts", [(4, 4, 4), (3, 5, 4)], ids=["equal", "unequal"])
+def test_a_picture_is_seen_as_by_the_masked_original(tmp_path: Path, counts: tuple[int, ...]) -> None:
+    toy = make_wrapper(tmp_path / "toy", "qwen3_5_moe")
+    tokens = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
+    (toy / "config.json").write_text(json.dumps(read_config(toy) | tokens))
+    plan = moeits.plan(moeits.score(toy), experts_per_layer=5)
+    kept = {layer: tuple(range(6 - count, 6)) for layer, count in enumerate(counts)}
+    moeits.prune(toy, plan=replace(plan, kept=kept, order={}), output=tmp_path / "out")
+    ours, told = seen_and_told(moeits.load(tmp_path / "out").eval())
+    original = opened(toy)
+    unpruned, _ = seen_and_told(original)
+    with routers_masked(text_model(original), kept, EXPERTS):
+        expected, expected_told = seen_and_told(original)
+    assert_close(ours, expected)
+    assert torch.equal(told, expected_told)
+    assert (unpruned - expected).abs().max() > 100 * TOLERANCE
 
 
 def test_experts_in_columns_are_scored_and_opened_as_those_in_rows(tmp_path: Path) -> None:
