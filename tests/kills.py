@@ -60,18 +60,6 @@ def _heal(given: Path, work: Path, again: bool) -> None:
     moeits.heal(given / "pruned", data=given / "texts.jsonl", output=work / "out", resume=resume, **HEALING)
 
 
-def _calibrate(given: Path, work: Path, again: bool) -> None:  # noqa: ARG001
-    moeits.calibrate(given / "toy", output=work / "t.safetensors", selection=64, **_watched(given))
-
-
-def _refit(given: Path, work: Path, again: bool) -> None:  # noqa: ARG001
-    moeits.refit(given / "pruned", parent=given / "toy", output=work / "out", **_watched(given))
-
-
-def _watched(given: Path) -> dict[str, Any]:
-    return {"data": str(given / "watched.jsonl"), "tokens": 256, "held_out": 256, "window": 32}
-
-
 VERBS = (
     Verb("score", lambda g, w, _: moeits.score(g / "toy", output=w / "e.safetensors"), "e.safetensors"),
     Verb("plan", lambda g, w, _: moeits.plan(g / "e.safetensors", tau=0.5, output=w / "plan.json"), "plan.json"),
@@ -83,8 +71,6 @@ VERBS = (
         before="other",
     ),
     Verb("simplify", lambda g, w, _: moeits.simplify(g / "toy", tau=0.5, output=w / "out"), "out"),
-    Verb("calibrate", _calibrate, "t.safetensors"),
-    Verb("refit", _refit, "out"),
     Verb("heal", _heal, "out", unsteady=frozenset({*DURATIONS, "README.md"})),
     Verb(
         "calibrate", lambda g, w, _: moeits.calibrate(g / "toy", output=w / "s.safetensors", **WATCHED), "s.safetensors"
@@ -102,9 +88,6 @@ def prepare(given: Path) -> None:
     moeits.prune(toy, plan=moeits.plan(evidence, tau=0.5, output=given / "plan.json"), output=given / "pruned")
     moeits.prune(toy, plan=moeits.plan(evidence, experts_per_layer=5), output=given / "other")
     write_rows(given / "texts.jsonl", texts())
-    words = random.Random(0)
-    long = [{"text": " ".join(f"w{words.randrange(62)}" for _ in range(40))} for _ in range(80)]
-    write_rows(given / "watched.jsonl", long)
 
 
 def files_of(path: Path) -> Files:

@@ -20,6 +20,8 @@ from moeits import console
 from moeits.command_line import app as cli
 from moeits.command_line.examples import EXAMPLES
 from moeits.demo import MODEL
+from tests.evaluation_toys import make_speaking_toy
+from tests.healing_toys import texts, write_rows
 from tests.toys import make_toy
 
 STAGES = {name: cli.stage_of(name) for name in cli.COMMANDS}
@@ -229,6 +231,28 @@ def test_json_is_all_that_is_printed_and_can_be_read_by_a_machine(
     assert values["plan"] == values["prune"] == values["simplify"] == json.loads((tmp_path / "plan.json").read_text())
     assert values["inspect"]["layers"][0] == {"layer": 0, "experts": 6, "experts_before": None, "top_k": 2}
     assert values["score"]["redundancy"].keys() == {"0", "1", "2"}
+
+
+@pytest.mark.slow
+def test_what_models_were_asked_is_json_for_a_machine_too(run: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    make_speaking_toy(tmp_path / "toy", experts=4, layers=2)
+    write_rows(tmp_path / "rows.jsonl", texts(12))
+    (tmp_path / "text.txt").write_text("to be or not " * 20)
+    recipe = ("--recipe", "small", "--steps", 1, "--rank", 1, "--batch-size", 1, "--sequence-length", 16)
+    calls = {
+        "heal": ("toy", "--data", "rows.jsonl", "--output", "healed", *recipe),
+        "evaluate": ("toy", "--perplexity", "text.txt", "--output", "results.json"),
+        "measure": ("toy", "--no-run", "--output", "footprint.json"),
+    }
+    files = {"heal": "healed/healing.json", "evaluate": "results.json", "measure": "footprint.json"}
+    for name, arguments in calls.items():
+        out, err = run(name, *arguments, "--json")
+        said, kept = json.loads(out), json.loads((tmp_path / files[name]).read_text())
+        assert err == ""
+        assert said.keys() & kept.keys(), name
+        assert {key: said[key] for key in said.keys() & kept.keys()} == {
+            key: kept[key] for key in said.keys() & kept.keys()
+        }
 
 
 def test_a_plan_is_shown_layer_by_layer_with_its_totals(toy: Path, run: Callable[..., tuple[str, str]]) -> None:

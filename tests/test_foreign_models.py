@@ -55,6 +55,7 @@ def test_an_unchanged_model_is_opened(verb: Callable[[Path, Path], None], toy: P
         {"vocab_size": 5000},
         {"hidden_size": "abc"},
         {"num_attention_heads": 0},
+        {"num_hidden_layers": 2000},
         {"max_position_embeddings": "x"},
         {"max_position_embeddings": 0},
         {"hidden_act": "nope"},

@@ -75,10 +75,21 @@ def load_checked(checkpoint: Checkpoint, **kwargs: Any) -> Any:
     A config.json can hold values that are noticed only when the model is run.
     """
     torch = need("torch", extra="load")
+    _check_number_of_layers(checkpoint)
     model = load(checkpoint.folder, **kwargs)
     with refusals_as_sentences(f"The model {checkpoint.source}"), torch.inference_mode():
         model(input_ids=torch.zeros((1, 2), dtype=torch.int64, device=model.device), use_cache=False)
     return model
+
+
+def _check_number_of_layers(checkpoint: Checkpoint) -> None:
+    """The last layer of config.json has tensors: transformers would build thousands of layers before it missed them."""
+    layers = _text_config(checkpoint).get("num_hidden_layers")
+    if isinstance(layers, int) and not any(f".{layers - 1}." in name for name in checkpoint.tensors):
+        raise CheckpointError(
+            f"config.json of {checkpoint.source} has num_hidden_layers {layers!r:.40}, but no tensor is of its last "
+            "layer. Compare it with that of the original model."
+        )
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Any:
