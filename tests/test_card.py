@@ -151,6 +151,13 @@ def test_what_was_not_measured_is_said(tmp_path: Path, toy: Path) -> None:
     assert "How much the model lost" in text
 
 
+def test_a_lowered_top_k_is_said(tmp_path: Path, toy: Path) -> None:
+    moeits.simplify(toy, experts_per_layer=1, min_experts=1, output=tmp_path / "one")
+    assert "In 3 of 3 layers fewer experts are left than the source sent a token to" in card_of(tmp_path / "one").text
+    moeits.simplify(toy, experts_per_layer=2, output=tmp_path / "two")
+    assert "fewer experts are left" not in card_of(tmp_path / "two").text
+
+
 def test_the_control_does_not_pass_for_the_method(tmp_path: Path, toy: Path) -> None:
     moeits.simplify(toy, criterion="random", experts_per_layer=4, output=tmp_path / "random")
     moeits.simplify(toy, experts_per_layer=4, output=tmp_path / "moeits")

@@ -103,7 +103,10 @@ def model_card(
         *(
             []
             if plan is None
-            else [_how(plan, afterwards, _mtp_note(plan, mtp_layers) + _code_note(plan, left_out)), _experts(plan)]
+            else [
+                _how(plan, afterwards, _top_k_note(plan) + _mtp_note(plan, mtp_layers) + _code_note(plan, left_out)),
+                _experts(plan),
+            ]
         ),
     ]
     return "\n\n".join(parts) + "\n"
@@ -218,6 +221,17 @@ def _code_note(plan: PruningPlan, left_out: Sequence[str]) -> str:
     return (
         f"\nThe source brings modelling code of its own ({', '.join(left_out)}). It was never run and is left out: "
         f"transformers has {plan.model_type} natively.\n"
+    )
+
+
+def _top_k_note(plan: PruningPlan) -> str:
+    """That a token is computed with fewer experts than in the source, where that is so."""
+    fewer = [layer for layer, facts in plan.layers.items() if plan.counts[layer] < facts.top_k]
+    if not fewer:
+        return ""
+    return (
+        f"\nIn {len(fewer)} of {len(plan.kept)} layers fewer experts are left than the source sent a token to:\n"
+        "top_k is lowered there, and a token is computed with fewer experts.\n"
     )
 
 
