@@ -15,7 +15,7 @@ from moeits.card_slot import BEGIN, results_slot, with_results
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.criteria import criterion_named
 from moeits.choosing.pruning_plan import PruningPlan
-from moeits.command_line.app import app
+from moeits.command_line.app import application
 from moeits.errors import SettingError
 from moeits.evaluation.results import Results
 from moeits.experts.layout import MoELayout
@@ -204,7 +204,7 @@ def test_the_control_runs_as_the_card_prints_it(tmp_path: Path, toy: Path, monke
     (command,) = re.findall("^moeits simplify .*$", card_of(tmp_path / "out").text, re.MULTILINE)
     assert command.split()[2] == "source", "of a local checkpoint its name, not its folder"
     monkeypatch.chdir(tmp_path / "out")
-    ran = CliRunner().invoke(app, command.replace(" source ", " ../source ").split()[1:])
+    ran = CliRunner().invoke(application(), command.replace(" source ", " ../source ").split()[1:])
     assert ran.exit_code == 0, ran.output
     assert PruningPlan.load(tmp_path / "control" / "plan.json").counts == plan.counts
 

@@ -16,6 +16,7 @@ import pytest
 import typer
 
 from moeits.command_line.app import application
+from tests.test_house import DIALECT
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -249,6 +250,11 @@ def test_every_measured_table_names_its_command(page: str) -> None:
         if measured_tables(section) and not COMMAND.search(section)
     ]
     assert not set(nameless) - SETTINGS
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_in_the_english_of_the_field(page: str) -> None:
+    assert not [line for line in PAGES[page].splitlines() if DIALECT.search(line)]
 
 
 def test_the_checks_can_fail() -> None:

@@ -11,7 +11,7 @@ import typer.main
 import yaml
 
 import moeits
-from moeits.command_line.app import app
+from moeits.command_line.app import application
 from moeits.demo import TRAIN, VALID
 from moeits.evaluation.results import Results
 from tests.evaluation_toys import give_tokenizer
@@ -19,7 +19,7 @@ from tests.toys import make_toy
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS: dict[str, Any] = typer.main.get_command(application()).commands  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="module")

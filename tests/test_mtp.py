@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 import moeits
 from moeits.checkpoint.reading import Checkpoint
-from moeits.command_line.app import app
+from moeits.command_line.app import application
 from moeits.errors import SettingError
 from tests.toys import make_toy, read_config, read_tensors, write_checkpoint
 
@@ -91,6 +91,6 @@ def test_the_command_line_says_what_became_of_them(tmp_path: Path) -> None:
     source = toy_with_mtp(tmp_path, "glm4_moe")
     for flags, says in ([], "are kept whole"), (["--drop-mtp"], "are dropped"):
         arguments = ["simplify", str(source), "--experts-per-layer", "4", "--output", str(tmp_path / says), *flags]
-        result = CliRunner().invoke(app, arguments)
+        result = CliRunner().invoke(application(), arguments)
         assert result.exit_code == 0, result.output
         assert says in " ".join(result.output.split())
