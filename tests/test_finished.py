@@ -426,3 +426,17 @@ def test_what_is_finished_can_be_forgotten_without_working_on_it(tmp_path: Path)
     left_by_a_kill(tmp_path / "out", a=1)
     forget_finished(tmp_path / "out")
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("mark", [None, "", '{"mine": 1}'])
+def test_a_folder_of_somebody_else_with_the_name_of_ours_is_left_as_it_is(tmp_path: Path, mark: str | None) -> None:
+    theirs = tmp_path / "out.partial"
+    (theirs / "scratch").mkdir(parents=True)
+    (theirs / "scratch" / "notes.txt").write_text("mine")
+    (theirs / "notes.txt").write_text("mine")
+    if mark:
+        (theirs / "moeits.json").write_text(mark)
+    with pytest.raises(OutputError, match="was not made by moeits"), workplace(tmp_path / "out"):
+        pass
+    assert (theirs / "scratch" / "notes.txt").read_text() == (theirs / "notes.txt").read_text() == "mine"
+    assert (theirs / "moeits.json").exists() == bool(mark)

@@ -203,6 +203,7 @@ def _begin(folder: Path, output: Path, missing: list[Path]) -> tuple[BinaryIO, b
             try:
                 before = _take(mark, output)
                 if _is_at(mark, path):
+                    _check_ours(folder, before)
                     mark.truncate(0)
                     mark.write(json.dumps({"kind": _KIND, "format": FORMAT, "process": os.getpid()}).encode())
                     return mark, before.get("kind") == _KIND
@@ -213,6 +214,20 @@ def _begin(folder: Path, output: Path, missing: list[Path]) -> tuple[BinaryIO, b
     except OSError as error:
         _remove_empty(folder, missing)
         raise OutputError(why_not_written(folder if folder.is_file() else output, error)) from None
+
+
+def _check_ours(folder: Path, before: Mapping[str, Any]) -> None:
+    """A folder of this name is ours by its mark, or by holding nothing else than we put there. Raises OutputError.
+
+    A kill while the mark was written leaves an empty or a cut one.
+    """
+    known = {_MARK, _SCRATCH}
+    foreign = any(path.name not in known and not _KEY.fullmatch(path.name) for path in folder.iterdir())
+    if before.get("kind") == _KIND or (not foreign and before.keys() <= {"format", "process"}):
+        return
+    if (folder / _MARK).stat().st_size == 0:
+        (folder / _MARK).unlink()
+    raise OutputError(f"{folder} was not made by moeits. Move it, or choose another --output.")
 
 
 def _take(mark: BinaryIO, output: Path) -> dict[str, Any]:
