@@ -22,6 +22,7 @@ KEPT: Mapping[str, Mapping[str, np.ndarray]] = {
     "float32": {"weight": _RNG.standard_normal((ROWS, COLUMNS)).astype(np.float32)},
     "fp8 blocks": {"weight": _BYTES.view(ml_dtypes.float8_e4m3fn), "scale_inv": np.ones((3, 4), np.float32)},
     "fp8 rows": {"weight": _BYTES.view(ml_dtypes.float8_e4m3fn), "scale": np.ones((ROWS, 1), ml_dtypes.bfloat16)},
+    "fp8 rows, flat": {"weight": _BYTES.view(ml_dtypes.float8_e4m3fn), "scale": np.ones(ROWS, np.float32)},
     "fp8 whole": {"weight": _BYTES.view(ml_dtypes.float8_e5m2), "scale": np.ones((), np.float32)},
     "mxfp4 blocks": {
         "blocks": _BYTES.reshape(ROWS, -1, 16),

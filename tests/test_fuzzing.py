@@ -37,6 +37,8 @@ FEWER = {
 }
 # What a killed run left and was damaged since is not used; nobody is asked to do anything about it.
 DONE_AGAIN = {"finished", "watched", "fitted"}
+# A file of one point of a run that is damaged is a row of the report, which says why.
+LEFT_OUT = {"healing", "footprint"}
 
 
 @pytest.mark.parametrize("name", PARSERS)
@@ -44,7 +46,7 @@ def test_of_a_wrong_input_nothing_but_a_sentence_comes_out(name: str, tmp_path: 
     tally = fuzz(PARSERS[name](tmp_path), FEWER.get(name, 300), seed=13)
     assert not tally.faults, tally.faults[0]
     assert tally.longest < LONGEST_CALL
-    if name in DONE_AGAIN:
+    if name in DONE_AGAIN | LEFT_OUT:
         assert tally.accepted == tally.inputs
     else:
         assert tally.refused > 0, "the mutants are all valid"

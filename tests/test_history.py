@@ -74,6 +74,8 @@ def test_a_refitted_checkpoint_is_replaced_like_any_other_of_ours(line: Path) ->
         '{"earlier": ["../../secret.json"]}',
         '{"earlier": ["plan.json"]}',
         '{"earlier": ["refit-1.json"]}',
+        '{"earlier": ["healing-1.json", "healing-1.json"]}',
+        '{"earlier": ["healing-1.json\\n"]}',
         "{}",
     ],
 )

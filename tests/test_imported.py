@@ -160,6 +160,15 @@ def test_what_cannot_be_taken_in_is_said(model: Path, tmp_path: Path) -> None:
     refused(model, tmp_path / "l.pt", "'first' is not the number of a layer")
     torch.save({1: {"unknown": torch.ones(6)}}, tmp_path / "m.pt")
     refused(model, tmp_path / "m.pt", "nothing that is known here")
+    torch.save({1: {"reap": [[1.0, 2.0], [3.0]]}}, tmp_path / "n.pt")
+    refused(model, tmp_path / "n.pt", "entries that are not numbers")
+
+
+def test_statistics_in_bf16_are_the_same_numbers(model: Path, tmp_path: Path) -> None:
+    counts = {layer: {"reap": torch.arange(6, dtype=torch.bfloat16)} for layer in (1, 2)}
+    torch.save(counts, tmp_path / "observer.pt")
+    found = moeits.calibrate(model, statistics=tmp_path / "observer.pt").signals["reap"]
+    assert {layer: values.tolist() for layer, values in found.items()} == {1: [*range(6)], 2: [*range(6)]}
 
 
 def test_no_damaged_gguf_gets_further_than_a_sentence(model: Path, tmp_path: Path) -> None:

@@ -56,15 +56,23 @@ def _from_torch(path: Path, inventory: Inventory) -> Signals:
     if not isinstance(held, dict):
         raise NotOfItsType("it is not a dictionary")
     if "logical_count" in held:
-        return _counts(np.asarray(held["logical_count"], np.float64), inventory)
+        return _counts(_numbers(held["logical_count"]), inventory)
     found: Signals = {}
     for layer, state in held.items():
         for theirs, ours in _OF_REAP.items():
             if isinstance(state, dict) and theirs in state:
-                found.setdefault(ours, {})[_layer(layer)] = np.asarray(state[theirs], np.float64)
+                found.setdefault(ours, {})[_layer(layer)] = _numbers(state[theirs])
     if "frequency" in found:
         found["frequency"] = {layer: _shares(count) for layer, count in found["frequency"].items()}
     return found
+
+
+def _numbers(held: Any) -> np.ndarray:
+    """A tensor or a list of a stranger, as float64."""
+    try:
+        return np.asarray(held.detach().double() if hasattr(held, "detach") else held, np.float64)
+    except (TypeError, ValueError, RuntimeError):
+        raise NotOfItsType("it has entries that are not numbers") from None
 
 
 def _from_json(path: Path, inventory: Inventory) -> Signals:

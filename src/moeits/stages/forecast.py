@@ -152,11 +152,11 @@ class _Run:
         unpruned, made = 0.0, []
         for done, reduction in enumerate(self.sizes.shares):
             self.progress("sizes", done, len(self.sizes.shares))
-            kept = self.finished.value(f"reduction-{reduction:g}")
+            kept = self.finished.value("size", reduction=reduction)
             if kept is None:
                 evidence = evidence or self._evidence()
                 kept = self._one(evidence, reduction)
-                self.finished.keep_value(f"reduction-{reduction:g}", kept)
+                self.finished.keep_value("size", kept, reduction=reduction)
             unpruned = float(kept["samples"]["unpruned"])
             made.append(_size_of(kept["row"]))
         self.progress("sizes", len(made), len(made))

@@ -29,7 +29,7 @@ _OF_KIND: Mapping[str, tuple[Any, Callable[[Any, str], Afterwards]]] = {
 }
 _NAME = re.compile(r"(refit|healing)(?:-[0-9]+)?\.json")
 
-Name = Annotated[str, msgspec.Meta(pattern=f"^{_NAME.pattern}$")]
+Name = Annotated[str, msgspec.Meta(pattern=rf"^{_NAME.pattern}\Z")]
 
 
 class _Links(TypedDict, total=False):
@@ -51,6 +51,8 @@ class History:
             for name in (REFIT_NAME, HEALING_NAME)
             if (folder / name).is_file()
         }
+        if twice := next((name for name, before in last.items() if len({name, *before}) <= len(before)), None):
+            raise CheckpointError(f"{folder / twice} names a file twice among those before it. Remove {twice}.")
         newest = max(last, key=lambda name: len(last[name]), default=None)
         return cls(folder, () if newest is None else (*last[newest], newest))
 

@@ -44,7 +44,7 @@ class Fp8:
         _block(weight.shape, _grid(scale.shape), config)
         itemsize = dtype_of(config).itemsize
         held = weight.nbytes + scale.nbytes + prod(weight.shape) * itemsize
-        grid = 4 * prod(scale.shape[:-1]) * weight.shape[-1]
+        grid = 4 * _grid(scale.shape)[0] * weight.shape[-1]
         return Decoded(
             shape=weight.shape,
             itemsize=itemsize,
