@@ -229,7 +229,11 @@ def check_parent(
 
 
 def check_floats(checkpoint: Checkpoint) -> None:
-    """Its weights are numbers that can be fitted. Raises CalibrationError for a quantised checkpoint."""
+    """Its weights are numbers that can be fitted, of one model. Raises CalibrationError."""
+    if architecture_of(checkpoint.config).part:
+        raise CalibrationError(
+            f"{checkpoint.source} is several models in one, which moeits cannot run layer by layer yet."
+        )
     odd = sorted({info.dtype for info in checkpoint.tensors.values() if info.parameters > 1} - set(_FLOATS))
     if "quantization_config" in checkpoint.config or odd:
         raise CalibrationError(
@@ -239,7 +243,7 @@ def check_floats(checkpoint: Checkpoint) -> None:
 
 
 def check_enough(tokens: int, layout: MoELayout) -> None:
-    """With fewer tokens than a layer's router sends to one expert on average, there is nothing to fit."""
+    """An expert is sent four tokens on average at the least. Raises CalibrationError."""
     need_most = max(4 * moe.num_experts // moe.top_k for moe in layout.layers.values())
     if tokens < need_most:
         raise CalibrationError(f"{tokens} tokens are too few for a fit: give --tokens {need_most} or more.")

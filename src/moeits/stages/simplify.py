@@ -1,4 +1,4 @@
-"""Score, plan, prune and heal in one go: the paper's Algorithm 1."""
+"""Score or calibrate, plan, prune, and refit or heal, in one go: the paper's Algorithm 1."""
 
 import os
 import shlex
@@ -34,9 +34,10 @@ from moeits.stages.heal import check_healing
 from moeits.stages.heal import heal as heal_stage
 from moeits.stages.plan import plan
 from moeits.stages.prune import carried_out, check_layout, check_request, prune
-from moeits.stages.refit import refit_in
+from moeits.stages.refit import check_floats, refit_in
 from moeits.stages.score import scored
 from moeits.surgery.edited import check_numbers
+from moeits.surgery.history import History
 from moeits.surgery.settings import Writing
 
 
@@ -227,15 +228,19 @@ def _check_edit(checkpoint: Checkpoint, moe: MoELayout, choice: Choice) -> None:
 
 
 def _check_refit(checkpoint: Checkpoint, pruned: Path, output: Path, heal: object, writing: Writing) -> None:
-    """Nothing of an interrupted refit is in the way. Raises OutputError, which says how to go on with it."""
+    """The model can be refitted, and nothing of an interrupted refit is in the way.
+
+    Raises CalibrationError; OutputError, which says how to go on.
+    """
     if heal is not None:
         raise SettingError("--refit and --heal do not go in one command: heal what --refit leaves, with moeits heal.")
+    check_floats(checkpoint)
     if os.path.lexists(pruned):
         try:
             left = PruningPlan.load(pruned / "plan.json").fingerprint
         except PlanError:
             left = None
-        if left != checkpoint.fingerprint:
+        if left != checkpoint.fingerprint or History.of(pruned).names:
             raise OutputError(_go_on_refitting(pruned, output))
         return
     check_output(pruned, sources=[checkpoint.folder], overwrite=writing.overwrite)
