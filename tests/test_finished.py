@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 import moeits
 from moeits import finished
-from moeits.errors import OutputError
+from moeits.errors import CalibrationError, OutputError
 from moeits.experts.layout import MoELayout
 from moeits.finished import FinishedParts, Workplace, forget_finished, workplace
 from moeits.progress import Note
@@ -353,8 +353,29 @@ def test_what_an_interrupted_refit_left_of_another_plan_is_not_gone_on_with(tmp_
     with pytest.raises(OutputError, match=r"left over from an earlier run.* or go on with: moeits refit .*out\.pruned"):
         moeits.simplify(toy, output=tmp_path / "out", experts_per_layer=3, **asked)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.pruned", "toy"]
-    moeits.simplify(toy, output=tmp_path / "out", experts_per_layer=4, **asked)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "toy"]
+
+
+def test_a_checkpoint_of_the_same_plan_that_somebody_else_made_is_neither_used_nor_removed(tmp_path: Path) -> None:
+    toy = talking_toy(tmp_path / "toy", layers=1)
+    asked: dict[str, Any] = {"criterion": "random", "experts_per_layer": 4}
+    moeits.simplify(toy, output=tmp_path / "out.pruned", **asked)
+    with pytest.raises(OutputError, match="left over from an earlier run"):
+        moeits.simplify(toy, output=tmp_path / "out", refit=True, tokens=256, **asked)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.pruned", "toy"]
+
+
+def test_what_cannot_be_refitted_is_said_before_anything_is_scored(tmp_path: Path) -> None:
+    toy = talking_toy(tmp_path / "toy", layers=1)
+    config = json.loads((toy / "config.json").read_text())
+    (toy / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(CalibrationError, match="is quantised"):
+        moeits.simplify(toy, output=tmp_path / "out", refit=True, reduction=0.5, progress=no_work)
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+
+
+def no_work(*what: object) -> None:
+    """A progress report that expects none."""
+    raise AssertionError(what)
 
 
 # ------------------------------------------------------------------------------------------------ what work depends on

@@ -83,7 +83,7 @@ def simplify(
         chosen = plan(evidence, budget=budget, choice=choice)
         _check_removes(checkpoint, chosen, force=watching.force)
         done = carried_out(checkpoint, moe, chosen, writing, chosen.coverage).plan
-        if not watching.refit or not _is_left_over(pruned, done, output):
+        if not watching.refit or not _is_left_over(pruned, done, output, place):
             prune(checkpoint, plan=chosen, output=pruned, writing=writing, opening=opening, progress=progress)
         if watching.refit:
             _refit(pruned, checkpoint, Path(output), place, watching.texts(choice.seed), writing, opening, progress)
@@ -180,14 +180,17 @@ def _refit(
     refit_in(place, Checkpoint.open(pruned), parent, output, *asked, progress, overwrite=writing.overwrite)
 
 
-def _is_left_over(pruned: Path, wanted: PruningPlan, output: str | Path) -> bool:
+def _is_left_over(pruned: Path, wanted: PruningPlan, output: str | Path, place: Workplace) -> bool:
     """Whether a run that was killed while it refitted has left the checkpoint that is wanted.
 
-    Raises OutputError if it left another one.
+    Such a run has written down before that it would make it; one that somebody else made is not ours to remove. Raises
+    OutputError if that, or another one, is there.
     """
+    begun = place.parts(stage="simplify", plan=wanted.to_json())
     if not os.path.lexists(pruned):
+        begun.keep_value("pruned", {"begun": True})
         return False
-    if PruningPlan.load(pruned / "plan.json").to_json() != wanted.to_json():
+    if begun.value("pruned") is None or PruningPlan.load(pruned / "plan.json").to_json() != wanted.to_json():
         raise OutputError(_go_on_refitting(pruned, output))
     return True
 
