@@ -21,9 +21,9 @@ from moeits.edits import PlannedEdit
 from moeits.errors import NonFiniteWeight, PlanError, SettingError, UnscorableWeight
 from moeits.evidence import Evidence
 from moeits.experts.layout import MoELayout
-from moeits.stages.prune import unwritten
 from moeits.surgery.edited import edited_tensors
 from moeits.surgery.fates import new_tensors
+from moeits.surgery.unwritten import unwritten
 from tests.packed import packed_copies
 from tests.toys import fuse, make_toy, random_redundancy, read_tensors, toy_evidence, write_checkpoint
 

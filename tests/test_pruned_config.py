@@ -88,7 +88,7 @@ def test_architectures_never_becomes_the_code_of_another_repository(tmp_path: Pa
 
 def test_an_output_that_contradicts_its_config_gets_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     toy = make_toy(tmp_path / "toy")
-    monkeypatch.setattr("moeits.stages.prune.pruned_config", lambda config, *_: dict(config))
+    monkeypatch.setattr("moeits.surgery.carried_out.pruned_config", lambda config, *_: dict(config))
     with pytest.raises(CheckpointError, match="contradict its own config"):
         moeits.simplify(toy, experts_per_layer=4, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -17,9 +17,9 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CalibrationError, MoeitsError, PlanError, SettingError
 from moeits.progress import silent
 from moeits.refitting.features import ExpertFeatures, Routed, down_of
+from moeits.refitting.judgement import judged
 from moeits.refitting.layer import LayerData, refit_layer
 from moeits.refitting.ridge import LayerProblem, predicted
-from moeits.stages.refit import judged
 from tests.evaluation_toys import CHARACTERS, give_tokenizer, write_jsonl
 from tests.toys import make_toy
 

@@ -10,7 +10,7 @@ import moeits
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import PlanError
 from moeits.experts.layout import MoELayout
-from moeits.stages.prune import unwritten
+from moeits.surgery.unwritten import unwritten
 from tests.test_layered import layer_by_layer_of
 from tests.toys import fuse, make_toy
 

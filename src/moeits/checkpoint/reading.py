@@ -47,6 +47,9 @@ DTYPES: Mapping[str, np.dtype] = MappingProxyType(
     }
 )
 
+# What can be computed with as it is.
+FLOATS = ("F64", "F32", "F16", "BF16")
+
 # A header is names and numbers: stock safetensors refuses more than this too.
 _MOST_HEADER_BYTES = 100_000_000
 # The largest models have some hundred thousand tensors, of up to three axes. A tensor's entry opens three brackets; a

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from moeits.checkpoint.reading import DTYPES, FLOATS
 from moeits.errors import NonFiniteWeight, UnscorableWeight
 
 _PIECE = 1 << 18
-
-_FLOATS = ("bfloat16", "float16", "float32", "float64")
+_FLOATS = {DTYPES[name].name for name in FLOATS}
 
 
 def piece_bytes(entries: int) -> int:

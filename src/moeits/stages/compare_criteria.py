@@ -15,10 +15,10 @@ from moeits.experts.layout import MoELayout
 from moeits.finished import workplace
 from moeits.measurement.ledger import Ledger
 from moeits.progress import Progress, silent
+from moeits.refitting.requirements import check_enough, check_floats
 from moeits.refitting.settings import Fitting
 from moeits.settings import with_settings
 from moeits.stages.plan import plan
-from moeits.stages.refit import check_enough, check_floats
 from moeits.sweeping.points import check_points
 from moeits.sweeping.settings import facts_of
 from moeits.trials.record import empty_record, evidence_for, record_of

@@ -19,12 +19,12 @@ from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output, write_whole
 from moeits.finished import FinishedParts, Workplace, workplace
 from moeits.progress import Progress, silent
+from moeits.refitting.requirements import check_enough, check_floats
 from moeits.refitting.settings import Fitting
 from moeits.settings import with_settings
 from moeits.signals.settings import Resources, Scoring
 from moeits.stages.calibrate import SELECTION, calibrated
 from moeits.stages.plan import plan
-from moeits.stages.refit import check_enough, check_floats
 from moeits.stages.score import scored
 from moeits.trials.settings import Forecasting
 from moeits.trials.sizes import Prediction, SizeForecast, forecast_size

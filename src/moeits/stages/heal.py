@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moeits.checkpoint.parts import HEALING_NAME
-from moeits.checkpoint.reading import Checkpoint
+from moeits.checkpoint.reading import FLOATS, Checkpoint
 from moeits.checkpoint.side_files import copy_side_files, side_files
 from moeits.checkpoint.writing import CheckpointWriter, check_output, check_space, new_checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
@@ -35,7 +35,6 @@ from moeits.surgery.written import check_written
 from moeits.version import __version__
 
 FORMAT = 1
-_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +179,7 @@ def check_healing(checkpoint: Checkpoint, *, data: str | Path, recipe: str) -> N
 
 def _check_floats(checkpoint: Checkpoint) -> None:
     """LoRA is added to weights, so they must be numbers that can be added to."""
-    odd = sorted({info.dtype for info in checkpoint.tensors.values()} - set(_FLOATS))
+    odd = sorted({info.dtype for info in checkpoint.tensors.values()} - set(FLOATS))
     if "quantization_config" in checkpoint.config or odd:
         raise HealingError(
             f"{checkpoint.source} is quantized ({', '.join(odd) or 'by its config.json'}), and adapters cannot be "

@@ -5,33 +5,25 @@ number is recomputed, so what is kept is kept to the bit, in any dtype; unless t
 of some kept experts the fifth fate, compute.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from moeits.checkpoint.fingerprints import Coverage
 from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.side_files import copy_side_files, side_files
-from moeits.checkpoint.writing import NewTensor, check_output, new_checkpoint
-from moeits.choosing.pruning_plan import PruningPlan, fit
-from moeits.errors import PlanError, SettingError
+from moeits.checkpoint.writing import check_output, new_checkpoint
+from moeits.choosing.pruning_plan import PruningPlan
+from moeits.errors import SettingError
 from moeits.experts.families import architecture_of
-from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.progress import Progress, silent
 from moeits.scoring.rehearsal import Rehearsal, free_bytes
 from moeits.settings import with_settings
 from moeits.sizes import parse_size
 from moeits.surgery.card import model_card
-from moeits.surgery.edited import edited_tensors
-from moeits.surgery.fates import new_tensors
-from moeits.surgery.mtp import drops_mtp, plan_with_mtp, without_mtp
-from moeits.surgery.pruned_config import LOADER_FILE, class_name, pruned_config
-from moeits.surgery.quantization import renumbered_settings
+from moeits.surgery.carried_out import CarriedOut, carried_out, check_asked_layout, check_plan
+from moeits.surgery.pruned_config import LOADER_FILE
 from moeits.surgery.settings import Writing
-from moeits.surgery.unwritten import Unwritten
 from moeits.surgery.written import check_written
 
 
@@ -84,46 +76,6 @@ def prune(
     return made.plan
 
 
-@dataclass(frozen=True, kw_only=True)
-class CarriedOut:
-    """A plan carried out on headers alone: what would be written."""
-
-    plan: PruningPlan
-    """As it is carried out."""
-    layout: str
-    config: Mapping[str, Any]
-    quantization_files: Mapping[str, Any]
-    """Side files of a quantizer that name experts, with the new numbers."""
-    tensors: Sequence[NewTensor]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in self.tensors)
-
-
-def carried_out(
-    checkpoint: Checkpoint, moe: MoELayout, plan: PruningPlan, writing: Writing, coverage: Coverage | None = None
-) -> CarriedOut:
-    """A plan of this checkpoint on its headers; `coverage` is what was read of the weights to tell them from others.
-
-    Raises PlanError, CheckpointError or SettingError if it misfits.
-    """
-    drop_mtp = drops_mtp(plan, asked=writing.drop_mtp)
-    layout = _chosen_layout(writing.layout, plan.counts, moe, drop_mtp=drop_mtp)
-    inventory = Inventory.of(checkpoint, moe, coverage=coverage)
-    plan = plan_with_mtp(fit(plan, inventory, layout), checkpoint, moe, dropped=drop_mtp)
-    config = pruned_config(checkpoint.config, moe, plan, layout)
-    config, quantization_files = renumbered_settings(checkpoint, moe, plan.kept, config)
-    return CarriedOut(
-        plan=plan,
-        layout=layout,
-        config=without_mtp(config) if drop_mtp else config,
-        quantization_files=quantization_files,
-        tensors=_tensors(checkpoint, moe, plan, drop_mtp=drop_mtp),
-    )
-
-
 def _rehearsed(checkpoint: Checkpoint, made: CarriedOut, output: Path, *, overwrite: bool) -> Rehearsal:
     check_output(output, sources=[checkpoint.folder], overwrite=overwrite)
     return Rehearsal(
@@ -136,19 +88,6 @@ def _rehearsed(checkpoint: Checkpoint, made: CarriedOut, output: Path, *, overwr
         disk_bytes=made.nbytes,
         disk_free_bytes=free_bytes(output),
     )
-
-
-def unwritten(checkpoint: Checkpoint, plan: PruningPlan) -> Unwritten:
-    """The checkpoint that `prune` would write, to be read without writing it. Raises what `prune` raises."""
-    moe = MoELayout.of(checkpoint)
-    check_plan(plan, checkpoint, moe)
-    if plan.edit is not None:
-        raise PlanError(
-            f"The plan makes experts of several (edit {plan.edit.name}), to be read only once they are written. "
-            "Prune by it first, or plan without --edit."
-        )
-    made = carried_out(checkpoint, moe, plan, Writing(), plan.coverage)
-    return Unwritten(checkpoint, made.config, made.tensors)
 
 
 def _verified(
@@ -170,11 +109,6 @@ def _verified(
     return opening.check(plan.coverage, checkpoint, source=plan.source, progress=progress)
 
 
-def _tensors(checkpoint: Checkpoint, moe: MoELayout, plan: PruningPlan, *, drop_mtp: bool) -> list[NewTensor]:
-    edited = edited_tensors(checkpoint, moe, plan.kept, plan.edit)
-    return new_tensors(checkpoint, moe, plan.kept, edited, dropped=moe.mtp.tensors if drop_mtp else ())
-
-
 def _check_both_ends(checkpoint: Checkpoint, written: Path, moe: MoELayout, plan: PruningPlan) -> None:
     """What was written fits its config, and is of the source as it was opened. Raises CheckpointError if not."""
     check_written(written, moe, plan.counts)
@@ -191,71 +125,10 @@ def check_request(checkpoint: Checkpoint, moe: MoELayout, *, output: str | Path,
 
     Raises SettingError, CheckpointError or OutputError.
     """
-    _check_layout(writing.layout, moe, drop_mtp=writing.drop_mtp)
+    check_asked_layout(writing.layout, moe, drop_mtp=writing.drop_mtp)
     _shard_bytes(writing.max_shard_size, checkpoint)
     check_output(Path(output), sources=[checkpoint.folder], overwrite=writing.overwrite)
     side_files(checkpoint.folder)
-
-
-def check_layout(checkpoint: Checkpoint, moe: MoELayout, writing: Writing, counts: Mapping[int, int] | None) -> None:
-    """A checkpoint of unequal counts has a class that opens it; counts that are not known yet may turn out unequal.
-
-    Raises CheckpointError.
-    """
-    if writing.layout != "uniform" and (
-        counts is None or _chosen_layout(writing.layout, counts, moe, drop_mtp=writing.drop_mtp) == "per-layer"
-    ):
-        class_name(checkpoint.config)
-
-
-def check_plan(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout, *, any_fingerprint: bool = False) -> None:
-    """The plan was made for these tensors, and names experts that exist. Raises PlanError where not.
-
-    With `any_fingerprint` it may be of other tensors, but of a model of the same family and numbers of experts.
-    """
-    if plan.fingerprint != checkpoint.fingerprint and not any_fingerprint:
-        raise PlanError(
-            f"The plan was made for {plan.source} (fingerprint {plan.fingerprint[:12]}), but {checkpoint.source} has "
-            f"fingerprint {checkpoint.fingerprint[:12]}. Plan again for this checkpoint, or use the other one. If the "
-            "two are one model, quantised or with its experts stored in another way, say so with --any-fingerprint."
-        )
-    if plan.model_type != moe.architecture.model_type:
-        raise PlanError(f"The plan is for a {plan.model_type} model, the checkpoint is {moe.architecture.model_type}.")
-    if set(plan.kept) != set(moe.layers):
-        differing = sorted(set(plan.kept) ^ set(moe.layers))
-        raise PlanError(f"The plan and the checkpoint disagree on which layers have experts: {differing}.")
-    for i, kept in plan.kept.items():
-        if kept[-1] >= moe.layers[i].num_experts:
-            raise PlanError(f"The plan keeps expert {kept[-1]} of layer {i}, which has {moe.layers[i].num_experts}.")
-    for i, before in (plan.experts_before() or {}).items():
-        if before != moe.layers[i].num_experts:
-            raise PlanError(f"The plan is for {before} experts in layer {i}, which has {moe.layers[i].num_experts}.")
-
-
-def _check_layout(layout: str, moe: MoELayout, *, drop_mtp: bool) -> None:
-    if layout == "uniform" and moe.mtp.have_experts and not drop_mtp:
-        raise SettingError(
-            f"--layout uniform has one number of experts for all layers, but {moe.mtp} would keep its experts, which "
-            "no plan covers. Leave it out with --drop-mtp, or use --layout per-layer."
-        )
-    if layout == "uniform" and not _has_one_top_k(moe):
-        top_ks = sorted({layer.top_k for layer in moe.layers.values()})
-        raise SettingError(
-            f"--layout uniform has one top_k for all layers, but those of this checkpoint have "
-            f"{' and '.join(map(str, top_ks))}. Use --layout per-layer."
-        )
-
-
-def _chosen_layout(layout: str, counts: Mapping[int, int], moe: MoELayout, *, drop_mtp: bool) -> str:
-    _check_layout(layout, moe, drop_mtp=drop_mtp)
-    if layout == "auto":
-        equal = len(set(counts.values())) == 1 and (drop_mtp or not moe.mtp.have_experts)
-        return "uniform" if equal and _has_one_top_k(moe) else "per-layer"
-    return layout
-
-
-def _has_one_top_k(moe: MoELayout) -> bool:
-    return len({layer.top_k for layer in moe.layers.values()}) == 1
 
 
 def _shard_bytes(max_shard_size: str | int | None, checkpoint: Checkpoint) -> int:

@@ -24,6 +24,7 @@ from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.finished import Workplace, workplace
 from moeits.progress import Progress, silent
+from moeits.refitting.requirements import check_floats, check_pair
 from moeits.refitting.settings import Fitting
 from moeits.scoring.rehearsal import Rehearsal, rehearse
 from moeits.settings import with_settings
@@ -33,9 +34,10 @@ from moeits.stages.calibrate import SELECTION, calibrated
 from moeits.stages.heal import check_healing
 from moeits.stages.heal import heal as heal_stage
 from moeits.stages.plan import plan
-from moeits.stages.prune import carried_out, check_layout, check_request, prune
-from moeits.stages.refit import check_floats, refit_in
+from moeits.stages.prune import check_request, prune
+from moeits.stages.refit import refitted
 from moeits.stages.score import scored
+from moeits.surgery.carried_out import carried_out, check_layout
 from moeits.surgery.edited import check_numbers
 from moeits.surgery.history import History
 from moeits.surgery.settings import Writing
@@ -176,8 +178,13 @@ def _refit(
     progress: Progress,
 ) -> None:
     """Refit what was pruned."""
-    asked = (texts, Fitting(), Machine(), opening)
-    refit_in(place, Checkpoint.open(pruned), parent, output, *asked, progress, overwrite=writing.overwrite)
+    left = Checkpoint.open(pruned)
+    check_pair(left, parent, opening, progress)
+    from moeits.calibration.texts import windows_of
+
+    windows = windows_of(parent, texts, progress, by_source=True)
+    asked = (Fitting(), Machine(), progress)
+    refitted(place, windows, left, parent, output, *asked, overwrite=writing.overwrite)
 
 
 def _is_left_over(pruned: Path, wanted: PruningPlan, output: str | Path, place: Workplace) -> bool:

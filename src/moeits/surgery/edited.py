@@ -5,15 +5,13 @@ from functools import partial
 
 import numpy as np
 
-from moeits.checkpoint.reading import DTYPES, Checkpoint, TensorInfo
+from moeits.checkpoint.reading import DTYPES, FLOATS, Checkpoint, TensorInfo
 from moeits.checkpoint.writing import ByteRange
 from moeits.edits import Edit, Group, PlannedEdit, edit_named
 from moeits.errors import NonFiniteWeight, UnscorableWeight
 from moeits.experts.layer import MoELayer
 from moeits.experts.layout import MoELayout
 from moeits.surgery.fates import Compute
-
-_FLOATS = ("F64", "F32", "F16", "BF16")
 
 # Expert -> the tensor that holds something of it, and where in it.
 Place = Callable[[int], tuple[str, tuple[int, ...]]]
@@ -80,7 +78,7 @@ def _made(checkpoint: Checkpoint, edit: Edit, expert: int, group: Group, place: 
 def check_numbers(checkpoint: Checkpoint, layer: MoELayer, edit: str) -> None:
     """The experts of a layer are numbers, not packed. Raises UnscorableWeight."""
     names = layer.experts[0].values() if layer.experts else layer.fused.values()
-    packed = next((checkpoint.tensors[name] for name in names if checkpoint.tensors[name].dtype not in _FLOATS), None)
+    packed = next((checkpoint.tensors[name] for name in names if checkpoint.tensors[name].dtype not in FLOATS), None)
     if packed is not None:
         raise UnscorableWeight(
             f"{packed.name} is quantized ({packed.dtype}), and --edit {edit} computes with numbers. Prune a bf16 copy, "

@@ -11,7 +11,11 @@ import numpy as np
 from moeits.checkpoint.reading import DTYPES, Checkpoint, TensorInfo, contiguous
 from moeits.checkpoint.sources import read_range
 from moeits.checkpoint.writing import ByteRange, NewTensor
-from moeits.errors import CheckpointError
+from moeits.choosing.pruning_plan import PruningPlan
+from moeits.errors import CheckpointError, PlanError
+from moeits.experts.layout import MoELayout
+from moeits.surgery.carried_out import carried_out, check_plan
+from moeits.surgery.settings import Writing
 
 
 class Unwritten(Checkpoint):
@@ -59,6 +63,19 @@ class Unwritten(Checkpoint):
         if raw.size != count:
             raise CheckpointError(f"{info.shard.name} ends in the middle of {name}. Download this file again.")
         return raw.view(dtype).reshape(shape)
+
+
+def unwritten(checkpoint: Checkpoint, plan: PruningPlan) -> Unwritten:
+    """The checkpoint that `prune` would write, to be read without writing it. Raises what `prune` raises."""
+    moe = MoELayout.of(checkpoint)
+    check_plan(plan, checkpoint, moe)
+    if plan.edit is not None:
+        raise PlanError(
+            f"The plan makes experts of several (edit {plan.edit.name}), to be read only once they are written. "
+            "Prune by it first, or plan without --edit."
+        )
+    made = carried_out(checkpoint, moe, plan, Writing(), plan.coverage)
+    return Unwritten(checkpoint, made.config, made.tensors)
 
 
 def _ranges_of(tensor: NewTensor) -> tuple[ByteRange, ...]:

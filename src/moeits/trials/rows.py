@@ -18,15 +18,16 @@ from typing import Any
 from moeits.calibration.settings import Machine, Tokens
 from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.replaceable import remove_checkpoint
+from moeits.checkpoint.writing import check_output
 from moeits.choosing.criteria import CRITERIA
 from moeits.criteria_file import CriteriaFile, read_criteria
 from moeits.errors import SettingError
 from moeits.files import is_artefact, write_whole
-from moeits.finished import forget_finished
+from moeits.finished import forget_finished, workplace
 from moeits.refitting.settings import Fitting
 from moeits.stages.evaluate import evaluate
 from moeits.stages.prune import prune
-from moeits.stages.refit import refit_on
+from moeits.stages.refit import refitted
 from moeits.sweeping.points import HEALED_SEED, PointWork
 from moeits.sweeping.run_folder import PointFolder, RunFolder
 
@@ -179,15 +180,13 @@ class RowWork(PointWork):
         if not (point.before_refit / "config.json").exists():
             with self._stage(PRUNING, point):
                 prune(self.checkpoint, plan=point.plan, output=point.before_refit, progress=self.progress)
-        windows = self.windows
+        _ = self.windows  # a stage of its own
         with self._stage(REFITTING, point):
-            refit_on(
-                windows,
-                Checkpoint.open(point.before_refit),
-                self.checkpoint,
-                point.pruned_checkpoint,
-                self.fitting,
-                self.machine,
-                self.progress,
-            )
+            self._refitted(Checkpoint.open(point.before_refit), point.pruned_checkpoint)
         remove_checkpoint(point.before_refit)
+
+    def _refitted(self, pruned: Checkpoint, output: Path) -> None:
+        check_output(output, sources=[pruned.folder, self.checkpoint.folder], overwrite=False)
+        with workplace(output, progress=self.progress) as place:
+            asked = (self.fitting, self.machine, self.progress)
+            refitted(place, self.windows, pruned, self.checkpoint, output, *asked, overwrite=False)

@@ -13,13 +13,14 @@ from moeits.choosing.pruning_plan import PruningPlan
 from moeits.experts.layout import MoELayout
 from moeits.finished import FinishedParts
 from moeits.progress import Progress
+from moeits.refitting.all_layers import fit_all
 from moeits.refitting.files import FittedLayers
+from moeits.refitting.judgement import judged
 from moeits.refitting.settings import Fitting
 from moeits.runtime import checked_device
 from moeits.sizes import parse_size
 from moeits.stages.compare import RESAMPLES, paired_interval
-from moeits.stages.prune import unwritten
-from moeits.stages.refit import fit_all, judged
+from moeits.surgery.unwritten import unwritten
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from moeits.checkpoint.reading import FLOATS
 from moeits.experts.codecs import Codec, Decoded, Part
-
-_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class Plain:
     outputs_first: ClassVar[bool] = False
 
     def holds(self, parts: Mapping[str, Part]) -> bool:
-        return "weight" in parts and parts["weight"].dtype in _FLOATS
+        return "weight" in parts and parts["weight"].dtype in FLOATS
 
     def size(self, parts: Mapping[str, Part], config: Mapping[str, Any]) -> Decoded:  # noqa: ARG002
         weight = parts["weight"]

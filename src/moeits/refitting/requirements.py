@@ -1,0 +1,64 @@
+"""What a refit asks of its checkpoints and of its tokens."""
+
+from moeits.checkpoint.opening import Verifying
+from moeits.checkpoint.parts import REFIT_NAME
+from moeits.checkpoint.reading import FLOATS, Checkpoint
+from moeits.checkpoint.side_files import side_files
+from moeits.choosing.pruning_plan import PruningPlan
+from moeits.errors import CalibrationError, PlanError
+from moeits.experts.families import architecture_of
+from moeits.experts.layout import MoELayout
+from moeits.progress import Progress
+from moeits.surgery.history import History
+
+
+def check_pair(pruned: Checkpoint, parent: Checkpoint, verifying: Verifying, progress: Progress) -> None:
+    """The parent is what the plan was made for, and the pruned checkpoint what the plan left.
+
+    Raises PlanError if not, CalibrationError for weights that cannot be fitted, CheckpointError for files beside them
+    that could not be copied.
+    """
+    side_files(pruned.folder)
+    History.of(pruned.folder).told(REFIT_NAME)
+    for checkpoint in (pruned, parent):
+        check_floats(checkpoint)
+    path = pruned.folder / "plan.json"
+    if not path.is_file():
+        raise PlanError(
+            f"{pruned.source} has no plan.json, so moeits did not prune it. Give the pruned checkpoint first, and "
+            "what it was pruned from as --parent."
+        )
+    plan = PruningPlan.load(path)
+    if plan.fingerprint != parent.fingerprint:
+        raise PlanError(
+            f"{pruned.source} was pruned from {plan.source} (fingerprint {plan.fingerprint[:12]}), but {parent.source} "
+            f"has fingerprint {parent.fingerprint[:12]}. Give the checkpoint that it was pruned from as --parent."
+        )
+    verifying.check(plan.coverage, parent, source=plan.source, progress=progress)
+    for i, moe in MoELayout.of(pruned).layers.items():
+        if len(plan.kept.get(i, ())) != moe.num_experts:
+            raise PlanError(
+                f"{pruned.source} has {moe.num_experts} experts in layer {i}, but its plan.json leaves "
+                f"{len(plan.kept.get(i, ()))}: one of the two was edited. Prune the parent again."
+            )
+
+
+def check_floats(checkpoint: Checkpoint) -> None:
+    """Its weights are numbers that can be fitted, of one model. Raises CalibrationError."""
+    if architecture_of(checkpoint.config).part:
+        raise CalibrationError(
+            f"{checkpoint.source} is several models in one, which moeits cannot run layer by layer yet."
+        )
+    odd = sorted({info.dtype for info in checkpoint.tensors.values() if info.parameters > 1} - set(FLOATS))
+    if "quantization_config" in checkpoint.config or odd:
+        raise CalibrationError(
+            f"{checkpoint.source} is quantised ({', '.join(odd) or 'by its config.json'}). Refit the bf16 original "
+            "pruned by the same plan, and quantise afterwards."
+        )
+
+
+def check_enough(tokens: int, layout: MoELayout) -> None:
+    """An expert is sent four tokens on average at the least. Raises CalibrationError."""
+    need_most = max(4 * moe.num_experts // moe.top_k for moe in layout.layers.values())
+    if tokens < need_most:
+        raise CalibrationError(f"{tokens} tokens are too few for a fit: give --tokens {need_most} or more.")

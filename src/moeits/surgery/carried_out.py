@@ -1,0 +1,125 @@
+"""A plan carried out on headers alone: what would be written, before a byte of it is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from moeits.checkpoint.fingerprints import Coverage
+from moeits.checkpoint.reading import Checkpoint
+from moeits.checkpoint.writing import NewTensor
+from moeits.choosing.pruning_plan import PruningPlan, fit
+from moeits.errors import PlanError, SettingError
+from moeits.experts.inventory import Inventory
+from moeits.experts.layout import MoELayout
+from moeits.surgery.edited import edited_tensors
+from moeits.surgery.fates import new_tensors
+from moeits.surgery.mtp import drops_mtp, plan_with_mtp, without_mtp
+from moeits.surgery.pruned_config import class_name, pruned_config
+from moeits.surgery.quantization import renumbered_settings
+from moeits.surgery.settings import Writing
+
+
+@dataclass(frozen=True, kw_only=True)
+class CarriedOut:
+    """A plan carried out on headers alone: what would be written."""
+
+    plan: PruningPlan
+    """As it is carried out."""
+    layout: str
+    config: Mapping[str, Any]
+    quantization_files: Mapping[str, Any]
+    """Side files of a quantizer that name experts, with the new numbers."""
+    tensors: Sequence[NewTensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def carried_out(
+    checkpoint: Checkpoint, moe: MoELayout, plan: PruningPlan, writing: Writing, coverage: Coverage | None = None
+) -> CarriedOut:
+    """A plan of this checkpoint on its headers; `coverage` is what was read of the weights to tell them from others.
+
+    Raises PlanError, CheckpointError or SettingError if it misfits.
+    """
+    drop_mtp = drops_mtp(plan, asked=writing.drop_mtp)
+    layout = _chosen_layout(writing.layout, plan.counts, moe, drop_mtp=drop_mtp)
+    inventory = Inventory.of(checkpoint, moe, coverage=coverage)
+    plan = plan_with_mtp(fit(plan, inventory, layout), checkpoint, moe, dropped=drop_mtp)
+    config = pruned_config(checkpoint.config, moe, plan, layout)
+    config, quantization_files = renumbered_settings(checkpoint, moe, plan.kept, config)
+    return CarriedOut(
+        plan=plan,
+        layout=layout,
+        config=without_mtp(config) if drop_mtp else config,
+        quantization_files=quantization_files,
+        tensors=_tensors(checkpoint, moe, plan, drop_mtp=drop_mtp),
+    )
+
+
+def _tensors(checkpoint: Checkpoint, moe: MoELayout, plan: PruningPlan, *, drop_mtp: bool) -> list[NewTensor]:
+    edited = edited_tensors(checkpoint, moe, plan.kept, plan.edit)
+    return new_tensors(checkpoint, moe, plan.kept, edited, dropped=moe.mtp.tensors if drop_mtp else ())
+
+
+def check_plan(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout, *, any_fingerprint: bool = False) -> None:
+    """The plan was made for these tensors, and names experts that exist. Raises PlanError where not.
+
+    With `any_fingerprint` it may be of other tensors, but of a model of the same family and numbers of experts.
+    """
+    if plan.fingerprint != checkpoint.fingerprint and not any_fingerprint:
+        raise PlanError(
+            f"The plan was made for {plan.source} (fingerprint {plan.fingerprint[:12]}), but {checkpoint.source} has "
+            f"fingerprint {checkpoint.fingerprint[:12]}. Plan again for this checkpoint, or use the other one. If the "
+            "two are one model, quantised or with its experts stored in another way, say so with --any-fingerprint."
+        )
+    if plan.model_type != moe.architecture.model_type:
+        raise PlanError(f"The plan is for a {plan.model_type} model, the checkpoint is {moe.architecture.model_type}.")
+    if set(plan.kept) != set(moe.layers):
+        differing = sorted(set(plan.kept) ^ set(moe.layers))
+        raise PlanError(f"The plan and the checkpoint disagree on which layers have experts: {differing}.")
+    for i, kept in plan.kept.items():
+        if kept[-1] >= moe.layers[i].num_experts:
+            raise PlanError(f"The plan keeps expert {kept[-1]} of layer {i}, which has {moe.layers[i].num_experts}.")
+    for i, before in (plan.experts_before() or {}).items():
+        if before != moe.layers[i].num_experts:
+            raise PlanError(f"The plan is for {before} experts in layer {i}, which has {moe.layers[i].num_experts}.")
+
+
+def check_layout(checkpoint: Checkpoint, moe: MoELayout, writing: Writing, counts: Mapping[int, int] | None) -> None:
+    """A checkpoint of unequal counts has a class that opens it; counts that are not known yet may turn out unequal.
+
+    Raises CheckpointError.
+    """
+    if writing.layout != "uniform" and (
+        counts is None or _chosen_layout(writing.layout, counts, moe, drop_mtp=writing.drop_mtp) == "per-layer"
+    ):
+        class_name(checkpoint.config)
+
+
+def check_asked_layout(layout: str, moe: MoELayout, *, drop_mtp: bool) -> None:
+    if layout == "uniform" and moe.mtp.have_experts and not drop_mtp:
+        raise SettingError(
+            f"--layout uniform has one number of experts for all layers, but {moe.mtp} would keep its experts, which "
+            "no plan covers. Leave it out with --drop-mtp, or use --layout per-layer."
+        )
+    if layout == "uniform" and not _has_one_top_k(moe):
+        top_ks = sorted({layer.top_k for layer in moe.layers.values()})
+        raise SettingError(
+            f"--layout uniform has one top_k for all layers, but those of this checkpoint have "
+            f"{' and '.join(map(str, top_ks))}. Use --layout per-layer."
+        )
+
+
+def _chosen_layout(layout: str, counts: Mapping[int, int], moe: MoELayout, *, drop_mtp: bool) -> str:
+    check_asked_layout(layout, moe, drop_mtp=drop_mtp)
+    if layout == "auto":
+        equal = len(set(counts.values())) == 1 and (drop_mtp or not moe.mtp.have_experts)
+        return "uniform" if equal and _has_one_top_k(moe) else "per-layer"
+    return layout
+
+
+def _has_one_top_k(moe: MoELayout) -> bool:
+    return len({layer.top_k for layer in moe.layers.values()}) == 1
