@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, to_builtins
 
 from moeits.checkpoint.fingerprints import Coverage
 from moeits.errors import EvidenceError
+from moeits.experts.families import Architecture
 from moeits.experts.inventory import Inventory, LayerFacts
 from moeits.files import write_whole
 from moeits.signals import PAIR_SIGNALS
@@ -124,6 +125,7 @@ class Evidence:
             "source": self.source,
             "fingerprint": self.fingerprint,
             **self._coverage(),
+            **({} if self.inventory.family is None else {"family": to_builtins(self.inventory.family)}),
             "estimator": self.estimator,
             "settings": dict(self.settings),
             "layers": {str(i): asdict(facts) for i, facts in self.layers.items()},
@@ -222,6 +224,7 @@ class _Facts(Struct):
     tensors_sha256: str | None = None
     """None in evidence of 0.1, as `coverage`."""
     coverage: Coverage | None = None
+    family: Architecture | None = None
 
 
 def _decoded(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> Evidence:
@@ -246,6 +249,7 @@ def _decoded(metadata: Mapping[str, str], tensors: Mapping[str, np.ndarray]) -> 
         other_parameters=facts.other_parameters,
         other_bytes=facts.other_bytes,
         coverage=facts.coverage,
+        family=facts.family,
     )
     if facts.tensors_sha256 not in (None, _sha256(tensors)):
         raise NotOfItsType("its matrices were changed, or mixed up, after it was written")

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from moeits.checkpoint import hub
+from moeits.checkpoint.opening import Describing
 from moeits.checkpoint.reading import Checkpoint, read_json
 from moeits.errors import CheckpointError, MissingExtra, MoeitsError, SettingError
 from moeits.experts.families import auto_class_of
@@ -23,27 +24,36 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 def load(path: str | Path, **kwargs: Any) -> Any:
     """The stock transformers model of a checkpoint, whether its layers keep equal counts or not.
 
-    `path` is a folder, or a hub id (with `revision`). Other keyword arguments (dtype, device_map, ...) go to
-    `from_pretrained`. Code that a checkpoint brings along is never run, so `trust_remote_code` is no argument. Raises
-    MissingExtra without torch and transformers, CheckpointError if transformers cannot open it, SettingError.
+    `path` is a folder, or a hub id (with `revision`); `architecture` is a description of its family, where moeits has
+    none. Other keyword arguments (dtype, device_map, ...) go to `from_pretrained`. Code that a checkpoint brings along
+    is never run, so `trust_remote_code` is no argument. Raises MissingExtra without torch and transformers,
+    CheckpointError if transformers cannot open it, FamilyError, SettingError.
     """
     if "trust_remote_code" in kwargs:
         raise SettingError("moeits.load runs no code of a checkpoint, so leave trust_remote_code out.")
     need("torch", extra="load")
-    revision = kwargs.pop("revision", None)
+    revision, architecture = kwargs.pop("revision", None), kwargs.pop("architecture", None)
     if Path(path).is_dir() and revision is not None:
         raise SettingError(
             f"The revision {revision} is of models on the hub, and {path} is a folder here. Leave it out."
         )
     folder = Path(path) if Path(path).is_dir() else hub.download(str(path), revision)[0]
+    config = Describing(architecture=architecture).describe()(read_json(folder / "config.json"))
     with refusals_as_sentences(f"The model {path}"):
-        return _from_pretrained(folder, str(path), kwargs)
+        return _from_pretrained(folder, config, str(path), kwargs)
 
 
-def _from_pretrained(folder: Path, name: str, kwargs: dict[str, Any]) -> Any:
+def load_opened(checkpoint: Checkpoint, **kwargs: Any) -> Any:
+    """The stock model of an opened checkpoint, by what is known of its family. Raises what `load` raises."""
+    need("torch", extra="load")
+    with refusals_as_sentences(f"The model {checkpoint.source}"):
+        return _from_pretrained(checkpoint.folder, checkpoint.config, checkpoint.source, kwargs)
+
+
+def _from_pretrained(folder: Path, config: Mapping[str, Any], name: str, kwargs: dict[str, Any]) -> Any:
     """The model, every weight of which was read. Raises CheckpointError if transformers made some up."""
     wants_facts = kwargs.pop("output_loading_info", False)
-    model, facts = _class_of(folder, name).from_pretrained(folder, output_loading_info=True, **kwargs)
+    model, facts = _class_of(config, name).from_pretrained(folder, output_loading_info=True, **kwargs)
     if missing := sorted(facts["missing_keys"]):
         raise CheckpointError(
             f"{name} lacks {len(missing)} weights that its config.json asks for ({missing[0]:.80}, ...); transformers "
@@ -52,10 +62,9 @@ def _from_pretrained(folder: Path, name: str, kwargs: dict[str, Any]) -> Any:
     return (model, facts) if wants_facts else model
 
 
-def _class_of(folder: Path, name: str) -> Any:
+def _class_of(config: Mapping[str, Any], name: str) -> Any:
     """What opens a checkpoint: the stock class, or one derived from it where layers keep different counts."""
     transformers = need("transformers", extra="load")
-    config = read_json(folder / "config.json")
     if not per_layer_config(config):
         return getattr(transformers, auto_class_of(config))
     from moeits.modeling_moeits import per_layer_class
@@ -76,7 +85,7 @@ def load_checked(checkpoint: Checkpoint, **kwargs: Any) -> Any:
     """
     torch = need("torch", extra="load")
     _check_number_of_layers(checkpoint)
-    model = load(checkpoint.folder, **kwargs)
+    model = load_opened(checkpoint, **kwargs)
     with refusals_as_sentences(f"The model {checkpoint.source}"), torch.inference_mode():
         model(input_ids=torch.zeros((1, 2), dtype=torch.int64, device=model.device), use_cache=False)
     return model

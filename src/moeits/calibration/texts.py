@@ -21,7 +21,7 @@ from moeits.errors import CalibrationError, EvaluationError
 from moeits.evaluation.perplexity import read_text
 from moeits.printable import printable
 from moeits.progress import Progress
-from moeits.runtime import context_of, load, load_tokenizer, need, quiet
+from moeits.runtime import context_of, load_opened, load_tokenizer, need, quiet
 
 _BUNDLED = Path(__file__).parents[1] / "demo" / "train.jsonl"
 
@@ -248,7 +248,7 @@ def _self_written(
     """(count, length) ids that the model wrote itself, each window from its first token on."""
     torch = need("torch", extra="load")
     with quiet():
-        model = load(checkpoint.folder, dtype="auto" if torch.cuda.is_available() else torch.float32).eval()
+        model = load_opened(checkpoint, dtype="auto" if torch.cuda.is_available() else torch.float32).eval()
     rows, first, parts = 64, _first_token(tokenizer), []
     state = torch.random.get_rng_state()
     try:

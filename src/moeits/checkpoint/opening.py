@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from moeits.checkpoint.fingerprints import Coverage
-from moeits.checkpoint.reading import Checkpoint
+from moeits.checkpoint.reading import Checkpoint, Describe
 from moeits.errors import PlanError, SettingError
+from moeits.experts.described import with_family, with_file
+from moeits.experts.families import Architecture
 from moeits.progress import Progress, silent
 from moeits.settings import EXPERT, setting
 
@@ -64,15 +67,57 @@ class Verifying:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opening(Verifying):
+class Describing:
+    """What is known of a source's family, where moeits knows nothing."""
+
+    architecture: Path | None = setting(
+        None,
+        help="Description of the model's family, where moeits has none: see inspect --explain.",
+        panel=EXPERT,
+        metavar="FILE",
+    )
+
+    def described(
+        self,
+        model: str | Path | Checkpoint,
+        *,
+        revision: str | None = None,
+        check: Callable[[Mapping[str, Any]], object] | None = None,
+        known: Architecture | None = None,
+    ) -> Checkpoint:
+        """The checkpoint that is named, or given opened, with the description of its family.
+
+        `known` is what another file says of it, which is used where nothing else is known. Raises FamilyError, and what
+        `Checkpoint.open` raises.
+        """
+        if isinstance(model, Checkpoint):
+            return model
+        return Checkpoint.open(model, revision=revision, check=check, describe=self.describe(known))
+
+    def describe(self, known: Architecture | None = None) -> Describe:
+        """What adds the description to a config."""
+        if self.architecture is None:
+            return partial(with_family, family=known)
+        return partial(with_file, table=self.architecture)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Describing):
     """Which version of a source is read."""
 
     revision: str | None = setting(None, help="Branch, tag or commit of a hub model.", panel=EXPERT)
 
     def open(
-        self, model: str | Path | Checkpoint, *, check: Callable[[Mapping[str, Any]], object] | None = None
+        self,
+        model: str | Path | Checkpoint,
+        *,
+        check: Callable[[Mapping[str, Any]], object] | None = None,
+        known: Architecture | None = None,
     ) -> Checkpoint:
-        """The checkpoint that is named, or given opened. Raises what `Checkpoint.open` raises."""
-        if isinstance(model, Checkpoint):
-            return model
-        return Checkpoint.open(model, revision=self.revision, check=check)
+        """As `described` does, at the revision that was asked for."""
+        return self.described(model, revision=self.revision, check=check, known=known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening(Source, Verifying):
+    """A source, and how surely it is told from others."""

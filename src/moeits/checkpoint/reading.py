@@ -57,6 +57,10 @@ _MOST_HEADER_BYTES = 100_000_000
 _MOST_BRACKETS, _MOST_AXES, _MOST_NAME = 3_000_000, 64, 1000
 
 
+Describe = Callable[[Mapping[str, Any]], Mapping[str, Any]]
+"""config.json -> the same, with what is known of the model from elsewhere."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorInfo:
     """One tensor of a checkpoint: what it is, and where its bytes are."""
@@ -85,10 +89,18 @@ class Checkpoint:
 
     _sha256: str | None = None
 
-    def __init__(self, folder: Path, *, source: str, tensors: Mapping[str, TensorInfo] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        source: str,
+        tensors: Mapping[str, TensorInfo] | None = None,
+        describe: Describe | None = None,
+    ) -> None:
         self.folder = folder
         self.source = source
-        self.config: Mapping[str, Any] = _read_config(folder)
+        config = _read_config(folder)
+        self.config: Mapping[str, Any] = describe(config) if describe else config
         self.tensors: Mapping[str, TensorInfo] = _read_tensors(folder) if tensors is None else tensors
         # The fingerprint is of sampled bytes; these tell other weights from those that were opened.
         # Tensors that are given lie elsewhere: there are no files here to look at.
@@ -103,43 +115,48 @@ class Checkpoint:
         *,
         revision: str | None = None,
         check: Callable[[Mapping[str, Any]], object] | None = None,
+        describe: Describe | None = None,
     ) -> "Checkpoint":
         """Open a local folder, or a model on the hub (`org/name`, at `revision`).
 
-        `check` is asked of config.json before any weights are downloaded, and raises what it finds wrong. The hub is
-        reached through huggingface_hub, which honours HF_HOME, HF_TOKEN and HF_HUB_OFFLINE. Raises CheckpointError if
-        there is no such model, or if it is not what its index says, SettingError for a revision of a local folder.
+        `check` is asked of config.json before any weights are downloaded, and raises what it finds wrong. `describe`
+        gives the config with what is known of the model from elsewhere. The hub is reached through huggingface_hub,
+        which honours HF_HOME, HF_TOKEN and HF_HUB_OFFLINE. Raises CheckpointError if there is no such model, or if it
+        is not what its index says, SettingError for a revision of a local folder.
         """
-        local = cls._open_local(model, revision)
+        local = cls._open_local(model, revision, describe)
         if local is not None:
             return local
         if check is not None:
             folder, _ = hub.download(str(model), revision, weights=False)
-            check(_read_config(folder))
+            config = _read_config(folder)
+            check(describe(config) if describe else config)
             revision = folder.name
         folder, source = hub.download(str(model), revision)
-        return cls(folder, source=source)
+        return cls(folder, source=source, describe=describe)
 
     @classmethod
-    def look_at(cls, model: str | Path, *, revision: str | None = None) -> "Checkpoint":
+    def look_at(
+        cls, model: str | Path, *, revision: str | None = None, describe: Describe | None = None
+    ) -> "Checkpoint":
         """Open as `open` does, but fetch only small files and headers from the hub: its tensors cannot be read.
 
         Offline it is opened from the cache of huggingface_hub.
         """
-        local = cls._open_local(model, revision)
+        local = cls._open_local(model, revision, describe)
         if local is not None:
             return local
         folder, source = hub.download(str(model), revision, weights=False)
         headers = hub.weight_headers(str(model), folder.name)
         if headers is None:
-            return cls.open(model, revision=revision)
+            return cls.open(model, revision=revision, describe=describe)
         tensors: dict[str, TensorInfo] = {}
         for file, entries in headers.items():
             tensors |= _tensor_infos(LocalFile(folder / file), entries, data_start=0)
-        return cls(folder, source=source, tensors=tensors)
+        return cls(folder, source=source, tensors=tensors, describe=describe)
 
     @classmethod
-    def _open_local(cls, model: str | Path, revision: str | None) -> "Checkpoint | None":
+    def _open_local(cls, model: str | Path, revision: str | None, describe: Describe | None) -> "Checkpoint | None":
         folder = Path(model)
         if folder.is_file():
             raise CheckpointError(f"{folder} is a file. Give the folder of the checkpoint, the one with config.json.")
@@ -149,7 +166,7 @@ class Checkpoint:
             raise SettingError(
                 f"--revision {revision} is of models on the hub, and {folder} is a folder here. Leave it out."
             )
-        return cls(folder, source=printable(folder.resolve().name))
+        return cls(folder, source=printable(folder.resolve().name), describe=describe)
 
     def read(self, name: str, where: tuple[int | slice, ...] = ()) -> np.ndarray:
         """The numbers of a tensor, or of one contiguous part of it, in the dtype they are stored in.

@@ -158,6 +158,7 @@ class Planner:
             summary={**summary, "floored_layers": floored, **self._above_noise},
             layers=self.evidence.layers,
             coverage=self.evidence.inventory.coverage,
+            family=self.evidence.inventory.family,
             edit=planned(self.choice.edit, self.evidence, kept),
         )
 

@@ -9,12 +9,13 @@ from math import isclose, lcm
 from pathlib import Path
 from typing import Annotated, Any
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, to_builtins
 
 from moeits.checkpoint.fingerprints import Coverage
 from moeits.choosing.elimination import steps_to
 from moeits.edits import PlannedEdit
 from moeits.errors import PlanError
+from moeits.experts.families import Architecture
 from moeits.experts.inventory import MOST_EXPERTS, Inventory, LayerFacts
 from moeits.files import write_whole
 from moeits.typed_json import NotOfItsType, convert_typed, read_typed
@@ -42,6 +43,8 @@ class PruningPlan:
     """How much of the weights the fingerprint has seen; None in a plan of 0.1."""
     edit: PlannedEdit | None = None
     """What becomes of the experts that stay; None if they stay as they are."""
+    family: Architecture | None = None
+    """The description that a user gave of the family; None where moeits has its own."""
 
     def facts(self) -> dict[str, Any]:
         """The plan as the JSON value that plan.json holds."""
@@ -58,6 +61,7 @@ class PruningPlan:
             "summary": dict(self.summary),
             **({"layers": {str(layer): asdict(facts) for layer, facts in self.layers.items()}} if self.layers else {}),
             **({"edit": _edit_facts(self.edit)} if self.edit else {}),
+            **({"family": to_builtins(self.family)} if self.family else {}),
         }
 
     def to_json(self) -> str:
@@ -104,6 +108,7 @@ class PruningPlan:
             layers=stored.layers,
             coverage=stored.coverage,
             edit=edit,
+            family=stored.family,
         )
 
     @property
@@ -130,6 +135,7 @@ class PruningPlan:
             other_parameters=others[0],
             other_bytes=others[1],
             coverage=self.coverage,
+            family=self.family,
         )
 
     def experts_before(self) -> dict[int, int] | None:
@@ -180,6 +186,7 @@ class _Stored(Struct):
     layers: dict[_Layer, LayerFacts] = {}
     coverage: Coverage | None = None
     edit: _Edit | None = None
+    family: Architecture | None = None
 
 
 class _Summary(Struct):
@@ -269,6 +276,7 @@ def fit(plan: PruningPlan, inventory: Inventory, layout: str) -> PruningPlan:
         source=inventory.source,
         fingerprint=inventory.fingerprint,
         coverage=inventory.coverage,
+        family=inventory.family,
         settings=settings,
     )
     if layout == "uniform" and len(set(plan.counts.values())) > 1:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
+from moeits.checkpoint.opening import Describing
 from moeits.choosing.settings import Budget, Choice
 from moeits.healing.recipe import RECIPES
 from moeits.report_page import FORMATS
@@ -110,7 +111,7 @@ FLAGS: dict[str, Any] = {
 
 
 # What others take of these settings means the same there: inspect a budget, heal --overwrite.
-SHARED = (Budget, Choice, Scoring, Resources, Writing)
+SHARED = (Budget, Choice, Scoring, Resources, Writing, Describing)
 
 # Panels of the flags above; those of settings say it themselves.
 _PANELS = {

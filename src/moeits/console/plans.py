@@ -58,6 +58,8 @@ def control_command(plan: PruningPlan, arguments: Mapping[str, Any]) -> str:
         like, control = output / "plan.json", output.with_name(f"{output.name}-random")
     if arguments.get("revision"):
         words += ["--revision", arguments["revision"]]
+    if arguments.get("architecture"):
+        words += ["--architecture", str(arguments["architecture"])]
     if plan.settings.get("min_experts") is not None:
         words += ["--min-experts", str(plan.settings["min_experts"])]
     return shlex.join([*words, "--criterion", "random", "--like", str(like), "--output", str(control)])

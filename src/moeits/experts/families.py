@@ -5,6 +5,7 @@ config keys. To add one, add an entry (docs/extending.md); the contract tests ta
 """
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,9 +24,19 @@ COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_e
 
 _DEFAULTS, _REFUSED = "defaults", "refused"
 
+RECORDED = "family"
+"""Key of moeits' own block in config.json: the description of a family that the table does not have."""
+
+_DESCRIBE_IT = "moeits inspect MODEL --explain prints a description to start from, for --architecture."
+
 
 class Architecture(
-    Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"limit": "groups", "least": "least_experts"}
+    Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    rename={"limit": "groups", "least": "least_experts"},
 ):
     """Where one family of models keeps its experts. All names below `blocks` are relative to the MoE block."""
 
@@ -73,6 +84,10 @@ class Architecture(
     least: int = 1
     """Experts that each group, or the layer if it has no groups, must keep for the router to work."""
 
+    def __post_init__(self) -> None:
+        """What its type does not say. Raises ValueError."""
+        _check_names(self)
+
     @property
     def projection_names(self) -> tuple[str, ...]:
         """The matrices of an expert, in the order in which their redundancies are averaged."""
@@ -119,18 +134,33 @@ class Architecture(
         return list(dict.fromkeys([*(key for key in self.num_experts_keys if key in config), *aliases]))
 
 
-def read_families(table: Path = TABLE) -> tuple[Architecture, ...]:
-    """The families of a table, by model_type. Raises FamilyError, in a sentence, for what is not one."""
+def read_families(table: Path = TABLE, *, beside: Mapping[str, Any] | None = None) -> tuple[Architecture, ...]:
+    """The families of a table, by model_type, which may be like those of the entries `beside`.
+
+    Raises FamilyError, in a sentence, for what is not one, or for one that is described twice.
+    """
+    own, beside = _entries(table), beside or {}
+    if twice := sorted({*own} & {*beside}):
+        raise FamilyError(
+            f"{table} has an entry [{twice[0]}], and moeits has one already: two would be of one family. Take it out; "
+            "if there is no other, leave --architecture away."
+        )
+    entries = {**beside, **own}
+    return tuple(_family(table, name, entries) for name in sorted(own) if name not in (_DEFAULTS, _REFUSED))
+
+
+def _entries(table: Path) -> dict[str, Any]:
     try:
-        entries = tomllib.loads(table.read_text(encoding="utf-8"))
+        return tomllib.loads(table.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise FamilyError(f"{table} is not a table of families: {error}. docs/extending.md shows one.") from None
-    return tuple(_family(table, name, entries) for name in sorted(entries) if name not in (_DEFAULTS, _REFUSED))
 
 
 def _family(table: Path, name: str, entries: Mapping[str, Any]) -> Architecture:
     """One entry with all that it takes from others."""
     try:
+        if isinstance(entries[name], Mapping) and "model_type" in entries[name]:
+            raise NotOfItsType("it has a key model_type, which is its heading already")
         return convert_typed({**_below_prefixes(_inherited(name, entries)), "model_type": name}, Architecture)
     except NotOfItsType as reason:
         raise FamilyError(f"[{name}] of {table} is not a family: {reason}. docs/extending.md lists the keys.") from None
@@ -157,6 +187,26 @@ def _inherited(name: object, entries: Mapping[str, Any], below: tuple[str, ...] 
     return {**inherited, "models": "", **own}
 
 
+def _check_names(architecture: "Architecture") -> None:
+    """Names have the places of numbers that they need, and no others. Raises ValueError."""
+    for block in architecture.blocks:
+        if block.count("{layer}") != 1 or {*"{}"} & {*block.replace("{layer}", "")}:
+            raise ValueError(f"the block {block!r:.60} should have {{layer}} in it once, and no other braces")
+    if not architecture.blocks or not architecture.router or not architecture.num_experts_keys:
+        raise ValueError("blocks, router and num_experts_keys should have at least one name each")
+    expert = architecture.expert
+    if expert.count("{expert}") != 1 or expert.count("{tensor}") != 1 or expert.index("{expert}") > expert.index("{t"):
+        raise ValueError(f"expert {expert!r:.60} should have {{expert}} in it once, and then {{tensor}} once")
+    stacked = architecture.projection_names
+    if not stacked or len({*stacked}) != len(stacked):
+        raise ValueError("fused should name every projection once")
+    if architecture.projections and {*architecture.projections} != {*stacked}:
+        raise ValueError(f"projections are {', '.join(architecture.projections)}, in fused {', '.join(stacked)}")
+    for name in filter(None, (architecture.auto_class, architecture.model_class)):
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,199}", name):
+            raise ValueError(f"{name!r:.60} is not the name of a class")
+
+
 def _with_part(config: Config, keys: Sequence[str], part: Config) -> dict[str, Any]:
     return {**config, keys[0]: _with_part(config[keys[0]], keys[1:], part)} if keys else dict(part)
 
@@ -166,31 +216,57 @@ REFUSED: Mapping[str, str] = tomllib.loads(TABLE.read_text(encoding="utf-8"))[_R
 """Families with experts that are known, and cannot be described: model_type -> why."""
 
 
+def recorded_family(config: Config) -> Architecture | None:
+    """What moeits wrote into a config of its family, since the table has no entry. Raises UnknownArchitecture."""
+    own = config.get("moeits")
+    if not isinstance(own, Mapping) or RECORDED not in own:
+        return None
+    try:
+        found = convert_typed(own[RECORDED], Architecture)
+    except NotOfItsType as reason:
+        raise UnknownArchitecture(
+            f"config.json describes its family under moeits.{RECORDED}, but not as a family: {reason}. Give the "
+            "description that it was pruned by as --architecture."
+        ) from None
+    if found.model_type != config.get("model_type"):
+        raise UnknownArchitecture(
+            f"config.json is of type {config.get('model_type')!r:.60}, and describes {found.model_type!r:.60} under "
+            f"moeits.{RECORDED}. One of the two was edited: give the right one."
+        )
+    return found
+
+
+def known_family(config: Config) -> Architecture | None:
+    """The description of a config's family: the recorded one, else that of the table; None if there is neither."""
+    model_type = config.get("model_type")
+    return recorded_family(config) or next((each for each in ARCHITECTURES if each.model_type == model_type), None)
+
+
 def auto_class_of(config: Config) -> str:
     """The class of transformers that opens a checkpoint, whether moeits knows its family or not."""
-    known = {architecture.model_type: architecture.auto_class for architecture in ARCHITECTURES}
-    return known.get(str(config.get("model_type")), "AutoModelForCausalLM")
+    known = known_family(config)
+    return known.auto_class if known else "AutoModelForCausalLM"
 
 
 def model_class_of(config: Config) -> str:
     """The class that a config's family says opens it; empty where it says nothing."""
-    model_type = config.get("model_type")
-    return next((each.model_class for each in ARCHITECTURES if each.model_type == model_type), "")
+    known = known_family(config)
+    return known.model_class if known else ""
 
 
 def architecture_of(config: Config) -> Architecture:
     """The description of a config's model_type. Raises UnknownArchitecture, with the nearest known name."""
+    if described := known_family(config):
+        return described
     model_type = config["model_type"]
     known = {architecture.model_type: architecture for architecture in ARCHITECTURES}
-    if model_type in known:
-        return known[model_type]
     if reason := REFUSED.get(model_type):
         raise UnknownArchitecture(f"moeits cannot prune a {model_type} checkpoint: {reason}.")
     if part := _model_with_experts(config):
         wrappers = ", ".join(each.model_type for each in ARCHITECTURES if each.part)
         raise UnknownArchitecture(
             f"{model_type} is the type of several models in one, with a Mixture of Experts in its {part}. moeits does "
-            f"not know where its tensors are. It knows {wrappers}; docs/extending.md shows how to add one."
+            f"not know where its tensors are. It knows {wrappers}. {_DESCRIBE_IT}"
         )
     if not _has_experts(config):
         raise UnknownArchitecture(
@@ -199,9 +275,7 @@ def architecture_of(config: Config) -> Architecture:
         )
     near = difflib.get_close_matches(model_type, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise UnknownArchitecture(
-        f"No architecture {model_type!r}.{hint} Known: {', '.join(known)}. docs/extending.md shows how to add one."
-    )
+    raise UnknownArchitecture(f"No architecture {model_type!r}.{hint} Known: {', '.join(known)}. {_DESCRIBE_IT}")
 
 
 def _model_with_experts(config: Config, below: str = "") -> str:

@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from moeits.checkpoint.fingerprints import Coverage
 from moeits.checkpoint.reading import Checkpoint
+from moeits.experts.families import Architecture, recorded_family
 from moeits.experts.layer import ExpertSizes
 from moeits.experts.layout import MoELayout
 
@@ -70,6 +71,8 @@ class Inventory:
     other_bytes: int
     coverage: Coverage | None = None
     """How much of the weights the fingerprint has seen; None where a file of 0.1 does not say."""
+    family: Architecture | None = None
+    """The description that a user gave of the family; None where moeits has its own."""
 
     @classmethod
     def of(
@@ -100,6 +103,7 @@ class Inventory:
             other_parameters=checkpoint.parameters - sum(n * (s.parameters + s.router_parameters) for n, s in routed),
             other_bytes=checkpoint.nbytes - sum(n * (s.nbytes + s.router_nbytes) for n, s in routed),
             coverage=checkpoint.coverage() if coverage is None else coverage,
+            family=recorded_family(checkpoint.config),
         )
 
     @property

@@ -14,7 +14,7 @@ from msgspec import Struct
 Config = Mapping[str, Any]
 
 
-class Number(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Number(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A number of a config, and what is meant where a config does not give one."""
 
     key: str
@@ -35,7 +35,7 @@ class Number(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.zero if value == 0 and self.zero is not None else value
 
 
-class Every(Number, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Every(Number, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One layer of every so many."""
 
     first_number: int = 0
@@ -48,7 +48,7 @@ class Every(Number, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return (layer + self.first_number) % self.of(config) == (self.offset.of(config) if self.offset else 0)
 
 
-class Kinds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Kinds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A list, or a text of letters, that gives the kind of each layer."""
 
     key: str
@@ -67,7 +67,7 @@ class Kinds(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return kinds[layer] in self.with_experts
 
 
-class Listed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Listed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A list of layers in a config."""
 
     key: str
@@ -80,7 +80,14 @@ class Listed(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return layer in (self.absent if given is None else given)
 
 
-class Layers(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename={"start": "from", "end": "to"}):
+class Layers(
+    Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    rename={"start": "from", "end": "to"},
+):
     """Which layers have experts: those that fulfil all of these, unless the config enumerates them.
 
     All of them for a family that says nothing.
@@ -116,7 +123,7 @@ def _number(of: Number | int, config: Config) -> int:
     return of if isinstance(of, int) else of.of(config)
 
 
-class Groups(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Groups(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """A router that first chooses groups of experts, then experts in the chosen groups."""
 
     number: Number

@@ -13,7 +13,7 @@ import numpy as np
 from moeits.healing.job import HealingJob
 from moeits.healing.merging import FactorsByName
 from moeits.healing.targets import Target
-from moeits.runtime import load, need
+from moeits.runtime import load_opened, need
 
 ADAPTER_FOLDER = "adapter"
 
@@ -33,7 +33,7 @@ def save_adapter(folder: Path, job: HealingJob, factors: FactorsByName) -> None:
         target_modules=[],
         target_parameters=list(wanted),
     )
-    model = peft.get_peft_model(load(job.checkpoint.folder, dtype=torch.float32), config)
+    model = peft.get_peft_model(load_opened(job.checkpoint, dtype=torch.float32), config)
     for name, wrapper in _wrappers(model):
         a, b = _widened(rank, *wanted.pop(name))
         with torch.no_grad():

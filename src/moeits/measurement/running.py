@@ -17,10 +17,14 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+from moeits.checkpoint.opening import Describing
+from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import EvaluationError, MoeitsError
+from moeits.experts.families import Architecture
 from moeits.measurement.energy import energy_of
 from moeits.measurement.memory import peak_bytes, resident_bytes
-from moeits.runtime import checked_device, load, need
+from moeits.runtime import checked_device, load_opened, need
+from moeits.typed_json import convert_typed
 
 
 def run_apart(request: dict[str, Any]) -> dict[str, Any]:
@@ -57,7 +61,7 @@ def run_here(request: dict[str, Any]) -> dict[str, Any]:
     need("transformers", extra="measure")
     device = torch.device(checked_device(request["device"]))
     before, began = resident_bytes(), perf_counter()
-    model = load(request["folder"], dtype=request["dtype"]).to(device).eval()
+    model = load_opened(_checkpoint(request), dtype=request["dtype"]).to(device).eval()
     load_seconds = perf_counter() - began
     experts = model.config._experts_implementation
     generator = torch.Generator().manual_seed(0)
@@ -88,6 +92,12 @@ def run_here(request: dict[str, Any]) -> dict[str, Any]:
             "experts": experts,
         },
     }
+
+
+def _checkpoint(request: dict[str, Any]) -> Checkpoint:
+    """The checkpoint of a request, with what was known of its family."""
+    family = convert_typed(request["family"], Architecture) if "family" in request else None
+    return Describing().described(request["folder"], known=family)
 
 
 def _timed(torch: Any, device: Any, work: Callable[[], Any]) -> float:

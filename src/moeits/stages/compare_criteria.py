@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from moeits.calibration.settings import Machine, Tokens
+from moeits.checkpoint.opening import Source
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.criteria_file import CriteriaFile
@@ -49,7 +50,7 @@ def compare_criteria(
     texts: Tokens,
     fitting: Fitting,
     machine: Machine,
-    revision: str | None = None,
+    source: Source,
     fresh: bool = False,
     progress: Progress = silent,
 ) -> CriteriaComparison:
@@ -63,7 +64,7 @@ def compare_criteria(
     stages raise, and SettingError if the folder holds a comparison on another checkpoint or with other settings.
     """
     run = CriteriaFolder(Path(output))
-    checkpoint = Checkpoint.open(model, revision=revision, check=architecture_of)
+    checkpoint = source.open(model, check=architecture_of)
     _check(checkpoint, contest, texts)
     like = _size(checkpoint, contest)
     run.check_source(checkpoint.folder)

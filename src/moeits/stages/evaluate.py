@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from moeits.checkpoint.opening import Source
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError, EvaluationError, OutputError, SettingError
 from moeits.evaluation.generations import generations_of
@@ -15,6 +16,7 @@ from moeits.evaluation.quiet import quiet
 from moeits.evaluation.results import ModelFacts, Results
 from moeits.evaluation.settings import Inference, Questions
 from moeits.evaluation.tasks import SEEDS, load_tasks
+from moeits.experts.families import recorded_family
 from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output
 from moeits.finished import Workplace, workplace
@@ -30,12 +32,12 @@ _NOT_TASKS = ("perplexity", "generations")
 
 @with_settings
 def evaluate(
-    model: str | Path,
+    model: str | Path | Checkpoint,
     *,
     output: str | Path | None = None,
     questions: Questions,
     inference: Inference,
-    revision: str | None = None,
+    source: Source,
     fresh: bool = False,
     progress: Progress = silent,
 ) -> Results:
@@ -58,12 +60,12 @@ def evaluate(
     if questions.perplexity is not None and inference.backend != "hf":
         raise SettingError("--perplexity needs --backend hf.")
     output = _writable(output)
-    checkpoint = Checkpoint.open(model, revision=revision)
+    checkpoint = source.open(model)
     if output is not None:
         check_file_output(output, inputs=(checkpoint.folder, questions.perplexity, questions.data_dir))
     data_dir = None if questions.data_dir is None else Path(questions.data_dir)
     text = None if questions.perplexity is None else read_text(questions.perplexity, questions.limit)
-    parent = None if questions.parent is None else _parent(questions.parent, checkpoint)
+    parent = None if questions.parent is None else _parent(questions.parent, checkpoint, source)
     with quiet(), TemporaryDirectory() as scratch:
         # Tasks before the model: a file that is not there should not cost the minutes of loading weights.
         tasks = load_tasks(questions.names, data_dir=data_dir, num_fewshot=questions.num_fewshot, scratch=Path(scratch))
@@ -170,9 +172,9 @@ def _perplexity(lm: Any, text: Text, window: int, parent: Checkpoint | None, pro
     return found
 
 
-def _parent(parent: str | Path, checkpoint: Checkpoint) -> Checkpoint:
+def _parent(parent: str | Path, checkpoint: Checkpoint, source: Source) -> Checkpoint:
     """The unpruned model, which speaks of the same tokens. Raises EvaluationError if it does not."""
-    opened = Checkpoint.open(parent)
+    opened = source.described(parent, known=recorded_family(checkpoint.config))
     if load_tokenizer(opened).get_vocab() != load_tokenizer(checkpoint).get_vocab():
         raise EvaluationError(
             f"--parent {opened.source} has other tokens than {checkpoint.source}, so their predictions cannot be "

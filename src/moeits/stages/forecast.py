@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moeits.calibration.settings import Machine, Tokens
-from moeits.checkpoint.opening import Opening
+from moeits.checkpoint.opening import Opening, Source
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.limits import Limits
 from moeits.choosing.needs import scoring_for, watches
@@ -65,7 +65,7 @@ def forecast(
     texts: Tokens,
     fitting: Fitting,
     machine: Machine,
-    revision: str | None = None,
+    source: Source,
     fresh: bool = False,
     progress: Progress = silent,
 ) -> Forecast:
@@ -78,7 +78,7 @@ def forecast(
     Raises BudgetOutOfReach for a reduction below the floors, CalibrationError for tokens that will not do,
     CheckpointError, SettingError, OutputError.
     """
-    checkpoint = Checkpoint.open(model, revision=revision, check=architecture_of)
+    checkpoint = source.open(model, check=architecture_of)
     if output is not None:
         check_file_output(output := Path(output), inputs=[checkpoint.folder])
     moe = MoELayout.of(checkpoint)

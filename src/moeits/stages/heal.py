@@ -6,12 +6,14 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from moeits.checkpoint.opening import Source
 from moeits.checkpoint.parts import HEALING_NAME
 from moeits.checkpoint.reading import FLOATS, Checkpoint
 from moeits.checkpoint.side_files import copy_side_files, side_files
 from moeits.checkpoint.writing import CheckpointWriter, check_output, check_space, new_checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import HealingError, SettingError
+from moeits.experts.families import recorded_family
 from moeits.experts.layout import MoELayout
 from moeits.finished import workplace
 from moeits.healing.adapter_files import ADAPTER_FOLDER, save_adapter
@@ -83,7 +85,7 @@ class Healing:
 
 @with_settings
 def heal(
-    model: str | Path,
+    model: str | Path | Checkpoint,
     *,
     data: str | Path,
     output: str | Path,
@@ -91,10 +93,10 @@ def heal(
     changes: Given[HealingRecipe],
     rows: Rows,
     training: Training,
+    source: Source,
     teacher: str | Path | None = None,
     keep_adapter: bool = False,
     overwrite: bool = False,
-    revision: str | None = None,
     progress: Progress = silent,
 ) -> Healing:
     """Restore what pruning lost: a short LoRA training of router and experts, merged into an ordinary checkpoint.
@@ -108,7 +110,7 @@ def heal(
 
     Raises HealingError if training cannot start, or must stop; CheckpointError, SettingError, OutputError as elsewhere.
     """
-    checkpoint, output = Checkpoint.open(model, revision=revision), Path(output)
+    checkpoint, output = source.open(model), Path(output)
     check_output(output, sources=[checkpoint.folder], overwrite=overwrite)
     side_files(checkpoint.folder)
     check_space(output, checkpoint.nbytes)
@@ -118,7 +120,7 @@ def heal(
     _check_floats(checkpoint)
     chosen, notes = _fit_context(recipe_named(recipe, moe.architecture).changed(changes), changes, checkpoint)
     notes += without_attention(checkpoint, chosen.targets)
-    taught_by = _teacher(teacher, chosen, checkpoint)
+    taught_by = _teacher(teacher, chosen, checkpoint, source)
     job = _job(checkpoint, moe, chosen, data=data, output=output, rows=rows, training=training, teacher=taught_by)
     if training.goes_on and job.run.saved_nothing():
         notes.append("No state was saved before the interruption, so the training began anew.")
@@ -188,13 +190,15 @@ def _check_floats(checkpoint: Checkpoint) -> None:
         )
 
 
-def _teacher(teacher: str | Path | None, recipe: HealingRecipe, student: Checkpoint) -> Checkpoint | None:
+def _teacher(
+    teacher: str | Path | None, recipe: HealingRecipe, student: Checkpoint, source: Source
+) -> Checkpoint | None:
     """The teacher that a recipe asks for, if it speaks of the same tokens. Raises SettingError, HealingError."""
     if (recipe.objective == "distillation") != (teacher is not None):
         raise SettingError("--objective distillation and --teacher MODEL (the unpruned model) need each other.")
     if teacher is None:
         return None
-    opened = Checkpoint.open(teacher)
+    opened = source.described(teacher, known=recorded_family(student.config))
     sizes = opened.config.get("vocab_size"), student.config.get("vocab_size")
     if sizes[0] != sizes[1]:
         raise HealingError(

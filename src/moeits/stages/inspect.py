@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moeits.checkpoint.fingerprints import Coverage
+from moeits.checkpoint.opening import Describing
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.limits import removed_by
 from moeits.choosing.pruning_plan import PruningPlan
@@ -58,6 +59,7 @@ def inspect(
     *,
     reduction: float | str | None = None,
     max_size: str | int | None = None,
+    architecture: str | Path | None = None,
     revision: str | None = None,
 ) -> Inspection:
     """Look into a checkpoint, or a plan (a .json file). With a budget: how many experts it would leave, and how large.
@@ -73,7 +75,8 @@ def inspect(
         if reduction is not None or max_size is not None:
             raise SettingError("A plan has its budget already: give --reduction and --max-size with a checkpoint.")
         return _inspect_plan(PruningPlan.load(path))
-    checkpoint = Checkpoint.look_at(path, revision=revision)
+    describe = Describing(architecture=None if architecture is None else Path(architecture)).describe()
+    checkpoint = Checkpoint.look_at(path, revision=revision, describe=describe)
     layout = MoELayout.of(checkpoint)
     facts = Inventory.of(checkpoint, layout, fingerprint="").layers  # no tensor is read
     storages = {"per-expert" if moe.experts else "fused" for moe in layout.layers.values()}

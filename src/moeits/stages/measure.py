@@ -7,8 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from msgspec import to_builtins
+
+from moeits.checkpoint.opening import Source
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import SettingError
+from moeits.experts.families import recorded_family
 from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output, write_whole
 from moeits.measurement.files import Parameters, file_bytes, parameters_of, reduction_of, sparsity_of
@@ -60,11 +64,11 @@ class Footprint:
 
 @with_settings
 def measure(
-    model: str | Path,
+    model: str | Path | Checkpoint,
     *,
     output: str | Path | None = None,
     workload: Workload,
-    revision: str | None = None,
+    source: Source,
     progress: Progress = silent,
 ) -> Footprint:
     """Measure what a checkpoint costs, to store and to run.
@@ -77,7 +81,7 @@ def measure(
     Raises CheckpointError if the checkpoint is broken, SettingError for arguments out of range, EvaluationError
     if the model cannot be run, MissingExtra without torch.
     """
-    checkpoint = Checkpoint.open(model, revision=revision)
+    checkpoint = source.open(model)
     if output is not None:
         check_file_output(Path(output), inputs=[checkpoint.folder])
     layout = MoELayout.of(checkpoint)
@@ -115,7 +119,9 @@ def _run(checkpoint: Checkpoint, workload: Workload, progress: Progress) -> dict
     need("torch", extra="measure")
     need("transformers", extra="measure")
     progress("running the model", 0, 1)
-    measured = run_apart({**workload.request, "folder": str(checkpoint.folder.resolve())})
+    family = recorded_family(checkpoint.config)
+    described = {} if family is None else {"family": to_builtins(family)}
+    measured = run_apart({**workload.request, "folder": str(checkpoint.folder.resolve()), **described})
     progress("running the model", 1, 1)
     return measured
 

@@ -53,9 +53,9 @@ def prune(
     Raises PlanError if the plan is of another checkpoint or does not fit it, CheckpointError if the checkpoint is
     broken, OutputError if the output exists, lies in the source, or cannot be written.
     """
-    checkpoint = opening.open(model, check=architecture_of)
-    moe = MoELayout.of(checkpoint)
     plan = plan if isinstance(plan, PruningPlan) else PruningPlan.load(plan)
+    checkpoint = opening.open(model, check=architecture_of, known=plan.family)
+    moe = MoELayout.of(checkpoint)
     coverage = _verified(plan, checkpoint, moe, opening, any_fingerprint=any_fingerprint, progress=progress)
     made = carried_out(checkpoint, moe, plan, writing, coverage)
     shard_bytes = _shard_bytes(writing.max_shard_size, checkpoint)

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from moeits.calibration.settings import Machine, Tokens
-from moeits.checkpoint.opening import Verifying
+from moeits.checkpoint.opening import Describing, Verifying
 from moeits.checkpoint.parts import REFIT_NAME
 from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.side_files import copy_side_files
 from moeits.checkpoint.writing import check_output, new_checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
-from moeits.experts.families import architecture_of
+from moeits.experts.families import architecture_of, recorded_family
 from moeits.experts.layout import MoELayout
 from moeits.finished import Workplace, workplace
 from moeits.progress import Progress, silent
@@ -72,6 +72,7 @@ def refit(
     fitting: Fitting,
     machine: Machine,
     verifying: Verifying,
+    describing: Describing,
     overwrite: bool = False,
     fresh: bool = False,
     progress: Progress = silent,
@@ -86,8 +87,8 @@ def refit(
     Raises PlanError if the parent is not the one of the plan, CalibrationError for tokens that will not do,
     CheckpointError for a broken checkpoint, OutputError if the output cannot be written.
     """
-    pruned = Checkpoint.open(model, check=architecture_of)
-    whole = Checkpoint.open(parent, check=architecture_of)
+    pruned = describing.described(model, check=architecture_of)
+    whole = describing.described(parent, check=architecture_of, known=recorded_family(pruned.config))
     output = Path(output)
     check_output(output, sources=[pruned.folder, whole.folder], overwrite=overwrite)
     with workplace(output, fresh=fresh, progress=progress) as place:

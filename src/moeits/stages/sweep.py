@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moeits.calibration.settings import Tokens
+from moeits.checkpoint.opening import Source
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.criteria import criterion_named
 from moeits.choosing.needs import scoring_for
@@ -95,7 +96,7 @@ def sweep(
     scoring: Scoring,
     watched: Watched,
     resources: Resources,
-    revision: str | None = None,
+    source: Source,
     fresh: bool = False,
     progress: Progress = silent,
 ) -> Sweep:
@@ -114,7 +115,7 @@ def sweep(
     """
     taus, run, asked = parse_taus(tau), RunFolder(Path(output)), _scoring_of(criterion, scoring)
     given = watched.texts() if asked is None else asked
-    checkpoint = Checkpoint.open(model, revision=revision, check=architecture_of)
+    checkpoint = source.open(model, check=architecture_of)
     run.check_source(checkpoint.folder)
     with workplace(run.path, progress=progress):  # one run at a time
         if fresh or not run.evidence.exists():

@@ -8,9 +8,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from msgspec import to_builtins
+
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import CheckpointError
-from moeits.experts.families import COUNT_KEYS, model_class_of
+from moeits.experts.families import COUNT_KEYS, RECORDED, model_class_of
 from moeits.experts.layout import MoELayout
 from moeits.experts.promises import per_layer_config
 from moeits.version import __version__
@@ -38,6 +40,8 @@ def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, 
             of_layers[i] = {**of_layers.get(i, {}), **dict.fromkeys(count_keys, len(kept)), **lowered}
     single = {"per_layer_config": {str(i): values for i, values in sorted(of_layers.items())}} if of_layers else {}
     ours: dict[str, Any] = {"version": __version__, "source": plan.source, "plan_sha256": plan.sha256}
+    if plan.family is not None:  # so that no command on the pruned checkpoint needs the file again
+        ours[RECORDED] = to_builtins(plan.family)
     whole = {key: value for key, value in config.items() if key not in {"auto_map", "moeits"}}
     if architecture.part:
         # transformers reads its own key from the config of a model by itself only; the loader reads this one too.

@@ -74,16 +74,16 @@ class PointWork:
         # A tau that keeps everything is the unpruned model; it is healed only if some tau reaches it.
         return bool(self.points.healing) and point.plan.exists() and point.seed in (None, HEALED_SEED)
 
-    def _pruned(self, point: PointFolder) -> Path:
+    def _pruned(self, point: PointFolder) -> Path | Checkpoint:
         """The checkpoint of a point, written if it is not there."""
         if point == self.run.unpruned:
-            return self.checkpoint.folder
+            return self.checkpoint
         if not (point.pruned_checkpoint / "config.json").exists():
             with self._stage("pruning", point):
                 prune(self.checkpoint, plan=point.plan, output=point.pruned_checkpoint, progress=self.progress)
         return point.pruned_checkpoint
 
-    def _heal(self, model: Path, point: PointFolder) -> None:
+    def _heal(self, model: Path | Checkpoint, point: PointFolder) -> None:
         if not (point.healed_checkpoint / "config.json").exists():
             with self._stage("healing", point):
                 started = point.healed_checkpoint.with_name(point.healed_checkpoint.name + ".healing").exists()
@@ -94,7 +94,7 @@ class PointWork:
         if not point.healed.exists():
             self._evaluate(point.healed_checkpoint, point.healed, point)
 
-    def _evaluate(self, model: Path, output: Path, point: PointFolder) -> None:
+    def _evaluate(self, model: Path | Checkpoint, output: Path, point: PointFolder) -> None:
         with self._stage("evaluation", point):
             evaluate(model, output=output, progress=self.progress, **self.points.evaluation)
 

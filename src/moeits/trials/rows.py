@@ -159,14 +159,14 @@ class RowWork(PointWork):
     def _is_healed(self, point: PointFolder) -> bool:
         return bool(self.points.healing) and point != self.run.unpruned and point.seed in (None, HEALED_SEED)
 
-    def _evaluate(self, model: Path, output: Path, point: PointFolder) -> None:
+    def _evaluate(self, model: Path | Checkpoint, output: Path, point: PointFolder) -> None:
         with self._stage("evaluation", point):
             evaluate(model, output=output, device=self.machine.device, progress=self.progress, **self.points.evaluation)
 
     def _stage(self, name: str, point: PointFolder) -> Any:
         return self.ledger.stage(name, None if point == self.run.unpruned else point.name)
 
-    def _pruned(self, point: PointFolder) -> Path:
+    def _pruned(self, point: PointFolder) -> Path | Checkpoint:
         if not isinstance(point, RowFolder) or not point.is_refitted:
             return super()._pruned(point)
         if not (point.pruned_checkpoint / "config.json").exists():

@@ -1,0 +1,189 @@
+"""A family that moeits does not know, described in a file of the user's: `--architecture my-family.toml`."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import moeits
+from moeits.command_line.app import COMMANDS, stage_of
+from moeits.errors import CheckpointError, FamilyError, UnknownArchitecture
+from tests.healing_toys import write_rows, write_tokenizer
+from tests.masked import TOLERANCE, logits, routers_masked
+from tests.toys import make_toy, read_config, read_tensors
+from tests.unknown import forget
+
+TOKENS = torch.arange(2, 26).view(2, 12)
+OPENS_NONE = {"plan", "compare", "report"}
+"""Commands that read files of numbers only."""
+
+
+@pytest.fixture
+def unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A checkpoint of a family that the table does not have, and a file that describes it."""
+    toy = make_toy(tmp_path / "toy", "qwen3_moe", dtype="float32")
+    entry = forget(monkeypatch, tmp_path / "table", "qwen3_moe")
+    (tmp_path / "mine.toml").write_text(entry)
+    return toy, tmp_path / "mine.toml"
+
+
+def described(folder: Path, text: str) -> Path:
+    (folder / "mine.toml").write_text(text)
+    return folder / "mine.toml"
+
+
+def test_every_command_that_opens_a_checkpoint_takes_a_description() -> None:
+    for name in COMMANDS:
+        assert ("architecture" in inspect.signature(stage_of(name)).parameters) == (name not in OPENS_NONE), name
+
+
+def test_without_a_description_it_is_refused_and_the_way_out_is_named(unknown: tuple[Path, Path]) -> None:
+    with pytest.raises(UnknownArchitecture, match=r"inspect MODEL --explain prints .* for --architecture\.$"):
+        moeits.score(unknown[0])
+
+
+@pytest.mark.parametrize("counts", [{0: (1, 4), 1: (0, 2, 3, 5), 2: (2, 5)}, dict.fromkeys(range(3), (1, 2, 4))])
+def test_its_pruned_model_computes_what_the_masked_original_computes(
+    unknown: tuple[Path, Path], tmp_path: Path, counts: dict[int, tuple[int, ...]]
+) -> None:
+    toy, mine = unknown
+    plan = moeits.plan(moeits.score(toy, architecture=mine), experts_per_layer=4).facts()
+    plan |= {"kept": {str(layer): list(kept) for layer, kept in counts.items()}, "order": {}}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    moeits.prune(toy, plan=tmp_path / "plan.json", output=tmp_path / "out", architecture=mine)
+    original = moeits.load(toy, architecture=mine).eval()
+    with routers_masked(original, counts, 6):
+        expected = logits(original, TOKENS)
+    ours = logits(moeits.load(tmp_path / "out").eval(), TOKENS)
+    assert (ours - expected).abs().max() < TOLERANCE * max(1.0, float(expected.abs().max()))
+
+
+def test_evidence_plan_and_output_remember_it_so_that_nobody_needs_the_file_again(
+    unknown: tuple[Path, Path], tmp_path: Path
+) -> None:
+    toy, mine = unknown
+    moeits.score(toy, architecture=mine, output=tmp_path / "evidence.safetensors")
+    mine.unlink()
+    moeits.plan(tmp_path / "evidence.safetensors", experts_per_layer=4, output=tmp_path / "plan.json")
+    moeits.prune(toy, plan=tmp_path / "plan.json", output=tmp_path / "out")
+    assert moeits.inspect(tmp_path / "out").layers[0].experts == 4
+    again = moeits.simplify(tmp_path / "out", experts_per_layer=3, output=tmp_path / "again")
+    assert [*again.counts.values()] == [3, 3, 3]
+    assert (
+        read_config(tmp_path / "again")["moeits"]["family"]
+        == json.loads((tmp_path / "plan.json").read_text())["family"]
+    )
+    assert moeits.load(tmp_path / "again").eval() is not None
+
+
+def test_a_family_of_the_table_leaves_no_description_behind(tmp_path: Path) -> None:
+    plan = moeits.simplify(make_toy(tmp_path / "toy"), experts_per_layer=4, output=tmp_path / "out")
+    assert plan.family is None
+    assert "family" not in plan.facts()
+    assert "family" not in read_config(tmp_path / "out")["moeits"]
+
+
+def test_one_that_transformers_does_not_know_either_is_pruned_byte_for_byte(tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "toy", "qwen3_moe")
+    (toy / "config.json").write_text(json.dumps(read_config(toy) | {"model_type": "mine"}))
+    mine = described(tmp_path, '[mine]\nlike = "qwen3_moe"\nmodels = "Mine"')
+    plan = moeits.simplify(toy, experts_per_layer=4, output=tmp_path / "out", architecture=mine)
+    before, after = read_tensors(toy), read_tensors(tmp_path / "out")
+    for layer, kept in plan.kept.items():
+        block = f"model.layers.{layer}.mlp."
+        assert (after[block + "gate.weight"] == before[block + "gate.weight"][list(kept)]).all()
+        for number, expert in enumerate(kept):
+            name = block + "experts.{}.up_proj.weight"
+            assert (after[name.format(number)] == before[name.format(expert)]).all()
+
+
+def test_an_entry_may_be_like_another_of_the_file_or_one_of_ours(tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "toy", "minimax_m2")
+    (toy / "config.json").write_text(json.dumps(read_config(toy) | {"model_type": "mine"}))
+    both = described(tmp_path, '[mine]\nlike = "base"\n[base]\nlike = "minimax_m2"\nmodels = "Base"')
+    assert moeits.inspect(toy, architecture=both).model_type == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[mine]\nexpertz = 1", r"\[mine\] of .*mine.toml is not a family: object contains unknown field `expertz`"),
+        ("[mine]\n[mine]", "mine.toml is not a table of families: .*(twice|more than once)"),
+        ('[qwen2_moe]\nmodels = "x"', r"has an entry \[qwen2_moe\], and moeits has one already"),
+        ("[defaults]\nrouter = []", r"has an entry \[defaults\], and moeits has one already"),
+        ('[mine]\nlike = "theirs"', "like 'theirs', which is not an entry"),
+        ('[other]\nlike = "qwen3_moe"', "describes other, and the checkpoint is of type mine"),
+        ("", "describes nothing, and the checkpoint is of type mine"),
+        ("mine = 3", "it is like 'mine', which is not an entry"),
+        ('[mine]\nmodel_type = "other"', "has a key model_type, which is its heading already"),
+        ('[mine]\nblocks = ["model.layers.mlp"]', r"should have \{layer\} in it once"),
+        ('[mine]\nblocks = ["model.{layer}.{x}"]', r"should have \{layer\} in it once"),
+        ("[mine]\nrouter = []", "at least one name each"),
+        ('[mine]\nexpert = "experts.{tensor}"', r"should have \{expert\} in it once"),
+        ("[mine]\nfused = {}", "fused should name every projection once"),
+        ('[mine]\nprojections = { gate = "g.weight" }', "projections are gate, in fused gate, up, down"),
+        ('[mine]\nmodel_class = "a.b"', "'a.b' is not the name of a class"),
+        ('[mine]\nrouter = ["router.weight"]', r"Layer 0 should be a MoE layer .*mlp\.router\.weight"),
+        ('[mine]\nshared = ["experts."]', "would be of a routed expert and of what is shared"),
+        ("[mine]\nlayers.from = 1", "Layer 0 has a router, but no experts by config.json"),
+        ('[mine]\nnum_experts_keys = ["experts"]', "config.json has no experts"),
+        ('[mine]\npart = "text_config"', "has no text_config"),
+    ],
+)
+def test_a_description_that_does_not_do_is_a_sentence_before_any_work(tmp_path: Path, text: str, said: str) -> None:
+    toy = make_toy(tmp_path / "toy", "qwen3_moe")
+    (toy / "config.json").write_text(json.dumps(read_config(toy) | {"model_type": "mine"}))
+    mine = described(tmp_path, text)
+    for stage, arguments in ((moeits.score, {}), (moeits.simplify, {"experts_per_layer": 4})):
+        with pytest.raises((FamilyError, CheckpointError), match=said) as error:
+            stage(toy, output=tmp_path / "out", architecture=mine, **arguments)
+        assert "\n" not in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.toml", "toy"]
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        (3, "but not as a family: expected `object`"),
+        ({"model_type": "qwen2_moe"}, "but not as a family: object missing required field"),
+    ],
+)
+def test_a_recorded_description_that_was_edited_is_a_sentence(tmp_path: Path, family: Any, said: str) -> None:
+    toy = make_toy(tmp_path / "toy")
+    (toy / "config.json").write_text(json.dumps(read_config(toy) | {"moeits": {"family": family}}))
+    with pytest.raises(UnknownArchitecture, match=said):
+        moeits.inspect(toy)
+
+
+def test_a_recorded_description_of_another_family_is_a_sentence(unknown: tuple[Path, Path], tmp_path: Path) -> None:
+    toy, mine = unknown
+    moeits.simplify(toy, experts_per_layer=4, output=tmp_path / "out", architecture=mine)
+    config = read_config(tmp_path / "out") | {"model_type": "mixtral"}
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnknownArchitecture, match="is of type 'mixtral', and describes 'qwen3_moe'"):
+        moeits.inspect(tmp_path / "out")
+
+
+def test_all_that_is_done_with_a_model_is_done_with_it(unknown: tuple[Path, Path], tmp_path: Path) -> None:
+    toy, mine = unknown
+    write_tokenizer(toy)
+    words = np.random.default_rng(0).integers(62, size=(200, 12))
+    data = write_rows(tmp_path / "data.jsonl", [{"text": " ".join(f"w{word}" for word in row)} for row in words])
+    (tmp_path / "text.txt").write_text(" ".join(f"w{at % 62}" for at in range(200)))
+    some: dict[str, Any] = {"data": str(data), "tokens": 256, "held_out": 256, "window": 16}
+    signals = moeits.calibrate(toy, architecture=mine, output=tmp_path / "signals.safetensors", **some)
+    plan = moeits.plan(signals, criterion="reap", experts_per_layer=4, output=tmp_path / "plan.json")
+    pruned = tmp_path / "pruned"
+    moeits.prune(toy, plan=plan, output=pruned)
+    moeits.refit(pruned, parent=toy, output=tmp_path / "refitted", **some)
+    moeits.heal(tmp_path / "refitted", data=data, output=tmp_path / "healed", recipe="small", steps=2, batch_size=2)
+    found = moeits.evaluate(toy, perplexity=tmp_path / "text.txt", window=16, architecture=mine)
+    assert found.model["experts"] == {"0": 6, "1": 6, "2": 6}
+    found = moeits.evaluate(tmp_path / "healed", perplexity=tmp_path / "text.txt", window=16, parent=toy)
+    assert found.model["experts"] == {"0": 4, "1": 4, "2": 4}
+    sizes = moeits.forecast(toy, reductions="0.3", criterion="reap", architecture=mine, **some).sizes
+    assert [size.reduction for size in sizes] == [0.3]
