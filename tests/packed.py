@@ -102,3 +102,11 @@ def write_packed(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, 
         {name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors", {"format": "pt"}
     )
     return folder
+
+
+def raw_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a checkpoint in one file, FP8 too."""
+    from safetensors import safe_open
+
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -9,13 +9,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import safe_open
 
 import moeits
 from moeits.errors import NonFiniteWeight, UnscorableWeight
+from moeits.experts.codecs import codec_of
 from moeits.experts.codecs.fp8 import Fp8
 from moeits.experts.codecs.mxfp4 import Mxfp4
-from tests.packed import FORMS, pack, packed_copies, unpack, write_packed
+from tests.packed import FORMS, pack, packed_copies, raw_tensors, unpack, write_packed
+from tests.quantizers import QUANTIZERS, codec_parts, headers
 from tests.toys import make_toy, read_config
 
 BF16 = {"dtype": "bfloat16"}
@@ -115,6 +116,24 @@ def test_mxfp4_is_what_its_standard_says() -> None:
     assert np.array_equal(unpack(again, same), decoded)
 
 
+@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("seed", range(3))
+def test_a_quantized_weight_is_what_its_quantizer_makes_of_it(name: str, seed: int) -> None:
+    form = QUANTIZERS[name]
+    rng = np.random.default_rng(seed)
+    parts = form.write(rng, *[(48, 128), (16, 64), (80, 192)][seed])
+    config = {"dtype": form.dtype, "quantization_config": form.config}
+    codec = codec_of(headers(codec_parts(parts)))
+    assert codec is not None
+    decoded = codec.decode(codec_parts(parts), config)
+    oracle = form.meant(parts).to(getattr(torch, form.dtype))
+    assert same_bits(decoded, oracle)
+    assert codec.size(headers(codec_parts(parts)), config).entries == decoded.size
+    scale = next(part for part in (".scales", ".weight_scale", ".weight.absmax") if part in parts)
+    changed = {**parts, scale: parts[scale].flip(0)}
+    assert not same_bits(codec.decode(codec_parts(changed), config), oracle)
+
+
 # ---------------------------------------------------------------------------------------------- a whole model
 
 
@@ -125,11 +144,6 @@ def test_three_copies_of_one_model_have_one_plan(copies: dict[str, Path]) -> Non
         assert all(np.array_equal(r, scored["bf16"].redundancy[i]) for i, r in scored[form].redundancy.items()), form
         assert (plans[form].kept, plans[form].order) == (plans["bf16"].kept, plans["bf16"].order)
     assert 0 < sum(plans["bf16"].counts.values()) < sum(plans["bf16"].experts_before().values())
-
-
-def raw_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    with safe_open(folder / "model.safetensors", framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 @pytest.mark.parametrize("form", ["fp8", "mxfp4"])

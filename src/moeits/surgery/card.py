@@ -17,7 +17,7 @@ from moeits.choosing.pruning_plan import PruningPlan
 from moeits.edits import edit_named
 from moeits.evidence import NOISE_MARGIN
 from moeits.sizes import format_size
-from moeits.surgery import mtp
+from moeits.surgery import mtp, quantized_card
 from moeits.version import __version__
 
 OLDEST_TRANSFORMERS = "5.20"
@@ -99,7 +99,7 @@ def model_card(
         *([] if plan is None else [_sizes(plan)]),
         *(each.section.strip() for each in afterwards),
         results_slot(_unmeasured(name, plan, afterwards)),
-        f"## How to load it\n\n{loads.strip()}{_tokenizer_code_note(folder)}",
+        f"## How to load it\n\n{loads.strip()}{quantized_card.loading_note(config)}{_tokenizer_code_note(folder)}",
         *(
             []
             if plan is None
@@ -189,7 +189,7 @@ Criterion `{plan.criterion}`; {_settings_sentence(plan.settings)}.{by_hand}
 `plan.json` is {repeats}: anybody with the source can prune it again with
 `moeits prune SOURCE --plan plan.json --output OUTPUT`. The plan was made for the
 fingerprint `{plan.fingerprint[:16]}`, taken over the names, dtypes, shapes and a sample of the bytes of all tensors.
-{_coverage_note(plan)}{_noise_note(plan)}{notes}""".rstrip()
+{_coverage_note(plan)}{quantized_card.other_form_note(plan)}{_noise_note(plan)}{notes}""".rstrip()
 
 
 def _coverage_note(plan: PruningPlan) -> str:

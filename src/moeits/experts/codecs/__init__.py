@@ -34,6 +34,7 @@ class Decoded:
     """What decoding gives, and takes."""
 
     shape: tuple[int, ...]
+    """(outputs, inputs); (entries, 1) where headers do not tell them apart."""
     itemsize: int
     held_bytes: int
     """All that is in memory at a time: the parts, the result, and what it is made with."""
@@ -72,16 +73,34 @@ class Codec(Protocol):
 
 def dtype_of(config: Mapping[str, Any]) -> np.dtype:
     """The dtype in which stock transformers computes with a packed model: that of config.json, else bfloat16."""
-    named = config.get("dtype") or config.get("torch_dtype")
-    return _DTYPES.get(named if isinstance(named, str) else "bfloat16", _DTYPES["bfloat16"])
+    named = _first(config, ("dtype", "torch_dtype"), str) or "bfloat16"
+    return _DTYPES.get(named, _DTYPES["bfloat16"])
 
 
-from moeits.experts.codecs import fp8, mxfp4, plain  # noqa: E402
+def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a quantizer wrote into config.json: of a model of several parts, there or in the part's config."""
+    return _first(config, ("quantization_config", "compression_config"), dict) or {}
+
+
+def _first(config: Mapping[str, Any], keys: tuple[str, ...], kind: type) -> Any:
+    """The first value of this kind under one of the keys: of a config, else of a config in it."""
+    of_config = (config[key] for key in keys if isinstance(config.get(key), kind))
+    parts = (config[key] for key in config if key.endswith("_config") and key not in keys)
+    of_parts = (_first(part, keys, kind) for part in parts if isinstance(part, dict))
+    return next((value for value in (*of_config, *of_parts) if value), None)
+
+
+from moeits.experts.codecs import awq, bitsandbytes, fp8, gptq, int4, mxfp4, nvfp4, plain  # noqa: E402
 
 # The first that holds a weight decodes it.
 CODECS: tuple[Codec, ...] = (
     fp8.CODEC,
     mxfp4.CODEC,
+    nvfp4.CODEC,
+    int4.CODEC,
+    gptq.CODEC,
+    awq.CODEC,
+    bitsandbytes.CODEC,
     plain.CODEC,
 )
 

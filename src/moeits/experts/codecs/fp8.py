@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from moeits.errors import UnscorableWeight
-from moeits.experts.codecs import Codec, Decoded, Part, dtype_of
+from moeits.experts.codecs import Codec, Decoded, Part, dtype_of, quantization_of
 from moeits.experts.codecs.scales import SCALE_DTYPES, as_float32, finite_or_not
 
 _WEIGHTS = ("F8_E4M3", "F8_E5M2")
@@ -88,8 +88,7 @@ def _block(shape: tuple[int, ...], grid: tuple[int, ...], config: Mapping[str, A
 
 def _asked_block(config: Mapping[str, Any]) -> tuple[int, int] | None:
     """`weight_block_size` of the quantization config, if it has one."""
-    quantization = config.get("quantization_config")
-    asked = quantization.get("weight_block_size") if isinstance(quantization, Mapping) else None
+    asked = quantization_of(config).get("weight_block_size")
     if isinstance(asked, list) and [*map(type, asked)] == [int, int] and min(asked) > 0:
         return asked[0], asked[1]
     return None

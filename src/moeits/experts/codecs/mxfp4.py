@@ -9,14 +9,10 @@ import numpy as np
 
 from moeits.errors import UnscorableWeight
 from moeits.experts.codecs import Codec, Decoded, Part, dtype_of
+from moeits.experts.codecs.e2m1 import OF_BYTE
 from moeits.experts.codecs.scales import EXPONENTS, as_float32, finite_or_not
 
 Tensor = TypeVar("Tensor")
-
-# E2M1, by the four bits. A byte holds two values, the low half first.
-_VALUES = np.array([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0], np.float32)
-_OF_HALF = np.concatenate([_VALUES, -_VALUES])
-_OF_BYTE = np.stack([np.tile(_OF_HALF, 16), np.repeat(_OF_HALF, 16)], axis=1)
 
 _BLOCK_BYTES = 16
 # Rows that are decoded at a time, and what that takes for each of their entries: indices, values, products.
@@ -28,11 +24,12 @@ class Mxfp4:
     """value = 2^(scale - 127) * E2M1, exact in bfloat16; as transformers' convert_moe_packed_tensors.
 
     gpt-oss: `gate_up_proj_blocks` (E, R, G, 16) and `gate_up_proj_scales` (E, R, G), a row each output.
-    DeepSeek-V4, expert by expert: `weight` (R, 16 G) and `scale` (R, G).
+    DeepSeek-V4, expert by expert: `weight` (R, 16 G) and `scale` (R, G); compressed-tensors: `weight_packed` and
+    `weight_scale`.
     """
 
     name: ClassVar[str] = "mxfp4"
-    reads: ClassVar[tuple[str, ...]] = ("blocks", "scales", "weight", "scale")
+    reads: ClassVar[tuple[str, ...]] = ("blocks", "scales", "weight", "packed", "scale")
     rows_apart: ClassVar[bool] = False
     outputs_first: ClassVar[bool] = True
 
@@ -63,15 +60,15 @@ class Mxfp4:
         result = np.empty((rows, of_row, 2 * _BLOCK_BYTES), dtype_of(config))
         for start in range(0, rows, _ROWS):
             some = slice(start, start + _ROWS)
-            values = _OF_BYTE[blocks[some]].reshape(result[some].shape)
+            values = OF_BYTE[blocks[some]].reshape(result[some].shape)
             with finite_or_not():
                 result[some] = values * scales[some, :, None]
         return result.reshape(rows, -1)
 
 
 def _pair(parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-    """Blocks and their scales, by either name."""
-    for blocks, scales in (("blocks", "scales"), ("weight", "scale")):
+    """Blocks and their scales, by whichever names."""
+    for blocks, scales in (("blocks", "scales"), ("weight", "scale"), ("packed", "scale")):
         if blocks in parts and scales in parts:
             return parts[blocks], parts[scales]
     return None

@@ -1,0 +1,83 @@
+"""Releases in four and eight bits are scored by what they mean, and pruned with all that belongs to an expert."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import moeits
+from moeits.choosing.pruning_plan import PruningPlan
+from tests.packed import raw_tensors
+from tests.quantizers import QUANTIZERS, quantized_copy
+from tests.toys import make_toy, read_config
+
+WIDE = {"hidden_size": 64, "moe_intermediate_size": 64}
+KEPT = {0: (0, 3, 5), 1: (1, 2, 4)}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_toy(tmp_path_factory.mktemp("bf16") / "toy", "qwen3_moe", layers=2, **WIDE)
+
+
+@pytest.fixture(scope="module", params=QUANTIZERS)
+def copies(request, toy: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
+    """The name of a form, a toy in it, and the same numbers as they are."""
+    return request.param, *quantized_copy(toy, tmp_path_factory.mktemp("copies"), request.param)
+
+
+@pytest.fixture(scope="module")
+def plan(toy: Path) -> PruningPlan:
+    """Of the model in bf16, with sets that move numbers."""
+    return replace(moeits.plan(moeits.score(toy), experts_per_layer=3), kept=KEPT, order={})
+
+
+def test_scores_are_those_of_the_numbers_that_the_quantizer_means(copies: tuple[str, Path, Path]) -> None:
+    _, packed, plain = copies
+    ours, theirs = moeits.score(packed), moeits.score(plain)
+    assert all(np.array_equal(r, theirs.redundancy[layer]) for layer, r in ours.redundancy.items())
+    assert moeits.plan(ours, tau=0.5).kept == moeits.plan(theirs, tau=0.5).kept
+
+
+def test_everything_of_an_expert_goes_with_it_as_bytes(
+    copies: tuple[str, Path, Path], plan: PruningPlan, tmp_path: Path
+) -> None:
+    """Under a plan that was made in bf16."""
+    _, packed, _ = copies
+    moeits.prune(packed, plan=plan, output=tmp_path / "out", any_fingerprint=True)
+    before, after = raw_tensors(packed), raw_tensors(tmp_path / "out")
+    wanted = {}
+    for name, value in before.items():
+        inside, _, rest = name.partition(".mlp.experts.")
+        layer = int(name.split(".")[2]) if name.startswith("model.layers.") else -1
+        if name.endswith("mlp.gate.weight"):
+            wanted[name] = value[list(KEPT[layer])]
+        elif not rest:
+            wanted[name] = value
+        elif (expert := int(rest.split(".")[0])) in KEPT[layer]:
+            new = KEPT[layer].index(expert)
+            wanted[f"{inside}.mlp.experts.{new}.{rest.partition('.')[2]}"] = value
+    assert after.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert (value.dtype, value.shape) == (after[name].dtype, after[name].shape), name
+        assert torch.equal(value.reshape(-1).view(torch.uint8), after[name].reshape(-1).view(torch.uint8)), name
+
+
+def test_the_quantizers_settings_are_kept_and_the_card_names_whose_plan_it_was(
+    toy: Path, copies: tuple[str, Path, Path], plan: PruningPlan, tmp_path: Path
+) -> None:
+    name, packed, _ = copies
+    moeits.prune(packed, plan=plan, output=tmp_path / "out", any_fingerprint=True)
+    assert read_config(tmp_path / "out")["quantization_config"] == QUANTIZERS[name].config
+    for file, content in QUANTIZERS[name].beside.items():
+        assert json.loads((tmp_path / "out" / file).read_text()) == content
+    card = " ".join((tmp_path / "out/README.md").read_text().split())
+    assert "The experts were chosen for toy, another form of this model" in card
+    assert f"quantized by `{QUANTIZERS[name].config['quant_method']}`" in card
+    moeits.prune(toy, plan=plan, output=tmp_path / "parent")
+    parents = (tmp_path / "parent/README.md").read_text()
+    assert "quantized" not in parents
+    assert "another form" not in parents
