@@ -196,6 +196,18 @@ def test_all_files_of_a_checkpoint_share_the_time_for_their_patterns(
         renumbered_settings(checkpoint, MoELayout.of(checkpoint), ALIKE, config)
 
 
+def test_the_settings_of_a_part_of_a_model_are_renumbered_where_they_are(toy: Path) -> None:
+    """Kimi-K2.5 has them in its text_config, and some have them in both."""
+    checkpoint, names = Checkpoint.open(toy), {"ignore": [module(0, 5), "lm_head"]}
+    config = {"quantization_config": names, "text_config": {"quantization_config": names, "hidden_size": 7}}
+    new, _ = renumbered_settings(checkpoint, MoELayout.of(checkpoint), ALIKE, config)
+    expected = {"ignore": [module(0, 2), "lm_head"]}
+    assert new == {
+        "quantization_config": expected,
+        "text_config": {"quantization_config": expected, "hidden_size": 7},
+    }
+
+
 def test_settings_nested_too_deeply_are_a_sentence(toy: Path) -> None:
     nested: Any = ["lm_head"]
     for _ in range(5000):

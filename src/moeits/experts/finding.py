@@ -6,6 +6,7 @@ from typing import Literal
 
 from moeits.checkpoint.reading import TensorInfo
 from moeits.errors import CheckpointError
+from moeits.experts.borders import check_router_is_whole, is_of_all, of_router
 from moeits.experts.families import Architecture
 from moeits.experts.layer import BlockTensors
 
@@ -39,6 +40,7 @@ def block_tensors(architecture: Architecture, index: int, tensors: Mapping[str, 
     """Which tensors of a layer are an expert's, the router's and shared. Raises CheckpointError if it has no router."""
     block = block_name(architecture, index, tensors)
     if block is None:
+        check_router_is_whole(architecture, index, tensors)
         raise CheckpointError(
             f"Layer {index} should be a MoE layer by config.json, but there is no "
             f"{architecture.blocks[0].format(layer=index)}.{architecture.router[0]}. The checkpoint is incomplete, or "
@@ -47,12 +49,16 @@ def block_tensors(architecture: Architecture, index: int, tensors: Mapping[str, 
     inside = [name.removeprefix(block) for name in tensors if name.startswith(block)]
     weight, *others = architecture.router
     routers = [name for name in (weight, architecture.router_in_memory, *others) if name in inside]
+    fused = [name for name in inside if any(belongs_to(name, own) for own in architecture.fused)]
+    of_all = [name for name in fused if name not in architecture.fused and is_of_all(tensors[block + name])]
+    shared = [name for name in inside if name.startswith(architecture.shared)]
+    scales = of_router(routers[0], block, [name for name in inside if name not in {*others, *shared}], tensors)
     return BlockTensors(
         block=block,
         experts=_per_expert(architecture, block, inside),
-        fused={name: block + name for name in inside if any(belongs_to(name, own) for own in architecture.fused)},
-        router={block + name: architecture.expert_axis.get(name, 0) for name in routers},
-        shared=tuple(block + name for name in inside if name.startswith(architecture.shared)),
+        fused={name: block + name for name in fused if name not in of_all},
+        router={block + name: architecture.expert_axis.get(name, 0) for name in (*routers, *scales.rows)},
+        shared=tuple(block + name for name in (*shared, *scales.whole, *of_all)),
     )
 
 

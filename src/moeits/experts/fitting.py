@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 
 from moeits.checkpoint.reading import TensorInfo
 from moeits.errors import CheckpointError
+from moeits.experts.borders import check_fused
 from moeits.experts.families import Architecture
 from moeits.experts.finding import belongs_to, block_name
 from moeits.experts.layer import BlockTensors
@@ -57,7 +58,9 @@ def check_experts(architecture: Architecture, index: int, count: int, block: Blo
     _check_one_layout(architecture, index, block)
     if block.experts:
         _check_each(architecture, index, count, block.experts)
-    _check_expert_axes(index, count, block, tensors)
+    _check_expert_axes(index, count, block.router, tensors)
+    check_fused(block.fused, count, tensors)
+    _check_expert_axes(index, count, block.expert_axes, tensors)
     _check_weights(architecture, block, tensors)
     _check_alike(index, block.experts, tensors)
 
@@ -90,8 +93,8 @@ def _check_each(architecture: Architecture, index: int, count: int, experts: Map
                 raise CheckpointError(f"Layer {index}, expert {expert} has no {tensor}. Download the checkpoint again.")
 
 
-def _check_expert_axes(index: int, count: int, block: BlockTensors, tensors: Tensors) -> None:
-    for name, axis in block.expert_axes.items():
+def _check_expert_axes(index: int, count: int, axes: Mapping[str, int], tensors: Tensors) -> None:
+    for name, axis in axes.items():
         shape = tensors[name].shape
         if len(shape) <= axis or shape[axis] != count:
             raise CheckpointError(

@@ -25,6 +25,9 @@ from moeits.experts.layout import MoELayout
 # Keys of config.json under which quantizers keep their settings; `quantization` is MLX's.
 CONFIG_KEYS = ("quantization_config", "compression_config", "quantization")
 
+_MOST_PARTS = 4
+"""Configs within one another: a model of several parts nests two."""
+
 # GPTQModel's dynamic: settings by regular expression, with these prefixes or none.
 _PREFIXES = ("re:", "+:", "-:")
 _LONGEST_PATTERN, _MOST_REPEATS = 2000, 10_000
@@ -54,10 +57,18 @@ def renumbered_settings(
     def renumbered(value: Any, where: str) -> Any:
         return Renumbering.of(checkpoint, moe, kept, where, deadline=deadline).apply(value)
 
-    new_config = {
-        key: renumbered(value, f"{key} in config.json") if key in CONFIG_KEYS and isinstance(value, Mapping) else value
-        for key, value in config.items()
-    }
+    def with_new_numbers(config: Mapping[str, Any], inside: str = "") -> dict[str, Any]:
+        """Of a model of several parts, the settings may be in the config of one."""
+        new: dict[str, Any] = {}
+        for key, value in config.items():
+            new[key] = value
+            if isinstance(value, Mapping) and key in CONFIG_KEYS:
+                new[key] = renumbered(value, f"{inside}{key} in config.json")
+            elif isinstance(value, Mapping) and key.endswith("_config") and inside.count(".") < _MOST_PARTS:
+                new[key] = with_new_numbers(value, f"{inside}{key}.")
+        return new
+
+    new_config = with_new_numbers(config)
     folder = checkpoint.folder
     beside = {
         name: renumbered(read_json(folder / name), name) for name in QUANTIZATION_FILES if (folder / name).is_file()

@@ -82,11 +82,11 @@ def quantization_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return _first(config, ("quantization_config", "compression_config"), dict) or {}
 
 
-def _first(config: Mapping[str, Any], keys: tuple[str, ...], kind: type) -> Any:
+def _first(config: Mapping[str, Any], keys: tuple[str, ...], kind: type, depth: int = 4) -> Any:
     """The first value of this kind under one of the keys: of a config, else of a config in it."""
     of_config = (config[key] for key in keys if isinstance(config.get(key), kind))
-    parts = (config[key] for key in config if key.endswith("_config") and key not in keys)
-    of_parts = (_first(part, keys, kind) for part in parts if isinstance(part, dict))
+    parts = (config[key] for key in config if depth and key.endswith("_config") and key not in keys)
+    of_parts = (_first(part, keys, kind, depth - 1) for part in parts if isinstance(part, dict))
     return next((value for value in (*of_config, *of_parts) if value), None)
 
 

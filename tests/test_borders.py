@@ -1,0 +1,89 @@
+"""What a quantizer keeps for several experts is cut where it can be, kept where it is of all, and refused otherwise."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import moeits
+from moeits.errors import CheckpointError
+from tests.packed import raw_tensors, write_packed
+from tests.toys import fuse, make_toy, read_config
+
+EXPERTS, KEEP = 6, 3
+ROUTER = "mlp.gate.weight"
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    return make_toy(tmp_path / "toy", "qwen3_moe", experts=EXPERTS, layers=2)
+
+
+def changed(toy: Path, suffix: str, *, drop: bool = False, **beside: torch.Tensor) -> Path:
+    """A toy with tensors beside those that end in `suffix`, under its name up to the last dot."""
+    tensors = raw_tensors(toy)
+    for name in [name for name in tensors if name.endswith(suffix)]:
+        stem = name.removesuffix("weight")
+        tensors |= {stem + part.replace("__", "."): value.clone() for part, value in beside.items()}
+        if drop:
+            del tensors[name]
+    return write_packed(toy.with_name("changed"), read_config(toy), tensors)
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(CheckpointError) as error:
+        moeits.score(folder)
+    assert "cannot be cut at their borders" in str(error.value)
+    return str(error.value)
+
+
+def test_a_router_in_words_along_the_experts_is_refused_and_not_called_missing(toy: Path) -> None:
+    words = {"qweight": torch.zeros(4, EXPERTS, dtype=torch.int32), "qzeros": torch.zeros(1, 1, dtype=torch.int32)}
+    sentence = refusal(changed(toy, ROUTER, drop=True, **words))
+    assert sentence.startswith("model.layers.0.mlp.gate.qweight has numbers of several experts in one")
+
+
+def test_a_router_in_one_pile_of_codes_is_refused(toy: Path) -> None:
+    pile = {"weight": torch.zeros(96, 1, dtype=torch.uint8), "weight__absmax": torch.ones(3)}
+    assert refusal(changed(toy, ROUTER, **pile)).startswith("model.layers.0.mlp.gate.weight.absmax")
+
+
+def test_a_router_with_scales_over_several_rows_is_refused(toy: Path) -> None:
+    assert refusal(changed(toy, ROUTER, weight_scale_inv=torch.ones(1, 1, 2))).startswith(
+        "model.layers.0.mlp.gate.weight_scale_inv"
+    )
+
+
+def test_scales_of_a_routers_rows_go_with_them_and_one_of_all_stays(toy: Path, tmp_path: Path) -> None:
+    rows = torch.arange(EXPERTS).float()[:, None]
+    folder = changed(toy, ROUTER, weight_scale=rows, input_scale=torch.tensor(0.5))
+    plan = moeits.plan(moeits.score(folder), experts_per_layer=KEEP)
+    moeits.prune(folder, plan=plan, output=tmp_path / "out")
+    after = raw_tensors(tmp_path / "out")
+    for layer, kept in plan.kept.items():
+        assert after[f"model.layers.{layer}.mlp.gate.weight_scale"].flatten().tolist() == [*map(float, kept)]
+        assert after[f"model.layers.{layer}.mlp.gate.input_scale"].item() == 0.5
+
+
+def test_fused_experts_in_one_pile_of_codes_are_refused_with_the_reason(toy: Path, tmp_path: Path) -> None:
+    """As bitsandbytes keeps a parameter of three axes."""
+    tensors = raw_tensors(fuse(toy, tmp_path / "fused"))
+    for name in [name for name in tensors if ".experts." in name]:
+        entries = tensors[name].numel()
+        tensors[name] = torch.zeros(entries // 2, 1, dtype=torch.uint8)
+        tensors[f"{name}.absmax"] = torch.ones(entries // 64)
+    folder = write_packed(tmp_path / "packed", read_config(toy), tensors)
+    assert f"for {EXPERTS} experts" in refusal(folder)
+
+
+@pytest.mark.parametrize("shape", [(), (1,)], ids=str)
+def test_one_number_for_all_fused_experts_stays_as_it_is(toy: Path, tmp_path: Path, shape: tuple[int, ...]) -> None:
+    tensors = raw_tensors(fuse(toy, tmp_path / "fused"))
+    scales = {f"{name}_input_scale": torch.full(shape, 0.25) for name in tensors if ".experts." in name}
+    folder = write_packed(tmp_path / "scaled", read_config(toy), {**tensors, **scales})
+    plan = moeits.plan(moeits.score(folder), experts_per_layer=KEEP)
+    moeits.prune(folder, plan=plan, output=tmp_path / "out")
+    after = raw_tensors(tmp_path / "out")
+    assert len(scales) == 4
+    assert all(torch.equal(after[name], value) for name, value in scales.items())
+    assert all(len(after[name.removesuffix("_input_scale")]) == KEEP for name in scales)
