@@ -121,6 +121,13 @@ def test_a_limit_is_one_of_documents_too(toy, tmp_path):
     assert limited["nats_per_token"] == evaluate(toy, perplexity=alone).perplexity["nats_per_token"]
 
 
+def test_a_limit_takes_documents_from_all_of_a_file_that_is_sorted_by_source(tmp_path):
+    rows = [{"text": f"{source} {i}", "source": source} for source in ("plays", "news", "code") for i in range(4)]
+    text = write_jsonl(tmp_path / "t.jsonl", rows)
+    assert read_text(text, 3).sources == ("plays", "news", "code")
+    assert [read_text(text, n).documents for n in (12, 99)] == [tuple(row["text"] for row in rows)] * 2
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [

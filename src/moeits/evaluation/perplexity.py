@@ -45,7 +45,7 @@ class Window:
 def read_text(path: str | Path, limit: int | None = None) -> Text:
     """A .jsonl file with one document in the field `text` of each line, or any other file as one document.
 
-    With `limit` its first documents only.
+    With `limit` only so many of them, evenly spread, as a file is often sorted by source.
 
     Raises EvaluationError if it cannot be read as that, or is empty.
     """
@@ -60,11 +60,17 @@ def read_text(path: str | Path, limit: int | None = None) -> Text:
     if path.suffix == ".jsonl":
         lines = enumerate(content.split("\n"), 1)
         documents = [_document(path, number, line) for number, line in lines if line.strip()]
-    documents = [(document, source) for document, source in documents if document.strip()][:limit]
+    documents = [(document, source) for document, source in documents if document.strip()]
+    documents = _spread(documents, min(limit or len(documents), len(documents)))
     if not documents:
         raise EvaluationError(f"{path} holds no text.")
     texts, sources = zip(*documents, strict=True)
     return Text(name=path.name, sha256=sha256_of(path), documents=texts, sources=sources)
+
+
+def _spread(documents: Sequence[tuple[str, str]], count: int) -> list[tuple[str, str]]:
+    """The first document and others at equal distances."""
+    return [documents[i * len(documents) // count] for i in range(count)]
 
 
 def _document(path: Path, number: int, line: str) -> tuple[str, str]:

@@ -25,7 +25,10 @@ class Questions:
     )
     num_fewshot: int = setting(15, help="Examples in each prompt.", panel=ASKED)
     limit: int | None = setting(
-        None, help="Only the first N items of each task, and documents of a text.", panel=ASKED, shown_default="all"
+        None,
+        help="Only the first N items of each task; N documents of a text, evenly spread.",
+        panel=ASKED,
+        shown_default="all",
     )
     data_dir: str | Path | None = setting(
         None, help="Folder with the tasks' data, instead of the hub (docs/evaluation.md).", panel=ASKED

@@ -203,7 +203,7 @@ def _perplexity_differences(a: Results, b: Results, resamples: int, rng: np.rand
             raise EvaluationError(f"The {which} results have no samples of the perplexity. Evaluate again.")
     units = [np.asarray(each.samples["perplexity"]["nats"], float) for each in (a, b)]
     tokens = np.asarray(a.samples["perplexity"]["tokens"], float)
-    if len(units[0]) != len(units[1]):
+    if a.samples["perplexity"]["tokens"] != b.samples["perplexity"]["tokens"]:
         raise EvaluationError("The perplexities are of different documents, so they cannot be paired. Evaluate again.")
     low, high = paired_interval(units[1] - units[0], tokens, resamples, rng)
 

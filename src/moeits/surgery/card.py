@@ -99,7 +99,8 @@ def model_card(
         *([] if plan is None else [_sizes(plan)]),
         *(each.section.strip() for each in afterwards),
         results_slot(_unmeasured(name, plan, afterwards)),
-        f"## How to load it\n\n{loads.strip()}{quantized_card.loading_note(config)}{_tokenizer_code_note(folder)}",
+        f"## How to load it\n\n{loads.strip()}{quantized_card.loading_note(config)}{_keys_note(config)}"
+        f"{_tokenizer_code_note(folder)}",
         *(
             []
             if plan is None
@@ -110,6 +111,18 @@ def model_card(
         ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _keys_note(config: Mapping[str, Any]) -> str:
+    """What was added for readers older than transformers 5."""
+    added = (config.get("moeits") or {}).get("added_keys")
+    if not added:
+        return ""
+    names = ", ".join(f"`{key}`" for key in added)
+    return (
+        f"\n\nconfig.json also has {names} as older readers spell them, with the values of the source: a reader\n"
+        "that does not find them there may take its own defaults, and compute other logits without a word."
+    )
 
 
 def _opening(name: str, plan: PruningPlan | None, afterwards: Sequence[Afterwards]) -> str:

@@ -15,6 +15,7 @@ from moeits.errors import CheckpointError
 from moeits.experts.families import COUNT_KEYS, RECORDED, model_class_of
 from moeits.experts.layout import MoELayout
 from moeits.experts.promises import per_layer_config
+from moeits.surgery.classic_keys import classic_keys
 from moeits.version import __version__
 
 LOADER_FILE = "modeling_moeits.py"
@@ -38,6 +39,8 @@ def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, 
         for i, kept in plan.kept.items():
             lowered = {top_k_key: top_k[i]} if top_k[i] != part.get(top_k_key) else {}
             of_layers[i] = {**of_layers.get(i, {}), **dict.fromkeys(count_keys, len(kept)), **lowered}
+    classic = classic_keys(part)
+    changes |= classic
     single = {"per_layer_config": {str(i): values for i, values in sorted(of_layers.items())}} if of_layers else {}
     ours: dict[str, Any] = {"version": __version__, "source": plan.source, "plan_sha256": plan.sha256}
     if plan.family is not None:  # so that no command on the pruned checkpoint needs the file again
@@ -49,6 +52,8 @@ def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, 
         own, ours = architecture.with_part(whole, {**inner, **changes}), {**ours, **single}
     else:
         own = {**{key: value for key, value in whole.items() if key != "per_layer_config"}, **changes, **single}
+    if classic:
+        ours["added_keys"] = sorted(classic)
     if layout == "per-layer":
         own["auto_map"] = {architecture.auto_class: f"{LOADER_FILE.removesuffix('.py')}.{class_name(config)}"}
     own["moeits"] = ours

@@ -78,7 +78,7 @@ class Contest:
     refit: str = setting("both", help="Refit every choice, none, or show both.", panel=WHAT, choices=_REFIT)
     min_experts: int | None = same_as(Choice, "min_experts")
     perplexity: str | Path | None = same_as(Questions, "perplexity", panel=POINTS, shown_default="bundled text")
-    limit: int | None = setting(None, help="Only the first N documents of it.", panel=POINTS, shown_default="all")
+    limit: int | None = setting(None, help="Only N documents of it, evenly spread.", panel=POINTS, shown_default="all")
     dtype: str = same_as(Inference, "dtype", default="float32")
     heal: str | Path | None = setting(
         None, help="Heal every choice on these data too, of the random ones the first.", panel=HEALING, metavar="DATA"
