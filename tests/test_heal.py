@@ -379,7 +379,7 @@ def test_targets_that_match_nothing_are_one_sentence(data: Path, tmp_path: Path)
 def test_a_quantized_checkpoint_is_one_sentence_that_says_what_to_do(pruned: Path, data: Path, tmp_path: Path):
     config = {**read_config(pruned), "quantization_config": {"quant_method": "fp8"}}
     (pruned / "config.json").write_text(json.dumps(config))
-    refuse("is quantized .*moeits prune ORIGINAL --plan plan.json", pruned, data, tmp_path / "out")
+    refuse("is quantized .*moeits prune COPY --plan plan.json", pruned, data, tmp_path / "out")
 
 
 def test_a_full_disk_is_said_before_training(pruned: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

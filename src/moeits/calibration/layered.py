@@ -147,7 +147,7 @@ class LayeredModel:
         if foreign := next((name for name in sources if name not in wanted), None):
             raise CheckpointError(
                 f"{foreign} of {what} is not a tensor of transformers' {type(module).__name__}, so this checkpoint "
-                "cannot be run layer by layer. A quantised one has a parent in bf16, fp16 or fp32: give that."
+                "cannot be run layer by layer."
             )
         _copy(wanted, sources, what)
 

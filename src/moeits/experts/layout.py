@@ -79,8 +79,8 @@ class MoELayout:
         if stored is None:
             names = ", ".join(f"{info.name} ({info.dtype:.20})" for info in tensors.values())
             raise UnscorableWeight(
-                f"{names}: experts quantized in this way can be moved but not scored. Score the checkpoint in bf16, "
-                "and prune this one by that plan, with --any-fingerprint."
+                f"{names}: experts quantized in this way can be moved but not scored. Score another release of the "
+                "model (bf16, FP8, ...), and prune this one by that plan, with --any-fingerprint."
             )
         return stored
 

@@ -2,12 +2,13 @@
 
 from moeits.checkpoint.opening import Verifying
 from moeits.checkpoint.parts import REFIT_NAME
-from moeits.checkpoint.reading import FLOATS, Checkpoint
+from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.side_files import side_files
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import CalibrationError, PlanError
 from moeits.experts.families import architecture_of
 from moeits.experts.layout import MoELayout
+from moeits.experts.quantized import BF16_COPY, quantized_as
 from moeits.progress import Progress
 from moeits.surgery.history import History
 
@@ -49,11 +50,10 @@ def check_floats(checkpoint: Checkpoint) -> None:
         raise CalibrationError(
             f"{checkpoint.source} is several models in one, which moeits cannot run layer by layer yet."
         )
-    odd = sorted({info.dtype for info in checkpoint.tensors.values() if info.parameters > 1} - set(FLOATS))
-    if "quantization_config" in checkpoint.config or odd:
+    if how := quantized_as(checkpoint):
         raise CalibrationError(
-            f"{checkpoint.source} is quantised ({', '.join(odd) or 'by its config.json'}). Refit the bf16 original "
-            "pruned by the same plan, and quantise afterwards."
+            f"{checkpoint.source} is quantized ({how}), and a refit computes new weights. Prune {BF16_COPY} by the "
+            "same plan with --any-fingerprint, refit that, and quantize the result."
         )
 
 

@@ -9,11 +9,12 @@ import numpy as np
 from moeits.calibration.settings import Machine, Tokens
 from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
-from moeits.errors import SettingError
+from moeits.errors import CalibrationError, SettingError
 from moeits.evidence import Evidence
 from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
+from moeits.experts.quantized import BF16_COPY, quantized_as
 from moeits.files import check_file_output
 from moeits.finished import FinishedParts, Workplace, workplace
 from moeits.progress import Progress, silent
@@ -73,6 +74,7 @@ def calibrated(
 ) -> Evidence:
     """The evidence of a checkpoint, of which finished layers are kept in `place`. Raises what `calibrate` raises."""
     layout = MoELayout.of(checkpoint)
+    check_runs(checkpoint)
     most_bytes, device = parse_size(machine.memory, "--memory"), checked_device(machine.device)
     from moeits.calibration.texts import windows_of
 
@@ -91,6 +93,16 @@ def calibrated(
             name: {layer: values[name] for layer, values in layers.items()} for name in next(iter(layers.values()))
         },
     )
+
+
+def check_runs(checkpoint: Checkpoint) -> None:
+    """Its layers can be run as they lie on disk. Raises CalibrationError."""
+    if how := quantized_as(checkpoint):
+        raise CalibrationError(
+            f"{checkpoint.source} is quantized ({how}), and its layers are run on weights that are numbers. Calibrate "
+            f"{BF16_COPY}, or take what another tool counted (--statistics), and prune this one by that plan with "
+            "--any-fingerprint."
+        )
 
 
 def _taken_in(statistics: Path, checkpoint: Checkpoint, output: Path | None) -> Evidence:

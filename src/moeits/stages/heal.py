@@ -8,13 +8,14 @@ from typing import Any
 
 from moeits.checkpoint.opening import Source
 from moeits.checkpoint.parts import HEALING_NAME
-from moeits.checkpoint.reading import FLOATS, Checkpoint
+from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.side_files import copy_side_files, side_files
 from moeits.checkpoint.writing import CheckpointWriter, check_output, check_space, new_checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import HealingError, SettingError
 from moeits.experts.families import recorded_family
 from moeits.experts.layout import MoELayout
+from moeits.experts.quantized import BF16_COPY, quantized_as
 from moeits.finished import workplace
 from moeits.healing.adapter_files import ADAPTER_FOLDER, save_adapter
 from moeits.healing.batches import MOST_HELD_OUT, Sequencer, TrainingData
@@ -181,12 +182,11 @@ def check_healing(checkpoint: Checkpoint, *, data: str | Path, recipe: str) -> N
 
 def _check_floats(checkpoint: Checkpoint) -> None:
     """LoRA is added to weights, so they must be numbers that can be added to."""
-    odd = sorted({info.dtype for info in checkpoint.tensors.values()} - set(FLOATS))
-    if "quantization_config" in checkpoint.config or odd:
+    if how := quantized_as(checkpoint):
         raise HealingError(
-            f"{checkpoint.source} is quantized ({', '.join(odd) or 'by its config.json'}), and adapters cannot be "
-            "merged into quantized weights. Prune the bf16 original by the same plan (moeits prune ORIGINAL --plan "
-            "plan.json), heal that, and quantize afterwards."
+            f"{checkpoint.source} is quantized ({how}), and adapters cannot be merged into quantized weights. Prune "
+            f"{BF16_COPY} by the same plan (moeits prune COPY --plan plan.json --any-fingerprint), heal that, and "
+            "quantize the result."
         )
 
 

@@ -81,6 +81,6 @@ def check_numbers(checkpoint: Checkpoint, layer: MoELayer, edit: str) -> None:
     packed = next((checkpoint.tensors[name] for name in names if checkpoint.tensors[name].dtype not in FLOATS), None)
     if packed is not None:
         raise UnscorableWeight(
-            f"{packed.name} is quantized ({packed.dtype}), and --edit {edit} computes with numbers. Prune a bf16 copy, "
-            "or plan without --edit."
+            f"{packed.name} is quantized ({packed.dtype}), and --edit {edit} computes with numbers. Prune a copy in "
+            "bf16, or plan without --edit."
         )
