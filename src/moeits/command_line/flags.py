@@ -72,6 +72,12 @@ FLAGS: dict[str, Any] = {
             help="The plan was made for another form of this model, such as the parent of a quantised one.",
         ),
     ],
+    "explain": Annotated[
+        bool,
+        typer.Option(
+            "--explain", metavar="", help="Say what its tensors seem to be, and print a description of the family."
+        ),
+    ],
     "revision": Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")],
     "runs": Annotated[
         list[Path],

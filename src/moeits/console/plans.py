@@ -10,7 +10,9 @@ import numpy as np
 
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.console import out, table, written
+from moeits.console.explanation import show_explanation
 from moeits.evidence import NOISE_MARGIN, Evidence
+from moeits.experts.explaining import Explanation
 from moeits.sizes import format_size
 from moeits.stages.inspect import Inspection, LayerRow
 
@@ -105,8 +107,11 @@ def show_evidence(evidence: Evidence, arguments: dict[str, Any]) -> None:
     written(arguments)
 
 
-def show_inspection(found: Inspection, arguments: dict[str, Any]) -> None:  # noqa: ARG001
+def show_inspection(found: Inspection | Explanation, arguments: dict[str, Any]) -> None:
     """What a checkpoint or a plan holds."""
+    if isinstance(found, Explanation):
+        show_explanation(found, arguments)
+        return
     of_plan = found.kind == "plan"
     of_which = f", fingerprint {found.fingerprint[:12]}" if found.fingerprint else ""
     out(f"{found.kind} of {found.source} ({found.model_type}){of_which}")

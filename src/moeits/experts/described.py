@@ -9,7 +9,7 @@ from msgspec import to_builtins
 
 from moeits.errors import FamilyError
 from moeits.experts import families
-from moeits.experts.families import RECORDED, Architecture, known_family, read_families
+from moeits.experts.families import RECORDED, Architecture, known_family, read_entries, read_families
 
 
 def with_file(config: Mapping[str, Any], table: str | Path) -> dict[str, Any]:
@@ -38,6 +38,12 @@ def with_family(config: Mapping[str, Any], family: Architecture | None) -> Mappi
     if family is None or family.model_type != config["model_type"] or known_family(config):
         return config
     return with_recorded(config, family)
+
+
+def families_of_text(text: str) -> tuple[Architecture, ...]:
+    """The families of a table that is not in a file yet, whether moeits has an entry for them or not."""
+    ours, own = tomllib.loads(families.TABLE.read_text(encoding="utf-8")), tomllib.loads(text)
+    return read_entries(own, "the entry", {name: entry for name, entry in ours.items() if name not in own})
 
 
 def read_described(table: Path) -> tuple[Architecture, ...]:

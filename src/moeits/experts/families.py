@@ -139,7 +139,11 @@ def read_families(table: Path = TABLE, *, beside: Mapping[str, Any] | None = Non
 
     Raises FamilyError, in a sentence, for what is not one, or for one that is described twice.
     """
-    own, beside = _entries(table), beside or {}
+    return read_entries(_entries(table), table, beside or {})
+
+
+def read_entries(own: Mapping[str, Any], table: Path | str, beside: Mapping[str, Any]) -> tuple[Architecture, ...]:
+    """The families of a table that was read, which is called `table`. Raises FamilyError."""
     if twice := sorted({*own} & {*beside}):
         raise FamilyError(
             f"{table} has an entry [{twice[0]}], and moeits has one already: two would be of one family. Take it out; "
@@ -156,7 +160,7 @@ def _entries(table: Path) -> dict[str, Any]:
         raise FamilyError(f"{table} is not a table of families: {error}. docs/extending.md shows one.") from None
 
 
-def _family(table: Path, name: str, entries: Mapping[str, Any]) -> Architecture:
+def _family(table: Path | str, name: str, entries: Mapping[str, Any]) -> Architecture:
     """One entry with all that it takes from others."""
     try:
         if isinstance(entries[name], Mapping) and "model_type" in entries[name]:

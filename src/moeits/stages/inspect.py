@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, overload
 
 from moeits.checkpoint.fingerprints import Coverage
 from moeits.checkpoint.opening import Describing
@@ -10,6 +11,8 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.limits import removed_by
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import BudgetOutOfReach, SettingError
+from moeits.experts.explaining import Explanation
+from moeits.experts.explaining import explain as explained
 from moeits.experts.inventory import Inventory, LayerFacts
 from moeits.experts.layout import MoELayout
 from moeits.sizes import format_size
@@ -54,29 +57,66 @@ class Inspection:
     budget_bytes: int | None = None
 
 
+@overload
 def inspect(
     path: str | Path,
     *,
     reduction: float | str | None = None,
     max_size: str | int | None = None,
+    explain: Literal[False] = False,
     architecture: str | Path | None = None,
     revision: str | None = None,
-) -> Inspection:
+) -> Inspection: ...
+
+
+@overload
+def inspect(
+    path: str | Path,
+    *,
+    reduction: float | str | None = None,
+    max_size: str | int | None = None,
+    explain: Literal[True],
+    architecture: str | Path | None = None,
+    revision: str | None = None,
+) -> Explanation: ...
+
+
+def inspect(
+    path: str | Path,
+    *,
+    reduction: float | str | None = None,
+    max_size: str | int | None = None,
+    explain: bool = False,
+    architecture: str | Path | None = None,
+    revision: str | None = None,
+) -> Inspection | Explanation:
     """Look into a checkpoint, or a plan (a .json file). With a budget: how many experts it would leave, and how large.
 
-    Of a checkpoint only config.json and headers are read; of one on the hub only they are downloaded.
+    Of a checkpoint only config.json and headers are read; of one on the hub only they are downloaded. With `explain` it
+    is said what its tensors seem to be, whether moeits knows the family or not, with a description of the family to
+    start from.
 
     Raises CheckpointError or PlanError if the file is broken, SettingError if it is neither, BudgetOutOfReach if a
     budget leaves less than the smallest checkpoint with top_k experts in each layer.
     """
     if Path(path).suffix == ".safetensors":
         raise SettingError(f"{path} is a file of tensors. Give the folder of a checkpoint, or a plan (.json).")
+    if explain and not (reduction is None and max_size is None):
+        raise SettingError("--explain tells of no budget: leave --reduction and --max-size out, or ask without it.")
     if Path(path).is_file():
+        if explain:
+            raise SettingError(f"--explain is of a checkpoint, and {path} is a file. Give its folder, or a hub id.")
         if reduction is not None or max_size is not None:
             raise SettingError("A plan has its budget already: give --reduction and --max-size with a checkpoint.")
         return _inspect_plan(PruningPlan.load(path))
     describe = Describing(architecture=None if architecture is None else Path(architecture)).describe()
     checkpoint = Checkpoint.look_at(path, revision=revision, describe=describe)
+    return explained(checkpoint) if explain else _inspect_checkpoint(checkpoint, reduction, max_size)
+
+
+def _inspect_checkpoint(
+    checkpoint: Checkpoint, reduction: float | str | None, max_size: str | int | None
+) -> Inspection:
     layout = MoELayout.of(checkpoint)
     facts = Inventory.of(checkpoint, layout, fingerprint="").layers  # no tensor is read
     storages = {"per-expert" if moe.experts else "fused" for moe in layout.layers.values()}
