@@ -77,7 +77,7 @@ def _sums(module: Any, calls: list[Any]) -> dict[str, np.ndarray]:
 def test_signals_equal_a_slow_transcription_on_the_whole_model(family: str, tmp_path: Path) -> None:
     folder = toy(tmp_path / "toy", family)
     found = moeits.calibrate(folder, device="cpu", selection=64, **SMALL)
-    tokens = windows_of(Checkpoint.open(folder), Tokens(**SMALL), silent).fit
+    tokens = windows_of(Checkpoint.open(folder), Tokens(**SMALL), silent).watched
     for layer, signals in one_by_one(folder, tokens).items():
         for name, values in signals.items():
             np.testing.assert_allclose(found.signals[name][layer], values, rtol=2e-5, atol=1e-6, err_msg=name)

@@ -42,7 +42,7 @@ def asked(place: Path, **other: Any) -> dict[str, Any]:
 def judging(place: Path) -> Path:
     """The windows that judge, a document each."""
     texts = Tokens(data=str(place / "own.jsonl"), **{k: v for k, v in SMALL.items() if k != "device"})
-    windows = windows_of(Checkpoint.open(place / "toy"), texts, silent, by_source=True).judging
+    windows = windows_of(Checkpoint.open(place / "toy"), texts, silent).judging
     assert (windows[:, 0] == 0).all()
     rows = [{"text": "".join(CHARACTERS[i - 2] for i in row[1:])} for row in windows.tolist()]
     return write_jsonl(place / "judging.jsonl", rows)

@@ -290,7 +290,7 @@ def test_other_sources_than_those_fitted_choose_and_judge(place: Path, tmp_path:
     told = write_jsonl(tmp_path / "told.jsonl", rows)
     settings = {"tokens": 2048, "held_out": 1024, "window": 32}
     toy = Checkpoint.open(place / "toy")
-    windows = windows_of(toy, Tokens(data=str(told), **settings), silent, by_source=True)
+    windows = windows_of(toy, Tokens(data=str(told), **settings), silent)
     parts = {"first": windows.fit, "third": windows.choosing, "second": windows.judging}
     for name, ids in parts.items():
         assert set(np.unique(ids)) <= {0, *(2 + CHARACTERS.index(letter) for letter in letters[name])}
@@ -301,9 +301,7 @@ def test_other_sources_than_those_fitted_choose_and_judge(place: Path, tmp_path:
     assert "judged on second" in (tmp_path / "out" / "README.md").read_text()
     assert made.accepted == (made.loss["difference"]["high"] < 0)
     untold = write_jsonl(tmp_path / "untold.jsonl", [{"text": row["text"]} for row in rows])
-    assert (
-        windows_of(toy, Tokens(data=str(untold), **settings), silent, by_source=True).facts["held_out_by"] == "document"
-    )
+    assert windows_of(toy, Tokens(data=str(untold), **settings), silent).facts["held_out_by"] == "document"
 
 
 def test_self_written_text_has_no_sources_and_that_is_said(place: Path, tmp_path: Path) -> None:

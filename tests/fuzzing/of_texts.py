@@ -118,8 +118,7 @@ def calibration_texts(folder: Path) -> Parser:
         (path if name == b"texts.jsonl" else model / name.decode()).write_bytes(text)
         try:
             asked = Tokens(data=str(path), tokens=256, held_out=256, window=16)
-            for by_source in (False, True):
-                windows_of(Checkpoint.open(model), asked, silent, by_source=by_source)
+            windows_of(Checkpoint.open(model), asked, silent)
         finally:
             for file, whole in files.items():
                 (model / file).write_bytes(whole)

@@ -2,8 +2,9 @@
 
 Sources are text (what the package carries, or a .jsonl), or the model itself, which writes its own at temperature 1
 from its first token on. Documents are shuffled and joined, each after one token that begins a text, and cut into
-windows. What is held out comes from sources of its own where that is asked for and documents tell their `source`, and
-otherwise from documents, or generated windows, of its own.
+windows. What is held out comes from sources of its own where documents tell their `source`, and otherwise from
+documents, or generated windows, of its own. The split is the same for whoever asks with the same settings: experts are
+watched on windows that are fitted or choose settings, so those that judge are new to the choice as to the fit.
 """
 
 import hashlib
@@ -56,6 +57,15 @@ class Windows:
         return np.concatenate([self.fit, self.choosing, self.judging])
 
     @property
+    def watched(self) -> np.ndarray:
+        """Those by which experts are chosen: the fitted ones, and evenly among them those that choose settings, if they
+        are of other sources. Kinds matter: without them the demo model lost 0.18 and 0.01 nats more (two seeds)."""
+        if not self.chosen_by:
+            return self.fit
+        at = np.linspace(0, len(self.fit), len(self.choosing), endpoint=False).astype(int)
+        return np.insert(self.fit, at, self.choosing, axis=0)
+
+    @property
     def choosing_sources(self) -> np.ndarray:
         """The number of the source of each window of `choosing`; all 0 where they are not told apart."""
         names = sorted(set(self.chosen_by))
@@ -72,14 +82,14 @@ class Windows:
         return hashlib.sha256(self.all.astype(np.int64).tobytes()).hexdigest()
 
 
-def windows_of(checkpoint: Checkpoint, settings: Tokens, progress: Progress, *, by_source: bool = False) -> Windows:
-    """The windows that were asked for. With `by_source` those held out are of other sources than those of the fit.
+def windows_of(checkpoint: Checkpoint, settings: Tokens, progress: Progress) -> Windows:
+    """The windows that were asked for; those held out are of other sources than those of the fit if that can be.
 
     Raises CalibrationError if a source has too little text, or repeats itself.
     """
     tokenizer = _tokenizer(checkpoint)
     length = min(settings.window, context_of(checkpoint) or settings.window)
-    share = _by_source(tokenizer, settings, length) if by_source else None
+    share = _by_source(tokenizer, settings, length)
     if share is not None:
         made = _of_shares(checkpoint, tokenizer, share, settings, length, progress)
     else:
@@ -91,10 +101,9 @@ def windows_of(checkpoint: Checkpoint, settings: Tokens, progress: Progress, *, 
         "window": length,
         "seed": settings.seed,
         "sha256": made.digest,
+        "held_out_by": "document" if share is None else "source",
+        **({} if share is None else share.facts()),
     }
-    if by_source:
-        facts["held_out_by"] = "document" if share is None else "source"
-        facts |= {} if share is None else share.facts()
     return replace(made, facts=facts)
 
 

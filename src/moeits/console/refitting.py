@@ -76,7 +76,10 @@ def show_calibration(evidence: Evidence, arguments: dict[str, Any]) -> None:
         out(f"of {printable(settings['statistics'])}: {', '.join(evidence.signals)}")
         written(arguments)
         return
-    out(f"{settings['tokens']:,} tokens of {', '.join(settings['sources'])}, in windows of {settings['window']}")
+    watched = [*settings.get("fitted", ()), *settings.get("chosen_by", ())] or settings["sources"]
+    out(f"{settings['tokens']:,} tokens of {', '.join(watched)}, in windows of {settings['window']}")
+    if judged_by := settings.get("judged_by"):
+        out(f"not of {', '.join(judged_by)}, which can judge what is chosen by them")
     rows = []
     for layer, share in evidence.signals["frequency"].items():
         largest = evidence.signals["largest-activation"][layer]

@@ -43,9 +43,10 @@ def calibrate(
 
     The stock model is run one decoder layer at a time, so no whole model is in memory, unless `data` is `self`.
     Signals: frequency, router-score, ean-sum, ean-mean, reap (gates as the model uses them), coactivation,
-    largest-activation, and reconstruction, by backward elimination on `selection` of the tokens. A killed run goes on
-    where it was unless `fresh`. With `statistics` (REAP's observer, SGLang's recorder, an imatrix, a JSONL order) the
-    signals are those that another tool found, and nothing is run.
+    largest-activation, and reconstruction, by backward elimination on `selection` of the tokens. They are those that
+    `refit` with the same settings fits on or chooses by, and none that judges there. A killed run goes on where it was
+    unless `fresh`. With `statistics` (REAP's observer, SGLang's recorder, an imatrix, a JSONL order) the signals are
+    those that another tool found, and nothing is run.
 
     Raises CalibrationError for unfit tokens, CheckpointError, OutputError.
     """
@@ -79,11 +80,12 @@ def calibrated(
     from moeits.calibration.texts import windows_of
 
     windows = windows_of(checkpoint, texts, progress)
-    settings = {**windows.facts, "selection": min(selection, int(windows.fit.size))}
-    del settings["held_out_tokens"]
+    watched = windows.watched
+    settings = {name: fact for name, fact in windows.facts.items() if name != "held_out_tokens"}
+    settings |= {"tokens": int(watched.size), "selection": min(selection, int(watched.size))}
     finished = place.parts(stage="calibrate", fingerprint=checkpoint.fingerprint, shards=checkpoint.stamps, **settings)
     layers = _all_layers(
-        checkpoint, windows.fit, settings["selection"], finished, most_bytes, place.scratch(), device, progress
+        checkpoint, watched, settings["selection"], finished, most_bytes, place.scratch(), device, progress
     )
     checkpoint.check_unchanged()
     return Evidence(

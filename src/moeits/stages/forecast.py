@@ -86,7 +86,7 @@ def forecast(
     _check_within_reach(Inventory.of(checkpoint, moe), sizes)
     from moeits.calibration.texts import windows_of
 
-    windows = windows_of(checkpoint, texts, progress, by_source=True)
+    windows = windows_of(checkpoint, texts, progress)
     check_enough(windows.fit.size, moe)
     settings = {"criterion": sizes.criterion, **asdict(fitting)}
     made_with = {"fingerprint": checkpoint.fingerprint, "data": windows.facts, **settings, "moeits": __version__}

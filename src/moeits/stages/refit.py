@@ -95,7 +95,7 @@ def refit(
         check_pair(pruned, whole, verifying, progress)
         from moeits.calibration.texts import windows_of
 
-        windows = windows_of(whole, texts, progress, by_source=True)
+        windows = windows_of(whole, texts, progress)
         return refitted(place, windows, pruned, whole, output, fitting, machine, progress, overwrite=overwrite)
 
 

@@ -182,7 +182,7 @@ def _refit(
     check_pair(left, parent, opening, progress)
     from moeits.calibration.texts import windows_of
 
-    windows = windows_of(parent, texts, progress, by_source=True)
+    windows = windows_of(parent, texts, progress)
     asked = (Fitting(), Machine(), progress)
     refitted(place, windows, left, parent, output, *asked, overwrite=writing.overwrite)
 

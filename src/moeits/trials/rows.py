@@ -147,7 +147,7 @@ class RowWork(PointWork):
         from moeits.calibration.texts import windows_of
 
         with self.ledger.stage(TOKENS):
-            return windows_of(self.checkpoint, self.texts, self.progress, by_source=True)
+            return windows_of(self.checkpoint, self.texts, self.progress)
 
     def all_rows(self, rows: Sequence[PointFolder]) -> None:
         """Finish these rows, the unpruned model's among them."""
