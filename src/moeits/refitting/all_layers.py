@@ -40,6 +40,7 @@ def fit_all(
             room,
             drifts=fitting.drifts,
             largest_ridge=fitting.largest_ridge,
+            shared=fitting.shared,
             most_bytes=most_bytes // 2,
         )
         count = len(models[0])
@@ -51,7 +52,7 @@ def fit_all(
                 weights: dict[int, np.ndarray] = {}
 
                 def store(layer: int, expert: int, weight: Any, into: dict[int, np.ndarray] = weights) -> Any:
-                    into[expert] = fitted.rounded(layer, weight.cpu().numpy())
+                    into[expert] = fitted.rounded(layer, expert, weight.cpu().numpy())
                     return torch.from_numpy(into[expert])
 
                 fit = run.layer(i, store)

@@ -13,6 +13,7 @@ from moeits.errors import CalibrationError, CheckpointError
 from moeits.experts.layer import MoELayer
 from moeits.experts.layout import MoELayout
 from moeits.finished import FinishedParts
+from moeits.refitting.shared_tensor import SHARED, shared_down_name
 from moeits.typed_json import NotOfItsType, decode_typed
 
 
@@ -24,21 +25,21 @@ class FittedLayers:
         self._facts: dict[int, dict[str, Any]] = {}
         self._experts: dict[int, tuple[int, ...]] = {}
 
-    def rounded(self, layer: int, weight: np.ndarray) -> np.ndarray:
+    def rounded(self, layer: int, expert: int, weight: np.ndarray) -> np.ndarray:
         """A weight as it will be read back, float32. Raises CalibrationError if it does not fit its dtype."""
-        stored = weight.astype(DTYPES[self._info(layer).dtype]).astype(np.float32)
+        dtype = self._info(layer, expert).dtype
+        stored = weight.astype(DTYPES[dtype]).astype(np.float32)
         if not np.isfinite(stored).all():
             raise CalibrationError(
-                f"A down projection of layer {layer} would not be finite in {self._info(layer).dtype}. Refit with "
-                "more --tokens."
+                f"A down projection of layer {layer} would not be finite in {dtype}. Refit with more --tokens."
             )
         return stored
 
     def put(self, layer: int, facts: Mapping[str, Any], weights: Mapping[int, np.ndarray]) -> None:
-        """Keep a layer: expert -> (H, I) float32."""
+        """Keep a layer: expert, or `SHARED` -> (H, I) float32."""
         text = np.frombuffer(json.dumps(dict(facts)).encode(), np.uint8)
         self._finished.keep_arrays(
-            f"layer-{layer}", {"facts": text, **{f"expert.{e}": weight for e, weight in weights.items()}}
+            f"layer-{layer}", {"facts": text, **{_key(e): weight for e, weight in weights.items()}}
         )
         self._facts[layer], self._experts[layer] = dict(facts), tuple(weights)
 
@@ -56,9 +57,9 @@ class FittedLayers:
 
     def _weights_of(self, kept: Mapping[str, np.ndarray], layer: int) -> dict[int, np.ndarray]:
         """Expert -> (H, I) float32. Raises NotOfItsType."""
-        names = {f"expert.{e}": e for e in range(self._layout.layers[layer].num_experts)}
+        names = {_key(e): e for e in (SHARED, *range(self._layout.layers[layer].num_experts))}
         weights = {names[name]: value for name, value in kept.items() if name in names}
-        fit = all(value.dtype == np.float32 and value.shape == self._shape(layer) for value in weights.values())
+        fit = all(value.dtype == np.float32 and value.shape == self._shape(layer, e) for e, value in weights.items())
         if len(weights) != len(kept) - 1 or not fit:
             raise NotOfItsType("it holds no such weights")
         return weights
@@ -77,20 +78,17 @@ class FittedLayers:
         names = []
         for layer, experts in self._experts.items():
             moe = self._layout.layers[layer]
-            names += (
-                [self._own_name(moe, e) for e in experts] if moe.experts else [self._fused_name(moe)] * bool(experts)
-            )
-        return tuple(sorted(names))
+            names += [self._name(moe, e) for e in experts]
+        return tuple(sorted(set(names)))
 
     def tensors(self) -> list[NewTensor]:
         """All tensors of the refitted checkpoint, in the order of the pruned one's."""
         made: dict[str, Callable[[], bytes]] = {}
         for layer, experts in self._experts.items():
             moe = self._layout.layers[layer]
-            if moe.experts:
-                made |= {self._own_name(moe, e): partial(self._one, layer, e) for e in experts}
-            elif experts:
-                made[self._fused_name(moe)] = partial(self._all_of_layer, layer)
+            for e in experts:
+                alone = moe.experts or e == SHARED
+                made[self._name(moe, e)] = partial(self._one, layer, e) if alone else partial(self._all_of_layer, layer)
         return [
             NewTensor(
                 name=info.name,
@@ -103,14 +101,14 @@ class FittedLayers:
         ]
 
     def _one(self, layer: int, expert: int) -> bytes:
-        return self._kept(layer)[f"expert.{expert}"].astype(DTYPES[self._info(layer).dtype]).tobytes()
+        return self._kept(layer)[_key(expert)].astype(DTYPES[self._info(layer, expert).dtype]).tobytes()
 
     def _all_of_layer(self, layer: int) -> bytes:
         name = self._fused_name(self._layout.layers[layer])
         whole = self._checkpoint.read(name).copy()
         kept = self._kept(layer)
-        for expert in self._experts[layer]:
-            weight = kept[f"expert.{expert}"].astype(whole.dtype)
+        for expert in set(self._experts[layer]) - {SHARED}:
+            weight = kept[_key(expert)].astype(whole.dtype)
             whole[expert] = weight if self._layout.architecture.stacking == "rows" else weight.T
         return whole.tobytes()
 
@@ -120,16 +118,23 @@ class FittedLayers:
             raise CheckpointError(f"The fitted weights of layer {layer} are gone. Refit again.")
         return kept
 
-    def _shape(self, layer: int) -> tuple[int, ...]:
+    def _shape(self, layer: int, expert: int) -> tuple[int, ...]:
         """(H, I) of a down projection."""
-        shape = self._info(layer).shape[-2:]
-        return (
-            shape if self._layout.layers[layer].experts or self._layout.architecture.stacking == "rows" else shape[::-1]
-        )
+        shape = self._info(layer, expert).shape[-2:]
+        alone = self._layout.layers[layer].experts or expert == SHARED
+        return shape if alone or self._layout.architecture.stacking == "rows" else shape[::-1]
 
-    def _info(self, layer: int) -> TensorInfo:
-        moe = self._layout.layers[layer]
-        return self._checkpoint.tensors[self._own_name(moe, 0) if moe.experts else self._fused_name(moe)]
+    def _info(self, layer: int, expert: int) -> TensorInfo:
+        return self._checkpoint.tensors[self._name(self._layout.layers[layer], expert)]
+
+    def _name(self, moe: MoELayer, expert: int) -> str:
+        """The tensor that holds a down projection, alone or with others. Raises NotOfItsType if there is none."""
+        if expert == SHARED:
+            name = shared_down_name(moe)
+            if name is None:
+                raise NotOfItsType("the layer has no shared expert")
+            return name
+        return self._own_name(moe, expert) if moe.experts else self._fused_name(moe)
 
     def _own_name(self, moe: MoELayer, expert: int) -> str:
         return moe.experts[expert][self._layout.architecture.projections["down"]]
@@ -137,6 +142,10 @@ class FittedLayers:
     def _fused_name(self, moe: MoELayer) -> str:
         name = next(name for name, stacked in self._layout.architecture.fused.items() if "down" in stacked)
         return moe.fused[name]
+
+
+def _key(expert: int) -> str:
+    return "shared" if expert == SHARED else f"expert.{expert}"
 
 
 class _Fit(TypedDict):

@@ -1,6 +1,6 @@
 """The refit of one layer: ridge and drift chosen on held-out tokens, old weights kept where nothing is gained."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 
 from moeits.refitting.features import ExpertFeatures, Routed, down_of
 from moeits.refitting.ridge import LayerProblem, RidgeTooSmall, grid, predicted
+from moeits.refitting.shared_tensor import SHARED
 
 # After so many weaker ridges in a row without a gain on held-out tokens the search ends.
 _PATIENCE = 2
@@ -47,6 +48,8 @@ class LayerFit:
     sweeps: int
     unreached: tuple[int, ...]
     """Experts, by number in the pruned checkpoint, that no token reached: their weights stay."""
+    shared: bool
+    """Whether the shared expert was fitted too."""
 
     def facts(self) -> dict[str, Any]:
         return {**asdict(self), "unreached": list(self.unreached)}
@@ -86,12 +89,15 @@ def _worst(after: np.ndarray, before: np.ndarray) -> float:
 class _HeldOut:
     """Tokens that take no part in the fit, by which ridge and drift are chosen."""
 
-    def __init__(self, data: LayerData, experts: Any, *, reached: Collection[int], most_bytes: int) -> None:
-        self._data, self._features = data, ExpertFeatures(experts, data.routed, most_bytes=most_bytes)
+    def __init__(
+        self, data: LayerData, experts: Any, *, reached: Collection[int], shared_scale: float, most_bytes: int
+    ) -> None:
+        self._data = data
+        self._features = ExpertFeatures(experts, data.routed, most_bytes=most_bytes, shared_scale=shared_scale)
         self._wanted = data.back * data.routed.weight.sqrt()[:, None]
         old = {e: down_of(experts, e) for e in range(experts.down_proj.shape[0])}
         self._still = predicted(self._features, {e: d for e, d in old.items() if e not in reached}, self._wanted)
-        given = predicted(self._features, {e: old[e] for e in reached}, self._still, onto=True)
+        given = predicted(self._features, {e: old[e] for e in reached if e in old}, self._still, onto=True)
         self.before = data.by_source(self._wanted - given)
         """Sums of squared errors with the old weights, by source."""
 
@@ -117,11 +123,18 @@ def refit_layer(
     largest_ridge: float,
     most_bytes: int,
 ) -> tuple[LayerFit, dict[int, torch.Tensor]]:
-    """New down projections (I, H) of the experts that tokens reached; empty where the old ones stay."""
+    """New down projections (I, H) of the experts that tokens reached; empty where the old ones stay.
+
+    Of the shared expert, where there are features of it, what is to be added to its old one.
+    """
     features = ExpertFeatures(experts, fit.routed, most_bytes=most_bytes)
     count = experts.down_proj.shape[0]
     reached = {e: down_of(experts, e) for e in range(count) if (fit.routed.chosen == e).any()}
-    judge = _HeldOut(held_out, experts, reached=reached, most_bytes=most_bytes)
+    if fit.routed.shared is not None and reached:
+        features.shared_scale = _shared_scale(features, reached, fit.routed)
+        reached[SHARED] = torch.zeros(fit.routed.shared.shape[1], fit.at_hand.shape[1])
+    scale = features.shared_scale
+    judge = _HeldOut(held_out, experts, reached=reached, shared_scale=scale, most_bytes=most_bytes)
     problem = LayerProblem(features, reached, (fit.at_hand, fit.back), fit.routed.weight)
     after, chosen, drift, weights, sweeps = _search(problem, judge, drifts, largest_ridge)
     facts = LayerFit(
@@ -134,5 +147,18 @@ def refit_layer(
         error_after=judge.relative(after),
         sweeps=sweeps,
         unreached=tuple(e for e in range(count) if e not in reached),
+        shared=SHARED in weights,
     )
+    if SHARED in weights:
+        weights[SHARED] = weights[SHARED] / scale
     return facts, weights
+
+
+def _shared_scale(features: ExpertFeatures, reached: Mapping[int, torch.Tensor], routed: Routed) -> float:
+    """By which the shared expert's features are divided to be as large as the routed ones': so that a ridge binds both
+    by the same share of their own mean diagonal."""
+    assert routed.shared is not None
+    squares = sum(float(features.of(e)[1].square().sum(dtype=torch.float64)) for e in reached)
+    own = float((routed.shared.square().sum(1, dtype=torch.float64) * routed.weight).sum()) / routed.shared.shape[1]
+    entries = sum(down.shape[0] for down in reached.values())
+    return float(own / (squares / entries)) ** 0.5 if own > 0 and squares > 0 else 1.0

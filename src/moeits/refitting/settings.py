@@ -23,11 +23,25 @@ class Fitting:
         shown_default="the best on held-out tokens, for each layer",
     )
 
+    also: str = setting(
+        "shared",
+        help="What is fitted beside the routed experts: shared (the shared expert's down projection) or none.",
+        panel=EXPERT,
+        metavar="shared|none",
+    )
+
     def __post_init__(self) -> None:
+        if self.also not in ("shared", "none"):
+            raise SettingError(f"--also {self.also[:40]!r} is not one of shared, none.")
         if not 1e-4 <= self.largest_ridge <= 1e4:
             raise SettingError(f"--largest-ridge {self.largest_ridge:g} is out of range: it is from 0.0001 to 10000.")
         if self.drift is not None and not 0 <= self.drift <= 1:
             raise SettingError(f"--drift {self.drift:g} is out of range: it is a share from 0 to 1.")
+
+    @property
+    def shared(self) -> bool:
+        """Whether the shared expert is fitted."""
+        return self.also == "shared"
 
     @property
     def drifts(self) -> tuple[float, ...]:

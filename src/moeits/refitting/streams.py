@@ -1,6 +1,7 @@
 """Layer after layer with two streams: the unpruned model's, and that of the pruned one as it is refitted."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,17 @@ from moeits.calibration.texts import Windows
 from moeits.progress import Progress
 from moeits.refitting.features import Routed
 from moeits.refitting.layer import LayerData, LayerFit, refit_layer
+from moeits.refitting.shared import SharedExpert
+from moeits.refitting.shared_tensor import SHARED
 
 
 def _put(live: LiveLayer, expert: int, down: torch.Tensor) -> None:
-    live.experts.down_proj[expert] = down.T if live.experts.is_transposed else down
+    if expert == SHARED:
+        shared = SharedExpert.of(live)
+        assert shared is not None
+        shared.weight.copy_(down)
+    else:
+        live.experts.down_proj[expert] = down.T if live.experts.is_transposed else down
 
 
 Store = Callable[[int, int, torch.Tensor], torch.Tensor]
@@ -36,15 +44,17 @@ class Refit:
         drifts: Sequence[float],
         largest_ridge: float,
         relative: bool = True,
+        shared: bool = True,
         most_bytes: int,
     ) -> None:
         self.windows, self.drifts, self.largest_ridge = windows, drifts, largest_ridge
-        self.relative, self.most_bytes = relative, most_bytes
+        self.relative, self.shared, self.most_bytes, self._room = relative, shared, most_bytes, room
         self.first = Stream.begin(parent, windows.all, room)
         self.second = Stream.begin(pruned, windows.all, room)
         self.untouched = Stream.begin(pruned, windows.held_out, room)
         shape = (*windows.all.shape, parent.hidden_size)
         self.out, self.at_hand, self.base, self.inputs = (room.stream(*shape) for _ in range(4))
+        self._beside = torch.empty(0)
 
     @torch.no_grad()
     def layer(
@@ -70,7 +80,11 @@ class Refit:
 
     def _fit(self, i: int, whole: LiveLayer, live: LiveLayer, store: Store) -> LayerFit:
         chosen, gates = [], []
-        with live.watched() as seen:
+        shared = SharedExpert.of(live) if self.shared else None
+        with ExitStack() as stack:
+            seen = stack.enter_context(live.watched())
+            if shared is not None:
+                stack.enter_context(shared.watched())
             for part in self.second.parts():
                 with_all = self.second.run(whole, i, part).cpu()
                 without = self.second.run(live, i, part).cpu()
@@ -79,27 +93,50 @@ class Refit:
                 self.inputs[part] = seen.hidden.reshape(without.shape).cpu()
                 chosen.append(seen.chosen.cpu())
                 gates.append(seen.gates.cpu())
+                if shared is not None and not self._take_beside(shared, seen.routed, part):
+                    shared = None
         all_chosen, all_gates = torch.cat(chosen), torch.cat(gates)
         cut = self.windows.fit.size
         end = cut + self.windows.choosing.size
         of_one = torch.zeros(cut, dtype=torch.long)
         of_several = torch.from_numpy(np.repeat(self.windows.choosing_sources, self.windows.choosing.shape[1]))
         parts = ((slice(0, cut), of_one), (slice(cut, end), of_several))
-        data = [self._data(all_chosen, all_gates, some, source) for some, source in parts]
+        beside = None if shared is None else self._beside
+        data = [self._data(all_chosen, all_gates, beside, some, source) for some, source in parts]
         fit, weights = refit_layer(
             i, live.experts, *data, drifts=self.drifts, largest_ridge=self.largest_ridge, most_bytes=self.most_bytes
         )
         for expert, down in weights.items():
-            _put(live, expert, store(i, expert, down.T.contiguous()))
+            new = down.T.contiguous() if expert != SHARED or shared is None else shared.weight + down.T
+            _put(live, expert, store(i, expert, new))
         return fit
 
-    def _data(self, chosen: torch.Tensor, gates: torch.Tensor, some: slice, source: torch.Tensor) -> LayerData:
+    def _take_beside(self, shared: SharedExpert, routed: torch.Tensor, part: slice) -> bool:
+        """Keep the features of the shared expert for a batch; False if there are none."""
+        features = shared.features(routed)
+        if features is None:
+            return False
+        shape = (*self.windows.all.shape, shared.width)
+        if self._beside.shape != shape:
+            self._beside = self._room.stream(*shape)
+        self._beside[part] = features.reshape(-1, *shape[1:]).cpu()
+        return True
+
+    def _data(
+        self,
+        chosen: torch.Tensor,
+        gates: torch.Tensor,
+        beside: torch.Tensor | None,
+        some: slice,
+        source: torch.Tensor,
+    ) -> LayerData:
         def flat(stream: torch.Tensor) -> torch.Tensor:
             return stream.reshape(-1, stream.shape[-1])[some]
 
         out = flat(self.out)
         weight = 1 / out.square().mean(1).clamp(min=1e-12) if self.relative else torch.ones(len(out))
-        routed = Routed(hidden=flat(self.inputs), chosen=chosen[some], gates=gates[some], weight=weight)
+        shared = None if beside is None else flat(beside)
+        routed = Routed(hidden=flat(self.inputs), chosen=chosen[some], gates=gates[some], weight=weight, shared=shared)
         return LayerData(routed=routed, at_hand=flat(self.at_hand), back=out - flat(self.base), source=source)
 
     @torch.no_grad()
