@@ -20,6 +20,7 @@ from moeits.refitting.features import ExpertFeatures, Routed, down_of
 from moeits.refitting.judgement import judged
 from moeits.refitting.layer import LayerData, refit_layer
 from moeits.refitting.ridge import LayerProblem, predicted
+from moeits.refitting.shared import SharedExpert
 from tests.evaluation_toys import CHARACTERS, give_tokenizer, write_jsonl
 from tests.toys import make_toy
 
@@ -241,6 +242,35 @@ def test_sources_are_held_out_whole_where_they_suffice() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
+
+
+class Beside(torch.nn.Module):
+    """A block that adds its shared expert to the routed ones in one of three ways."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.down_proj = how, torch.nn.Linear(WIDTH, HIDDEN, bias=how == "gated with bias")
+
+    def forward(self, hidden: torch.Tensor, routed: torch.Tensor) -> torch.Tensor:
+        given = self.down_proj(hidden[:, :WIDTH].relu())
+        gate = hidden[:, -1:].sigmoid()
+        return routed + (torch.nn.functional.layer_norm(given, (HIDDEN,)) if self.how == "normed" else gate * given)
+
+
+@pytest.mark.parametrize("how", ["gated", "gated with bias", "normed"])
+def test_the_gate_of_a_shared_expert_is_measured_and_one_behind_a_norm_is_left_alone(how: str) -> None:
+    g = torch.Generator().manual_seed(0)
+    hidden, routed_part = torch.randn(TOKENS, HIDDEN, generator=g), torch.randn(TOKENS, HIDDEN, generator=g)
+    block = Beside(how)
+    shared = SharedExpert(block, block.down_proj)
+    with torch.no_grad(), shared.watched():
+        block(hidden, routed_part)
+    features = shared.features(routed_part)
+    if how == "normed":
+        assert features is None
+    else:
+        assert features is not None
+        torch.testing.assert_close(features, hidden[:, -1:].sigmoid() * hidden[:, :WIDTH].relu(), rtol=1e-3, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

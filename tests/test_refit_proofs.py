@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.numpy import load_file, save_file
 
 import moeits
@@ -64,6 +65,38 @@ def test_with_a_planted_copy_removed_the_error_falls_to_rounding(tmp_path: Path)
         assert layer["error_before"] > 1e-2
         assert layer["error_after"] < 1e-8
     assert made.loss["kl_to_parent"]["refitted"] < 1e-6 < made.loss["kl_to_parent"]["pruned"]
+
+
+def last_expert_within_the_shared_one(tensors: dict[str, np.ndarray]) -> None:
+    """Gates that are the same for all tokens, and of each layer a last expert that is a part of the shared one but for
+    its down projection: what it gives the shared one can give."""
+    for name in tensors:
+        if name.endswith(("mlp.gate.weight", "shared_expert_gate.weight")):
+            tensors[name] = np.zeros_like(tensors[name])
+        if ".experts.3." in name and ".down_proj." not in name:
+            shared, gone = tensors[name.replace(".experts.3.", ".shared_expert.")], np.zeros_like(tensors[name])
+            rows = min(len(shared), len(gone))
+            gone[:rows] = shared[:rows]
+            tensors[name] = gone
+
+
+def test_the_shared_expert_takes_over_what_it_can_give_and_only_where_it_may(tmp_path: Path) -> None:
+    parent = toy(tmp_path / "parent", experts=4, top_k=4, layers=2, change=last_expert_within_the_shared_one)
+    plan = moeits.plan(moeits.score(parent), experts_per_layer=3, min_experts=3)
+    moeits.prune(parent, plan=replace(plan, kept=dict.fromkeys(plan.kept, (0, 1, 2))), output=tmp_path / "pruned")
+    for also in ("shared", "none"):
+        made = moeits.refit(tmp_path / "pruned", parent=parent, output=tmp_path / also, also=also, **SMALL)
+        changed = {name.split("mlp.")[1] for name in made.tensors["computed"]}
+        assert ("shared_expert.down_proj.weight" in changed) == (also == "shared")
+        for layer in made.layers:
+            assert layer["shared"] == (also == "shared")
+            assert (layer["error_after"] < 1e-8) == (also == "shared")
+            assert layer["error_before"] > 1e-2
+    stock = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "shared", dtype=torch.float32)
+    whole = transformers.AutoModelForCausalLM.from_pretrained(parent, dtype=torch.float32)
+    ids = torch.arange(3, 35)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(stock(ids).logits, whole(ids).logits, rtol=1e-3, atol=1e-3)
 
 
 # -------------------------------------------------------------------------------------- the same numbers on any machine

@@ -107,7 +107,7 @@ class Refit:
             i, live.experts, *data, drifts=self.drifts, largest_ridge=self.largest_ridge, most_bytes=self.most_bytes
         )
         for expert, down in weights.items():
-            new = down.T.contiguous() if expert != SHARED or shared is None else shared.weight + down.T
+            new = down.T.contiguous() if expert != SHARED or shared is None else shared.weight.cpu() + down.T
             _put(live, expert, store(i, expert, new))
         return fit
 

@@ -79,6 +79,8 @@ def refit(
 ) -> Refitting:
     """Refit the kept experts' down projections in closed form, so that each layer puts out what it did unpruned.
 
+    The shared expert's is fitted with them where a layer has one, unless `also` is `none`.
+
     `model` is a pruned checkpoint, `parent` the one that it was pruned from. Both are run one decoder layer at a time;
     no whole model is in memory, unless `data` is `self`. Each layer's ridge is chosen on held-out tokens, and a layer
     that gains nothing there keeps its weights; so does the whole model if its held-out loss does not fall. A killed run

@@ -16,6 +16,8 @@ class _Tensors(TypedDict):
 
 class _Layer(TypedDict):
     ridge: Number | None
+    shared: NotRequired[bool]
+    """Whether the shared expert was fitted too. Older files do not tell: it was not."""
 
 
 class _Loss(TypedDict):
@@ -54,6 +56,7 @@ def refitted(facts: Mapping[str, Any], name: str = REFIT_NAME) -> Afterwards:
 def _section(facts: Mapping[str, Any], name: str) -> str:
     data, loss = facts["data"], facts["loss"]
     fitted = [layer for layer in facts["layers"] if layer["ridge"] is not None]
+    beside = " and of the shared ones'" if any(layer.get("shared") for layer in facts["layers"]) else ""
     parent, sources = markdown_text(facts["parent"]), ", ".join(map(markdown_text, data["sources"]))
     outcome = (
         f"{len(facts['tensors']['computed'])} tensors were computed; every other one was kept, byte for byte."
@@ -63,7 +66,7 @@ def _section(facts: Mapping[str, Any], name: str) -> str:
     )
     return f"""## Refit
 
-Ridge regression of the kept experts' down projections on what each layer of {parent} gives, layer by layer, on
+Ridge regression of the kept experts' down projections{beside} on what each layer of {parent} gives, layer by layer, on
 {data["tokens"]:,} tokens ({sources}); the ridge of each layer chosen on other tokens.
 {len(fitted)} of {len(facts["layers"])} layers were fitted. {outcome} `{name}` has the errors of every layer.
 
