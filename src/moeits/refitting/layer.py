@@ -90,7 +90,7 @@ class _HeldOut:
     """Tokens that take no part in the fit, by which ridge and drift are chosen."""
 
     def __init__(
-        self, data: LayerData, experts: Any, *, reached: Collection[int], shared_scale: float, most_bytes: int
+        self, data: LayerData, experts: Any, *, reached: Collection[int], most_bytes: int, shared_scale: float = 1.0
     ) -> None:
         self._data = data
         self._features = ExpertFeatures(experts, data.routed, most_bytes=most_bytes, shared_scale=shared_scale)
