@@ -76,6 +76,7 @@ NEED_TORCH = {
     "refitting.features",
     "refitting.layer",
     "refitting.ridge",
+    "refitting.shared",
     "refitting.streams",
 }
 # A program of its own, which nothing imports.
