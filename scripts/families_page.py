@@ -1,6 +1,6 @@
 """docs/architectures.md, made from the table of families: `python scripts/families_page.py > docs/architectures.md`."""
 
-from moeits.experts.families import ARCHITECTURES, Architecture
+from moeits.experts.families import ARCHITECTURES, FAMILIES, Architecture
 from moeits.healing.targets import can_be_healed
 
 HEAD = """\
@@ -17,6 +17,18 @@ here. [Extending moeits](extending.md) says how to add a family.
 
 | model_type | models | experts on disk | router | shared experts | limited by groups | healed |
 | --- | --- | --- | --- | --- | --- | --- |
+"""
+
+
+ON_HUB = """\
+
+## Opened by code that each checkpoint brings
+
+transformers has no class for these. They are scored and pruned to equal counts; the code is copied and never run, so
+they are not calibrated, refitted, healed or evaluated here.
+
+| model_type | models | experts on disk |
+| --- | --- | --- |
 """
 
 
@@ -38,7 +50,14 @@ def row(family: Architecture) -> str:
 
 def page() -> str:
     """The page as it should be on disk."""
-    return HEAD.format(count=len(ARCHITECTURES)) + "".join(map(row, ARCHITECTURES))
+    on_hub = "".join(short_row(family) for family in FAMILIES if family.class_on_hub)
+    return HEAD.format(count=len(ARCHITECTURES)) + "".join(map(row, ARCHITECTURES)) + ON_HUB + on_hub
+
+
+def short_row(family: Architecture) -> str:
+    """One line of the second table."""
+    on_disk = "one by one or fused" if family.projections else f"fused, in {family.stacking}"
+    return f"| `{family.model_type}` | {family.models} | {on_disk} |\n"
 
 
 if __name__ == "__main__":

@@ -333,7 +333,7 @@ RELEASES: tuple[Release, ...] = (
         router={**ROUTER, "gate.weight_1": (EXPERTS, WIDTH), "moe_statics.e_score_correction_bias": (2, EXPERTS)},
         shared=_SHARED,
         expected="refused",
-        sentence="No architecture 'ernie4_5_moe_vl'",
+        sentence="text and vision experts of two widths are in one list",
     ),
     Release(
         name="Hunyuan-A13B",

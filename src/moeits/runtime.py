@@ -13,7 +13,7 @@ from moeits.checkpoint import hub
 from moeits.checkpoint.opening import Describing
 from moeits.checkpoint.reading import Checkpoint, read_json
 from moeits.errors import CheckpointError, MissingExtra, MoeitsError, SettingError
-from moeits.experts.families import auto_class_of
+from moeits.experts.families import auto_class_of, check_stock_class
 from moeits.experts.promises import per_layer_config
 from moeits.surgery.pruned_config import class_name
 
@@ -64,6 +64,7 @@ def _from_pretrained(folder: Path, config: Mapping[str, Any], name: str, kwargs:
 
 def _class_of(config: Mapping[str, Any], name: str) -> Any:
     """What opens a checkpoint: the stock class, or one derived from it where layers keep different counts."""
+    check_stock_class(config, name)
     transformers = need("transformers", extra="load")
     if not per_layer_config(config):
         return getattr(transformers, auto_class_of(config))

@@ -1,8 +1,10 @@
-"""Code of tokenizers and processors that a checkpoint brings: copied as text, and never run by moeits.
+"""Code that a checkpoint brings for its tokenizer and processor, and for a model that transformers has no class for.
+
+It is copied as text, and never run by moeits.
 
 `tokenizer_config.json` and the configs of processors name it under `auto_map`, as `FILE.Class`; FILE.py may import
-other files of the folder. Code of the model itself, which `auto_map` of config.json names, is not among it: the stock
-class replaces that. What is named in another repository, `OWNER/NAME--FILE.Class`, is not part of the checkpoint.
+other files of the folder. Code of the model itself, which `auto_map` of config.json names, is not among it where the
+stock class replaces that. What is named in another repository, `OWNER/NAME--FILE.Class`, is not part of the checkpoint.
 """
 
 import json
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moeits.checkpoint.parts import matches
+from moeits.experts.families import HUB_CLASSES
 
 NAMING = ("tokenizer_config.json", "*processor_config.json")
 
@@ -23,10 +26,12 @@ _MOST_BYTES, _MOST_FILES = 1 << 20, 50
 
 
 def code_files(folder: Path) -> tuple[str, ...]:
-    """Names of the code files that tokenizer and processors need, those that are not there too."""
+    """Names of the code files that tokenizer, processors and such a model need, those that are not there too."""
     naming = [path for path in folder.glob("*.json") if matches(path.name, NAMING)]
-    of_model = set(_modules(_auto_map(folder / "config.json")))
-    waiting = sorted({module for path in naming for module in _modules(_auto_map(path))} - of_model)
+    config = _json(folder / "config.json")
+    of_model = set(_modules(_named(config)))
+    of_others = {module for path in naming for module in _modules(_named(_json(path)))}
+    waiting = sorted(of_others | of_model if config.get("model_type") in HUB_CLASSES else of_others - of_model)
     needed: list[str] = []
     while waiting and len(needed) < _MOST_FILES:
         name = f"{waiting.pop(0)}.py"
@@ -41,13 +46,18 @@ def own_auto_map(auto_map: Mapping[str, Any], code: frozenset[str]) -> dict[str,
     return {name: entry for name, entry in auto_map.items() if (files := _files_of(entry)) and files <= code}
 
 
-def _auto_map(path: Path) -> Mapping[str, Any]:
-    """What a JSON file names; nothing if it cannot be read."""
+def _json(path: Path) -> Mapping[str, Any]:
+    """What is in a JSON file; nothing if it cannot be read."""
     try:
         config = json.loads(path.read_bytes()) if path.is_file() else {}
     except (OSError, ValueError, RecursionError):
         return {}
-    auto_map = config.get("auto_map") if isinstance(config, dict) else None
+    return config if isinstance(config, dict) else {}
+
+
+def _named(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The code that a JSON file names."""
+    auto_map = config.get("auto_map")
     return auto_map if isinstance(auto_map, dict) else {}
 
 

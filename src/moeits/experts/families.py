@@ -49,6 +49,8 @@ class Architecture(
     joined by dots."""
     auto_class: str = "AutoModelForCausalLM"
     """The class of transformers that opens any checkpoint of this kind."""
+    class_on_hub: bool = False
+    """Whether the class of its models is code that each checkpoint brings, since transformers has none."""
     model_class: str = ""
     """The class of transformers that opens it, where config.json on the hub names the hub's own."""
     blocks: tuple[str, ...]
@@ -215,7 +217,11 @@ def _with_part(config: Config, keys: Sequence[str], part: Config) -> dict[str, A
     return {**config, keys[0]: _with_part(config[keys[0]], keys[1:], part)} if keys else dict(part)
 
 
-ARCHITECTURES: tuple[Architecture, ...] = read_families()
+FAMILIES: tuple[Architecture, ...] = read_families()
+ARCHITECTURES: tuple[Architecture, ...] = tuple(each for each in FAMILIES if not each.class_on_hub)
+"""Those that transformers has a class for."""
+HUB_CLASSES = tuple(each.model_type for each in FAMILIES if each.class_on_hub)
+"""model_types whose class is code that each checkpoint brings."""
 REFUSED: Mapping[str, str] = tomllib.loads(TABLE.read_text(encoding="utf-8"))[_REFUSED]
 """Families with experts that are known, and cannot be described: model_type -> why."""
 
@@ -243,7 +249,7 @@ def recorded_family(config: Config) -> Architecture | None:
 def known_family(config: Config) -> Architecture | None:
     """The description of a config's family: the recorded one, else that of the table; None if there is neither."""
     model_type = config.get("model_type")
-    return recorded_family(config) or next((each for each in ARCHITECTURES if each.model_type == model_type), None)
+    return recorded_family(config) or next((each for each in FAMILIES if each.model_type == model_type), None)
 
 
 def auto_class_of(config: Config) -> str:
@@ -258,12 +264,28 @@ def model_class_of(config: Config) -> str:
     return known.model_class if known else ""
 
 
+def has_class_on_hub(config: Config) -> bool:
+    """Whether a config's models are opened by code that their checkpoints bring, and by none of transformers."""
+    known = known_family(config)
+    return known is not None and known.class_on_hub
+
+
+def check_stock_class(config: Config, source: str) -> None:
+    """Transformers has a class for a config's models. Raises CheckpointError."""
+    if has_class_on_hub(config):
+        raise CheckpointError(
+            f"{source} is a {config['model_type']} model, which transformers has no class for: code that it brings "
+            "opens it, and moeits runs no code of a checkpoint. It can be scored, planned and pruned; run it "
+            "elsewhere, with trust_remote_code=True."
+        )
+
+
 def architecture_of(config: Config) -> Architecture:
     """The description of a config's model_type. Raises UnknownArchitecture, with the nearest known name."""
     if described := known_family(config):
         return described
     model_type = config["model_type"]
-    known = {architecture.model_type: architecture for architecture in ARCHITECTURES}
+    known = {architecture.model_type: architecture for architecture in FAMILIES}
     if reason := REFUSED.get(model_type):
         raise UnknownArchitecture(f"moeits cannot prune a {model_type} checkpoint: {reason}.")
     if part := _model_with_experts(config):

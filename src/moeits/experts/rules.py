@@ -110,13 +110,18 @@ class Layers(
         if kinds := next((kinds for kinds in self.kinds if kinds.given(config)), None):
             return kinds.hold(config, layer)
         if self.listed and config.get(self.listed) is not None:
-            return layer in config[self.listed]
+            return layer in _listed(config[self.listed])
         end = _number(self.end, config)
         return (
             _number(self.start, config) <= layer <= (config["num_hidden_layers"] - 1 if end == -1 else end)
             and (self.every is None or self.every.holds(config, layer))
             and not (self.but and self.but.has(config, layer))
         )
+
+
+def _listed(layers: Any) -> Any:
+    """A list of layers, which a config may spell as one text with commas. Raises ValueError, TypeError."""
+    return [int(layer) for layer in layers.split(",")] if isinstance(layers, str) else layers
 
 
 def _number(of: Number | int, config: Config) -> int:

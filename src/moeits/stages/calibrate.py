@@ -11,7 +11,7 @@ from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CalibrationError, SettingError
 from moeits.evidence import Evidence
-from moeits.experts.families import architecture_of
+from moeits.experts.families import architecture_of, check_stock_class
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.experts.quantized import BF16_COPY, quantized_as
@@ -99,6 +99,7 @@ def calibrated(
 
 def check_runs(checkpoint: Checkpoint) -> None:
     """Its layers can be run as they lie on disk. Raises CalibrationError."""
+    check_stock_class(checkpoint.config, checkpoint.source)
     if how := quantized_as(checkpoint):
         raise CalibrationError(
             f"{checkpoint.source} is quantized ({how}), and its layers are run on weights that are numbers. Calibrate "

@@ -13,7 +13,7 @@ from moeits.checkpoint.side_files import copy_side_files, side_files
 from moeits.checkpoint.writing import CheckpointWriter, check_output, check_space, new_checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import HealingError, SettingError
-from moeits.experts.families import recorded_family
+from moeits.experts.families import check_stock_class, recorded_family
 from moeits.experts.layout import MoELayout
 from moeits.experts.quantized import BF16_COPY, quantized_as
 from moeits.finished import workplace
@@ -182,6 +182,7 @@ def check_healing(checkpoint: Checkpoint, *, data: str | Path, recipe: str) -> N
 
 def _check_floats(checkpoint: Checkpoint) -> None:
     """LoRA is added to weights, so they must be numbers that can be added to."""
+    check_stock_class(checkpoint.config, checkpoint.source)
     if how := quantized_as(checkpoint):
         raise HealingError(
             f"{checkpoint.source} is quantized ({how}), and adapters cannot be merged into quantized weights. Prune "

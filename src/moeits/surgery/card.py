@@ -16,6 +16,7 @@ from moeits.choosing.criteria import CRITERIA
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.edits import edit_named
 from moeits.evidence import NOISE_MARGIN
+from moeits.experts.families import has_class_on_hub
 from moeits.sizes import format_size
 from moeits.surgery import mtp, quantized_card
 from moeits.version import __version__
@@ -37,6 +38,21 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))
 
 Needs transformers {oldest} or later; older ones that know this family may do. vLLM, SGLang, llama.cpp (after
 conversion) and MLX read one number of experts from config.json, as here; nobody has tried them on this checkpoint.
+"""
+
+_LOADS_OWN_CODE = """\
+All layers keep the same number of experts, so what opened the source opens it: the code that the source brings, which
+was copied and never run. Read it before you run it:
+
+```python
+from transformers import {auto}, AutoTokenizer
+
+model = {auto}.from_pretrained("PATH", dtype="auto", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("PATH", trust_remote_code=True)
+```
+
+transformers has no class for it, and moeits did not open it. vLLM, SGLang and MLX read one number of experts from
+config.json, as here; nobody has tried them on this checkpoint.
 """
 
 _LOADS_PER_LAYER = """\
@@ -91,8 +107,9 @@ def model_card(
     name = name.split("@")[0]
     if afterwards and "/" not in name:
         name = _base_model(folder) or name
-    per_layer = "per_layer_config" in config
-    loads = (_LOADS_PER_LAYER if per_layer else _LOADS_UNIFORM).replace("{oldest}", OLDEST_TRANSFORMERS)
+    per_layer, own_code = "per_layer_config" in config, has_class_on_hub(config)
+    loads = _LOADS_OWN_CODE if own_code else _LOADS_PER_LAYER if per_layer else _LOADS_UNIFORM
+    loads = loads.replace("{oldest}", OLDEST_TRANSFORMERS).replace("{auto}", _auto_class_of_its_code(config))
     parts = [
         f"---\n{ModelCardData(**_front_matter(folder, name)).to_yaml().strip()}\n---",
         _opening(name, plan, afterwards),
@@ -100,17 +117,28 @@ def model_card(
         *(each.section.strip() for each in afterwards),
         results_slot(_unmeasured(name, plan, afterwards)),
         f"## How to load it\n\n{loads.strip()}{quantized_card.loading_note(config)}{_keys_note(config)}"
-        f"{_tokenizer_code_note(folder)}",
+        f"{_tokenizer_code_note(folder, of_model=own_code)}",
         *(
             []
             if plan is None
             else [
-                _how(plan, afterwards, _top_k_note(plan) + _mtp_note(plan, mtp_layers) + _code_note(plan, left_out)),
+                _how(
+                    plan,
+                    afterwards,
+                    _top_k_note(plan) + _mtp_note(plan, mtp_layers) + ("" if own_code else _code_note(plan, left_out)),
+                ),
                 _experts(plan),
             ]
         ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _auto_class_of_its_code(config: Mapping[str, Any]) -> str:
+    """The class of transformers that looks into `auto_map` for what opens the model."""
+    named = config.get("auto_map")
+    known = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModel")
+    return next((name for name in known if isinstance(named, Mapping) and name in named), known[0])
 
 
 def _keys_note(config: Mapping[str, Any]) -> str:
@@ -217,11 +245,13 @@ def _coverage_note(plan: PruningPlan) -> str:
     )
 
 
-def _tokenizer_code_note(folder: Path) -> str:
-    """That the tokenizer is code of somebody's, which whoever loads it may run."""
+def _tokenizer_code_note(folder: Path, *, of_model: bool) -> str:
+    """That the tokenizer, or the model too, is code of somebody's, which whoever loads it may run."""
     code = [f"`{name}`" for name in code_files(folder) if (folder / name).is_file()]
     if not code:
         return ""
+    if of_model:
+        return f"\n\nThe code is in {', '.join(code)}."
     return (
         f"\n\nThe tokenizer needs code that the source brings ({', '.join(code)}). It was copied and never run:\n"
         "read it before you run it, with `AutoTokenizer.from_pretrained(..., trust_remote_code=True)`."

@@ -91,19 +91,28 @@ def check_plan(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout, *, any
 def check_layout(checkpoint: Checkpoint, moe: MoELayout, writing: Writing, counts: Mapping[int, int] | None) -> None:
     """A checkpoint of unequal counts has a class that opens it; counts that are not known yet may turn out unequal.
 
-    Raises CheckpointError.
+    Raises CheckpointError, SettingError.
     """
-    if writing.layout != "uniform" and (
+    if moe.architecture.class_on_hub:
+        check_asked_layout(writing.layout, moe, drop_mtp=writing.drop_mtp)
+    elif writing.layout != "uniform" and (
         counts is None or _chosen_layout(writing.layout, counts, moe, drop_mtp=writing.drop_mtp) == "per-layer"
     ):
         class_name(checkpoint.config)
 
 
 def check_asked_layout(layout: str, moe: MoELayout, *, drop_mtp: bool) -> None:
-    if layout == "uniform" and moe.mtp.have_experts and not drop_mtp:
+    on_hub = moe.architecture.class_on_hub
+    if on_hub and layout == "per-layer":
+        raise SettingError(
+            f"--layout per-layer needs a class of transformers whose layers can be resized, and has none for "
+            f"{moe.architecture.model_type}: the code that the checkpoint brings reads one number of experts. Use "
+            "--layout uniform."
+        )
+    if (layout == "uniform" or on_hub) and moe.mtp.have_experts and not drop_mtp:
         raise SettingError(
             f"--layout uniform has one number of experts for all layers, but {moe.mtp} would keep its experts, which "
-            "no plan covers. Leave it out with --drop-mtp, or use --layout per-layer."
+            f"no plan covers. Leave it out with --drop-mtp{'' if on_hub else ', or use --layout per-layer'}."
         )
     if layout == "uniform" and not _has_one_top_k(moe):
         top_ks = sorted({layer.top_k for layer in moe.layers.values()})
@@ -115,6 +124,8 @@ def check_asked_layout(layout: str, moe: MoELayout, *, drop_mtp: bool) -> None:
 
 def _chosen_layout(layout: str, counts: Mapping[int, int], moe: MoELayout, *, drop_mtp: bool) -> str:
     check_asked_layout(layout, moe, drop_mtp=drop_mtp)
+    if layout == "auto" and moe.architecture.class_on_hub:
+        return "uniform"
     if layout == "auto":
         equal = len(set(counts.values())) == 1 and (drop_mtp or not moe.mtp.have_experts)
         return "uniform" if equal and _has_one_top_k(moe) else "per-layer"

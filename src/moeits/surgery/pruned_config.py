@@ -24,7 +24,7 @@ LOADER_FILE = "modeling_moeits.py"
 def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, layout: str) -> dict[str, Any]:
     """config.json for the kept experts, `layout` being "uniform" or "per-layer".
 
-    The source's own modelling code (`auto_map`) is left out: every known family is native to transformers. Where fewer
+    The source's own modelling code (`auto_map`) is left out where transformers has a class for the family. Where fewer
     experts are kept than the router picks, the layer's top_k is lowered with them.
     """
     architecture, part = moe.architecture, moe.architecture.part_of(config)
@@ -45,7 +45,8 @@ def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, 
     ours: dict[str, Any] = {"version": __version__, "source": plan.source, "plan_sha256": plan.sha256}
     if plan.family is not None:  # so that no command on the pruned checkpoint needs the file again
         ours[RECORDED] = to_builtins(plan.family)
-    whole = {key: value for key, value in config.items() if key not in {"auto_map", "moeits"}}
+    gone = {"moeits"} if architecture.class_on_hub else {"auto_map", "moeits"}
+    whole = {key: value for key, value in config.items() if key not in gone}
     if architecture.part:
         # transformers reads its own key from the config of a model by itself only; the loader reads this one too.
         inner = {key: value for key, value in part.items() if key != "moeits"}
