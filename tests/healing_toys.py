@@ -1,7 +1,8 @@
 """What the healing tests share: a pruned toy with unequal layers and a tokenizer, and a little to read."""
 
 import json
-from collections.abc import Mapping
+import string
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,28 @@ def write_tokenizer(folder: Path, *, eos: bool = True, pad: str = "<pad>", chat:
     if chat:
         wrapped.chat_template = CHAT_TEMPLATE
     wrapped.save_pretrained(folder)
+
+
+LETTERS = string.ascii_letters + string.digits
+"""The tokens of a toy that reads bytes, after <eos> and <pad>."""
+
+
+def write_letters(folder: Path) -> None:
+    """A tokenizer of single letters: some families open any file as byte-level BPE."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<eos>": 0, "<pad>": 1, **{letter: 2 + number for number, letter in enumerate(LETTERS)}}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = {"eos_token": "<eos>", "unk_token": "<eos>", "pad_token": "<pad>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+
+
+def spelt(numbers: Iterable[int]) -> str:
+    """Letters by their numbers."""
+    return "".join(LETTERS[number] for number in numbers)
 
 
 def make_pruned(tmp_path: Path, model_type: str = "qwen2_moe", *, dtype: str = "float32", **changes: Any) -> Path:

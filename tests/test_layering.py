@@ -70,6 +70,7 @@ NEED_TORCH = {
     "healing.objective",
     "healing.training",
     "calibration.activations",
+    "calibration.filling",
     "calibration.layered",
     "calibration.routing",
     "calibration.stream",

@@ -30,15 +30,15 @@ def _config_of_layer(config, values):
     return single
 
 
-def _decoder_layers(model, config):
-    """The decoder layers of the model that has this config, which may be one of several."""
+def decoder_layers(model, config):
+    """The model that has this config, which may be one of several, and its decoder layers."""
     several = config is not model.config
     for owner in model.modules():
         if several and type(getattr(owner, "config", None)) is not type(config):
             continue
         for module in owner.children():
             if isinstance(module, torch.nn.ModuleList) and len(module) == config.num_hidden_layers:
-                return module
+                return owner, module
     raise ValueError(f"{type(model).__name__} has no list of {config.num_hidden_layers} decoder layers")
 
 
@@ -48,7 +48,7 @@ def _rebuild_layers(model):
     if not overrides:
         return
     config = model.config.get_text_config(decoder=True)
-    layers = _decoder_layers(model, config)
+    _, layers = decoder_layers(model, config)
     for index, values in overrides.items():
         old, single = layers[index], _config_of_layer(config, values)
         device = next(old.parameters()).device

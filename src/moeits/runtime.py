@@ -13,7 +13,7 @@ from moeits.checkpoint import hub
 from moeits.checkpoint.opening import Describing
 from moeits.checkpoint.reading import Checkpoint, read_json
 from moeits.errors import CheckpointError, MissingExtra, MoeitsError, SettingError
-from moeits.experts.families import auto_class_of, check_stock_class
+from moeits.experts.families import auto_class_of, check_stock_class, known_family
 from moeits.experts.promises import per_layer_config
 from moeits.surgery.pruned_config import class_name
 
@@ -137,6 +137,10 @@ def context_of(checkpoint: Checkpoint) -> int | None:
 
 
 def _text_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """The config of the model that reads and writes text, which may be one of several."""
+    family = known_family(checkpoint.config)
+    if family is not None:
+        return family.part_of(checkpoint.config)
     inner = checkpoint.config.get("text_config")
     return inner if isinstance(inner, Mapping) else checkpoint.config
 

@@ -6,7 +6,7 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.side_files import side_files
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import CalibrationError, PlanError
-from moeits.experts.families import architecture_of, check_stock_class
+from moeits.experts.families import check_stock_class
 from moeits.experts.layout import MoELayout
 from moeits.experts.quantized import BF16_COPY, quantized_as
 from moeits.progress import Progress
@@ -45,12 +45,8 @@ def check_pair(pruned: Checkpoint, parent: Checkpoint, verifying: Verifying, pro
 
 
 def check_floats(checkpoint: Checkpoint) -> None:
-    """Its weights are numbers that can be fitted, of one model. Raises CalibrationError."""
+    """Its weights are numbers that can be fitted. Raises CalibrationError."""
     check_stock_class(checkpoint.config, checkpoint.source)
-    if architecture_of(checkpoint.config).part:
-        raise CalibrationError(
-            f"{checkpoint.source} is several models in one, which moeits cannot run layer by layer yet."
-        )
     if how := quantized_as(checkpoint):
         raise CalibrationError(
             f"{checkpoint.source} is quantized ({how}), and a refit computes new weights. Prune {BF16_COPY} by the "
