@@ -79,7 +79,7 @@ def test_a_model_among_others_is_called_what_it_is(tmp_path: Path, toy: Path) ->
 def described(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
     """Describe Qwen2-MoE in another way."""
     other = structs.replace(architecture_of({"model_type": "qwen2_moe"}), **changes)
-    monkeypatch.setattr("moeits.experts.families.ARCHITECTURES", (other,))
+    monkeypatch.setattr("moeits.experts.families.FAMILIES", (other,))
 
 
 def test_layers_may_have_any_name(tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,7 +112,7 @@ def test_a_tensor_with_two_fates_is_an_error_before_anything_is_written(
 ) -> None:
     known = next(each for each in families.ARCHITECTURES if each.model_type == "qwen2_moe")
     greedy = structs.replace(known, shared=(*known.shared, "experts.0."))
-    monkeypatch.setattr(families, "ARCHITECTURES", (greedy,))
+    monkeypatch.setattr(families, "FAMILIES", (greedy,))
     with pytest.raises(CheckpointError, match=r"experts\.0\.\S+ would be of a routed expert and of what is shared"):
         moeits.simplify(toy, criterion="random", experts_per_layer=4, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -21,7 +21,9 @@ def forget(monkeypatch: pytest.MonkeyPatch, folder: Path, model_type: str) -> st
     entry = _entry(families.TABLE.read_text(encoding="utf-8"), model_type)
     (folder / "families.toml").write_text(text, encoding="utf-8")
     monkeypatch.setattr(families, "TABLE", folder / "families.toml")
-    monkeypatch.setattr(families, "ARCHITECTURES", families.read_families(folder / "families.toml"))
+    known = families.read_families(folder / "families.toml")
+    monkeypatch.setattr(families, "FAMILIES", known)
+    monkeypatch.setattr(families, "ARCHITECTURES", tuple(each for each in known if not each.class_on_hub))
     return entry
 
 
