@@ -137,6 +137,12 @@ def test_a_quantized_weight_is_what_its_quantizer_makes_of_it(name: str, seed: i
 # ---------------------------------------------------------------------------------------------- a whole model
 
 
+def test_three_copies_of_one_model_have_as_many_parameters(copies: dict[str, Path]) -> None:
+    inspected = {form: moeits.inspect(copies[form]) for form in FORMS}
+    assert len({(each.parameters, each.routed_parameters) for each in inspected.values()}) == 1
+    assert len({each.nbytes for each in inspected.values()}) == 3
+
+
 def test_three_copies_of_one_model_have_one_plan(copies: dict[str, Path]) -> None:
     scored = {form: moeits.score(copies[form]) for form in FORMS}
     plans = {form: moeits.plan(scored[form], tau=0.5) for form in FORMS}

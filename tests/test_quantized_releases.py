@@ -66,6 +66,23 @@ def test_everything_of_an_expert_goes_with_it_as_bytes(
         assert torch.equal(value.reshape(-1).view(torch.uint8), after[name].reshape(-1).view(torch.uint8)), name
 
 
+def test_a_release_has_as_many_parameters_as_what_it_stands_for(
+    copies: tuple[str, Path, Path], plan: PruningPlan, tmp_path: Path
+) -> None:
+    """Words, scales and tables are not counted, so that sizes of all releases can be compared."""
+    _, packed, plain = copies
+    ours, theirs = moeits.inspect(packed), moeits.inspect(plain)
+    assert (ours.parameters, ours.routed_parameters) == (theirs.parameters, theirs.routed_parameters)
+    assert ours.nbytes < theirs.nbytes
+    done = {
+        folder: moeits.prune(folder, plan=plan, output=tmp_path / folder.name, any_fingerprint=True)
+        for folder in (packed, plain)
+    }
+    of_both = ("parameters_before", "parameters_after", "reduction", "reduction_of_all")
+    assert len({tuple(made.summary[key] for key in of_both) for made in done.values()}) == 1
+    assert moeits.inspect(tmp_path / packed.name).parameters == done[packed].summary["parameters_after"]
+
+
 def test_the_quantizers_settings_are_kept_and_the_card_names_whose_plan_it_was(
     toy: Path, copies: tuple[str, Path, Path], plan: PruningPlan, tmp_path: Path
 ) -> None:

@@ -8,6 +8,7 @@ from msgspec import Meta
 
 from moeits.checkpoint.fingerprints import Coverage
 from moeits.checkpoint.reading import Checkpoint
+from moeits.experts.counting import parameters_of
 from moeits.experts.families import Architecture, recorded_family
 from moeits.experts.layer import ExpertSizes
 from moeits.experts.layout import MoELayout
@@ -100,7 +101,8 @@ class Inventory:
             source=checkpoint.source,
             fingerprint=checkpoint.fingerprint if fingerprint is None else fingerprint,
             layers=layers,
-            other_parameters=checkpoint.parameters - sum(n * (s.parameters + s.router_parameters) for n, s in routed),
+            other_parameters=sum(parameters_of(checkpoint).values())
+            - sum(n * (s.parameters + s.router_parameters) for n, s in routed),
             other_bytes=checkpoint.nbytes - sum(n * (s.nbytes + s.router_nbytes) for n, s in routed),
             coverage=checkpoint.coverage() if coverage is None else coverage,
             family=recorded_family(checkpoint.config),

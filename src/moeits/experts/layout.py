@@ -15,6 +15,7 @@ from msgspec import structs
 from moeits.checkpoint.reading import Checkpoint, TensorInfo
 from moeits.errors import CheckpointError, UnscorableWeight
 from moeits.experts import finding, fitting, promises
+from moeits.experts.counting import with_parameters
 from moeits.experts.families import Architecture, architecture_of
 from moeits.experts.layer import BlockTensors, ExpertSizes, MoELayer
 from moeits.experts.mtp import MtpLayers
@@ -45,6 +46,7 @@ class MoELayout:
         layers = {i: _layer(architecture, config, i, by_layer[i]) for i in expected}
         if not layers:
             raise CheckpointError(f"{checkpoint.source} has no MoE layer: there is nothing to simplify.")
+        layers = with_parameters(layers, checkpoint)
         mtp = MtpLayers.of(architecture, config, checkpoint.tensors)
         return cls(architecture=architecture, layers=layers, mtp=mtp)
 

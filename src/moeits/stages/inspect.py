@@ -11,6 +11,7 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.limits import removed_by
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import BudgetOutOfReach, SettingError
+from moeits.experts.counting import parameters_of
 from moeits.experts.explaining import Explanation
 from moeits.experts.explaining import explain as explained
 from moeits.experts.inventory import Inventory, LayerFacts
@@ -128,7 +129,7 @@ def _inspect_checkpoint(
         fingerprint=None,
         coverage=None,
         layers=tuple(LayerRow(layer=i, experts=moe.num_experts, top_k=moe.top_k) for i, moe in layout.layers.items()),
-        parameters=checkpoint.parameters,
+        parameters=sum(parameters_of(checkpoint).values()),
         nbytes=checkpoint.nbytes,
         routed_parameters=sum(f.num_experts * f.sizes.parameters for f in facts.values()),
         shards=len(checkpoint.shards),

@@ -6,6 +6,7 @@ from typing import Any
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
+from moeits.experts.counting import parameters_of
 from moeits.experts.layout import MoELayout
 from moeits.experts.mtp import MTP_KEYS
 
@@ -28,10 +29,10 @@ def plan_with_mtp(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout, *, 
     settings = {key: value for key, value in plan.settings.items() if key != SETTING}
     if not dropped or not moe.mtp.tensors:
         return replace(plan, settings={**settings, SETTING: KEPT} if moe.mtp.have_experts else settings)
-    gone = [checkpoint.tensors[name] for name in moe.mtp.tensors]
+    gone, parameters = [checkpoint.tensors[name] for name in moe.mtp.tensors], parameters_of(checkpoint)
     summary = {
         **plan.summary,
-        "parameters_after": plan.summary["parameters_after"] - sum(info.parameters for info in gone),
+        "parameters_after": plan.summary["parameters_after"] - sum(parameters[info.name] for info in gone),
         "bytes_after": plan.summary["bytes_after"] - sum(info.nbytes for info in gone),
     }
     summary["reduction_of_all"] = 1 - summary["parameters_after"] / summary["parameters_before"]

@@ -1,0 +1,78 @@
+"""How many parameters the tensors of a checkpoint stand for: a word of packed integers is eight, a scale is none."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from moeits.checkpoint.reading import Checkpoint, TensorInfo
+from moeits.errors import UnscorableWeight
+from moeits.experts.codecs import Part, codec_of
+from moeits.experts.layer import ExpertSizes, MoELayer
+from moeits.experts.quantized import quantized_as
+
+# A linear module's tensors: its weight, what is named after it, or a quantizer's own names.
+_OF_MODULE = re.compile(
+    r"(.+)\.(?:(weight)|weight[_.](.+)|(qweight|qzeros|scales?|g_idx|input_scale|input_global_scale))"
+)
+# Fused experts have no module: what belongs to a tensor is named after it.
+_OF_TENSOR = re.compile(r"(.+_proj)(?:_(blocks|scales|scale_inv|scale))?")
+
+
+def parameters_of(checkpoint: Checkpoint) -> dict[str, int]:
+    """Tensor -> the numbers of weights in it. Of a quantized weight all are counted at one of its tensors.
+
+    Where no codec knows how a weight is packed, its tensors' own entries are counted.
+    """
+    counted = {name: info.parameters for name, info in checkpoint.tensors.items()}
+    if quantized_as(checkpoint) is None:
+        return counted
+    for parts in _weights(checkpoint.tensors).values():
+        entries = _entries(parts, checkpoint)
+        if entries is not None:
+            counted |= dict.fromkeys((info.name for info in parts.values()), 0)
+            counted[next(iter(parts.values())).name] = entries
+    return counted
+
+
+def _weights(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInfo]]:
+    """Stem -> the parts of its weight, by the names of codecs, of weights that are kept in several tensors."""
+    weights: dict[str, dict[str, TensorInfo]] = {}
+    for name, info in tensors.items():
+        if found := _OF_MODULE.fullmatch(name) or _OF_TENSOR.fullmatch(name):
+            part = next((part for part in found.groups()[1:] if part), "weight")
+            weights.setdefault(found[1], {})[part] = info
+    return {stem: parts for stem, parts in weights.items() if len(parts) > 1}
+
+
+def _entries(parts: Mapping[str, TensorInfo], checkpoint: Checkpoint) -> int | None:
+    """Numbers of a weight, of all experts that are fused in it; None where no codec holds it."""
+    axes = {"blocks": 4}.get(next(iter(parts.keys() & {"blocks"}), ""), 3)
+    lead = max(parts.values(), key=lambda info: len(info.shape))
+    of = lead.shape[0] if len(lead.shape) == axes and lead.shape[0] else 1
+    headers = {
+        part: Part(dtype=info.dtype, shape=info.shape[1:] if of > 1 else info.shape, nbytes=info.nbytes // of)
+        for part, info in parts.items()
+    }
+    codec = codec_of(headers)
+    try:
+        return None if codec is None or codec.name == "plain" else of * codec.size(headers, checkpoint.config).entries
+    except UnscorableWeight:
+        return None
+
+
+def with_parameters(layers: Mapping[int, MoELayer], checkpoint: Checkpoint) -> dict[int, MoELayer]:
+    """Layers whose experts are as large in parameters as what their tensors stand for."""
+    if quantized_as(checkpoint) is None:
+        return dict(layers)
+    counted = parameters_of(checkpoint)
+    return {i: replace(layer, sizes=_sizes(layer, counted)) for i, layer in layers.items()}
+
+
+def _sizes(layer: MoELayer, counted: Mapping[str, int]) -> ExpertSizes:
+    of_experts = layer.experts[0].values() if layer.experts else layer.fused.values()
+    of = 1 if layer.experts else layer.num_experts
+    return replace(
+        layer.sizes,
+        parameters=sum(counted[name] for name in of_experts) // of,
+        router_parameters=sum(counted[name] for name in layer.router) // layer.num_experts,
+    )
