@@ -9,47 +9,43 @@ import torch
 from moeits.calibration.layered import LiveLayer, Watched
 from moeits.errors import CalibrationError
 from moeits.refitting.features import before_down, down_of
+from moeits.weighing import SUMS, own_sums, signals_of
 
 
 class Sums:
-    """The token signals of one layer, taken in batch by batch; float64."""
+    """The token signals of one layer, taken in batch by batch, with sums of each source; float64."""
 
-    def __init__(self, experts: int) -> None:
-        self.count = torch.zeros(experts, dtype=torch.float64)
-        self.gates, self.norms, self.gated = (torch.zeros_like(self.count) for _ in range(3))
-        self.largest = torch.zeros_like(self.count)
+    def __init__(self, experts: int, sources: int = 1) -> None:
+        self.own = {name: torch.zeros(sources, experts, dtype=torch.float64) for name in SUMS}
+        self.largest = torch.zeros(experts, dtype=torch.float64)
         self.together = torch.zeros(experts, experts, dtype=torch.float64)
 
-    def take(self, layer: LiveLayer, seen: Watched) -> None:
-        """Take in what one `run` of the layer showed."""
-        experts = len(self.count)
+    def take(self, layer: LiveLayer, seen: Watched, by: torch.Tensor | None = None) -> None:
+        """Take in what one `run` of the layer showed; `by` (tokens,) are the numbers of the tokens' sources."""
+        experts = len(self.largest)
+        by = torch.zeros(len(seen.chosen), dtype=torch.long) if by is None else by
         routed = torch.zeros(len(seen.chosen), experts, dtype=torch.float64)
         routed.scatter_(1, seen.chosen.cpu(), 1.0)
         self.together += routed.T @ routed
-        self.count += routed.sum(0)
+        self.own["count"].index_add_(0, by, routed)
         for e in range(experts):
             tokens, slot = torch.where(seen.chosen == e)
             if len(tokens):
                 out = output_of(layer.experts, e, seen.hidden[tokens])
                 norm, gate = out.norm(dim=1).double().cpu(), seen.gates[tokens, slot].double().cpu()
-                self.gates[e] += gate.sum()
-                self.norms[e] += norm.sum()
-                self.gated[e] += (gate * norm).sum()
+                for name, values in (("gates", gate), ("norms", norm), ("gated", gate * norm)):
+                    self.own[name][:, e].index_add_(0, by[tokens.cpu()], values)
                 self.largest[e] = torch.maximum(self.largest[e], out.abs().max().double().cpu())
 
     def signals(self) -> dict[str, Any]:
-        """Name -> (E,) or (E, E). Of an expert that no token reached every number is 0: nothing is divided by 0."""
-        reached = self.count.clamp(min=1)
-        found = {
-            "frequency": self.count / self.count.sum().clamp(min=1),
-            "router-score": self.gates,
-            "ean-sum": self.norms,
-            "ean-mean": self.norms / reached,
-            "reap": self.gated / reached,
-            "largest-activation": self.largest,
-            "coactivation": self.together.fill_diagonal_(0),
+        """Name -> (E,) or (E, E)."""
+        sums = {name: values.numpy() for name, values in self.own.items()}
+        return {
+            **signals_of(sums),
+            "largest-activation": self.largest.numpy(),
+            "coactivation": self.together.fill_diagonal_(0).numpy(),
+            **own_sums(sums),
         }
-        return {name: values.numpy() for name, values in found.items()}
 
 
 def output_of(experts: Any, expert: int, hidden: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from moeits.errors import SettingError
 from moeits.settings import EXPERT, OUTPUT, WHAT, setting
+from moeits.weighing import source_and_weight
 
 BUNDLED = "bundled"
 
@@ -14,7 +15,8 @@ class Tokens:
 
     data: str = setting(
         BUNDLED,
-        help="bundled (public-domain text), self (the model writes its own), texts (.jsonl); or several, by commas.",
+        help="bundled (public-domain text), self (the model writes its own), texts (.jsonl); or several, by commas, "
+        "which count alike, or by weights: chat.jsonl:3,code.jsonl:1.",
         metavar="bundled|self|FILE",
     )
     tokens: int = setting(32768, help="Tokens to calibrate or fit on.")
@@ -35,7 +37,22 @@ class Tokens:
 
     def sources(self) -> tuple[str, ...]:
         """The sources, in the order in which they were given."""
-        return tuple(dict.fromkeys(name.strip() for name in str(self.data).split(",") if name.strip()))
+        return tuple(self._weighed())
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """What each source counts: its part of the tokens. Nothing where no weight was given, and all count alike."""
+        weighed = self._weighed().values()
+        return tuple(weight or 1.0 for weight in weighed) if any(weighed) else ()
+
+    def _weighed(self) -> dict[str, float | None]:
+        """Source -> its weight, if one was given. Raises SettingError for a weight that cannot be."""
+        weighed: dict[str, float | None] = {}
+        for item in filter(None, map(str.strip, str(self.data).split(","))):
+            source, weight = source_and_weight(item)
+            if weighed.setdefault(source, weight) != weight:
+                raise SettingError(f"--data {item[:60]} has another weight before.")
+        return weighed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ _MOST_NAMES = 20
 class Shares:
     """Documents, and the sources that they are of."""
 
-    fit: tuple[str, ...]
+    fit: Mapping[str, str]
+    """Document -> its source."""
     choosing: Mapping[str, tuple[str, ...]]
     """Source -> documents; of `judging` alike."""
     judging: Mapping[str, tuple[str, ...]]
@@ -81,7 +82,7 @@ def _shares(
         choosing = {source: own[0::2] for source, own in choosing.items()}
         judging = {source: own[1::2] for source, own in judging.items()}
     return Shares(
-        fit=tuple(document for own in of(fitted).values() for document in own),
+        fit={document: source for source, own in of(fitted).items() for document in own},
         choosing=choosing,
         judging=judging,
         fitted=(*(["self"] if written else []), *fitted),

@@ -33,6 +33,8 @@ _SAMPLE = 50
 _LONGEST_NAME = 60
 # Fewer windows of a source say little of it alone.
 _LEAST_OF_SOURCE = 4
+# Sources that have sums of their own; what is beyond is one source.
+_MOST_SOURCES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,10 @@ class Windows:
     """Held out as well: by them it is said what was gained."""
     sources: tuple[str, ...]
     """What they were taken from, as it was asked for; never a path."""
+    told: tuple[str, ...]
+    """The sources of `fit` that are told apart."""
+    fit_by: np.ndarray
+    """Of which of them each token of `fit` is: (windows, length) numbers."""
     chosen_by: tuple[str, ...] = ()
     """Of which source each window of `choosing` is; of `judging` alike. Nothing where sources are not told apart."""
     judged_by: tuple[str, ...] = ()
@@ -60,10 +66,21 @@ class Windows:
     def watched(self) -> np.ndarray:
         """Those by which experts are chosen: the fitted ones, and evenly among them those that choose settings, if they
         are of other sources. Kinds matter: without them the demo model lost 0.18 and 0.01 nats more (two seeds)."""
+        return self._with_choosing(self.fit, self.choosing) if self.chosen_by else self.fit
+
+    @property
+    def watched_by(self) -> tuple[list[str], np.ndarray]:
+        """The sources of `watched`, and of which of them each token is: (windows, length) numbers."""
+        names = list(dict.fromkeys([*self.told, *self.chosen_by]))
         if not self.chosen_by:
-            return self.fit
-        at = np.linspace(0, len(self.fit), len(self.choosing), endpoint=False).astype(int)
-        return np.insert(self.fit, at, self.choosing, axis=0)
+            return names, self.fit_by
+        rows = np.array([[names.index(name)] for name in self.chosen_by])
+        return names, self._with_choosing(self.fit_by, np.broadcast_to(rows, self.choosing.shape))
+
+    @staticmethod
+    def _with_choosing(fit: np.ndarray, choosing: np.ndarray) -> np.ndarray:
+        at = np.linspace(0, len(fit), len(choosing), endpoint=False).astype(int)
+        return np.insert(fit, at, choosing, axis=0)
 
     @property
     def choosing_sources(self) -> np.ndarray:
@@ -89,7 +106,8 @@ def windows_of(checkpoint: Checkpoint, settings: Tokens, progress: Progress) -> 
     """
     tokenizer = _tokenizer(checkpoint)
     length = min(settings.window, context_of(checkpoint) or settings.window)
-    share = _by_source(tokenizer, settings, length)
+    # Whoever weighs sources wants all of them fitted.
+    share = None if settings.weights else _by_source(tokenizer, settings, length)
     if share is not None:
         made = _of_shares(checkpoint, tokenizer, share, settings, length, progress)
     else:
@@ -103,6 +121,7 @@ def windows_of(checkpoint: Checkpoint, settings: Tokens, progress: Progress) -> 
         "sha256": made.digest,
         "held_out_by": "document" if share is None else "source",
         **({} if share is None else share.facts()),
+        **({"weights": dict(zip(made.sources, settings.weights, strict=True))} if settings.weights else {}),
     }
     return replace(made, facts=facts)
 
@@ -110,10 +129,12 @@ def windows_of(checkpoint: Checkpoint, settings: Tokens, progress: Progress) -> 
 def _of_documents(checkpoint: Checkpoint, tokenizer: Any, settings: Tokens, length: int, progress: Progress) -> Windows:
     """Windows of which those held out are other documents of the same sources."""
     sources = settings.sources()
-    fit_windows = max(1, round(settings.tokens / length / len(sources)))
-    held_windows = max(2, round(settings.held_out / length / len(sources)))
-    fit, held_out = [], []
-    for source in sources:
+    weights = settings.weights or (1.0,) * len(sources)
+    fit: list[np.ndarray] = []
+    held_out: list[np.ndarray] = []
+    for source, weight in zip(sources, weights, strict=True):
+        fit_windows = max(1, round(settings.tokens / length * weight / sum(weights)))
+        held_windows = max(2, round(settings.held_out / length * weight / sum(weights)))
         if source == "self":
             written = _self_written(checkpoint, tokenizer, fit_windows + held_windows, length, settings.seed, progress)
             fit.append(written[:fit_windows])
@@ -122,9 +143,18 @@ def _of_documents(checkpoint: Checkpoint, tokenizer: Any, settings: Tokens, leng
             documents = list(_documents(source))
             for part, count in ((fit, fit_windows), (held_out, held_windows)):
                 own = [d for i, d in enumerate(documents) if (i % _HELD_OUT == 0) == (part is held_out)]
-                part.append(_cut(tokenizer, own, count, length, _names([source])[0], settings))
-    held = np.concatenate(held_out)
-    return Windows(fit=np.concatenate(fit), choosing=held[0::2], judging=held[1::2], sources=_names(sources))
+                part.append(_cut(tokenizer, own, count, length, _names([source])[0], settings)[0])
+    held, told = np.concatenate(held_out), tuple(dict.fromkeys(_names(sources)))
+    return Windows(
+        fit=np.concatenate(fit),
+        choosing=held[0::2],
+        judging=held[1::2],
+        sources=_names(sources),
+        told=told,
+        fit_by=np.concatenate(
+            [np.full_like(own, told.index(name)) for own, name in zip(fit, _names(sources), strict=True)]
+        ),
+    )
 
 
 def _by_source(tokenizer: Any, settings: Tokens, length: int) -> Shares | None:
@@ -156,21 +186,39 @@ def _of_shares(
     written = count // len(sources) if "self" in sources else 0
     if written and not share.fit:
         written = count
-    fit = []
+    fit, by = np.empty((0, length), np.int64), np.empty((0, length), np.str_)
     if written:
-        fit.append(_self_written(checkpoint, tokenizer, written, length, settings.seed, progress))
+        fit = _self_written(checkpoint, tokenizer, written, length, settings.seed, progress)
+        by = np.full(fit.shape, "self")
     if count > written:
-        fit.append(_cut(tokenizer, share.fit, count - written, length, ", ".join(share.fitted), settings))
+        documents = list(share.fit)
+        cut, numbers = _cut(tokenizer, documents, count - written, length, ", ".join(share.fitted), settings)
+        names = np.array([share.fit[document] for document in documents])
+        fit, by = np.concatenate([fit, cut]), np.concatenate([by, names[numbers]])
+    told, fit_by = _told_apart(by)
     choosing, chosen_by = _cut_each(tokenizer, share.choosing, held, length, settings)
     judging, judged_by = _cut_each(tokenizer, share.judging, held, length, settings)
     return Windows(
-        fit=np.concatenate(fit),
+        fit=fit,
         choosing=choosing,
         judging=judging,
         sources=_names(sources),
+        told=told,
+        fit_by=fit_by,
         chosen_by=chosen_by,
         judged_by=judged_by,
     )
+
+
+def _told_apart(by: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    """The names in an array, the most frequent first, and the array by their numbers; the rarest are one source."""
+    names, numbers, counts = np.unique(by, return_inverse=True, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    number = np.minimum(np.argsort(order), _MOST_SOURCES - 1)
+    told = [str(names[i]) for i in order]
+    if len(told) > _MOST_SOURCES:
+        told = [*told[: _MOST_SOURCES - 1], f"{len(told) - _MOST_SOURCES + 1} others"]
+    return tuple(told), number[numbers].reshape(by.shape)
 
 
 def _names(sources: Sequence[str]) -> tuple[str, ...]:
@@ -216,7 +264,7 @@ def _cut_each(
         apart["others"] = _as_many(tokenizer, rest, count, length, settings)
     if sum(map(len, apart.values())) < count:
         everything = [document for own in documents.values() for document in own]
-        return _cut(tokenizer, everything, count, length, ", ".join(documents), settings), ("all",) * count
+        return _cut(tokenizer, everything, count, length, ", ".join(documents), settings)[0], ("all",) * count
     picked = sorted((at, name) for name, windows in apart.items() for at in range(len(windows)))[:count]
     picked.sort(key=lambda each: (each[1], each[0]))
     return np.stack([apart[name][at] for at, name in picked]), tuple(name for _, name in picked)
@@ -224,26 +272,31 @@ def _cut_each(
 
 def _as_many(tokenizer: Any, documents: Sequence[str], most: int, length: int, settings: Tokens) -> np.ndarray:
     """(up to `most`, length) ids of shuffled documents."""
-    ids = _joined(tokenizer, documents, most * length, settings.seed)
+    ids, _ = _joined(tokenizer, documents, most * length, settings.seed)
     return np.array(ids[: len(ids) // length * length], np.int64).reshape(-1, length)
 
 
-def _joined(tokenizer: Any, documents: Sequence[str], needed: int, seed: int) -> list[int]:
-    """So many ids of shuffled documents, or what there is."""
-    first, ids = _first_token(tokenizer), []
+def _joined(tokenizer: Any, documents: Sequence[str], needed: int, seed: int) -> tuple[list[int], list[int]]:
+    """So many ids of shuffled documents, or what there is; and the number of each one's document."""
+    first = _first_token(tokenizer)
+    ids: list[int] = []
+    numbers: list[int] = []
     for i in np.random.default_rng(seed).permutation(len(documents)):
         ids += [first, *tokenizer.encode(documents[i], add_special_tokens=False, verbose=False)]
+        numbers += [int(i)] * (len(ids) - len(numbers))
         if len(ids) >= needed:
             break
-    return ids[:needed]
+    return ids[:needed], numbers[:needed]
 
 
-def _cut(tokenizer: Any, documents: Sequence[str], count: int, length: int, name: str, settings: Tokens) -> np.ndarray:
-    """(count, length) ids of shuffled documents."""
+def _cut(
+    tokenizer: Any, documents: Sequence[str], count: int, length: int, name: str, settings: Tokens
+) -> tuple[np.ndarray, np.ndarray]:
+    """(count, length) ids of shuffled documents, and the number of each one's document."""
     needed = count * length
-    ids = _joined(tokenizer, documents, needed, settings.seed)
+    ids, numbers = _joined(tokenizer, documents, needed, settings.seed)
     if len(ids) == needed:
-        return np.array(ids, np.int64).reshape(count, length)
+        return np.array(ids, np.int64).reshape(count, length), np.array(numbers).reshape(count, length)
     # Four fifths of a text are there to be fitted on, one fifth is held out.
     raise CalibrationError(
         f"{printable(name, _LONGEST_NAME)} has {len(ids)} tokens where {needed} are asked for, each document "

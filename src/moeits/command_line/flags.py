@@ -61,6 +61,10 @@ FLAGS: dict[str, Any] = {
     "write_order": Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write each layer's experts, best first, as JSONL.")
     ],
+    "weights": Annotated[
+        str | None,
+        typer.Option(metavar="NAME:NUMBER,...", help="Weigh what was calibrated on anew: chat.jsonl:3,code.jsonl:1."),
+    ],
     "selection": Annotated[int, typer.Option(help="Tokens on which reconstruction tries which experts can go.")],
     "parent": Annotated[str, typer.Option(metavar="MODEL", help="The checkpoint that it was pruned from.")],
     "plan": Annotated[Path, typer.Option(help="The plan to carry out.")],

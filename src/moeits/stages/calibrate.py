@@ -80,12 +80,17 @@ def calibrated(
     from moeits.calibration.texts import windows_of
 
     windows = windows_of(checkpoint, texts, progress)
-    watched = windows.watched
+    names, by = windows.watched_by
     settings = {name: fact for name, fact in windows.facts.items() if name != "held_out_tokens"}
-    settings |= {"tokens": int(watched.size), "selection": min(selection, int(watched.size))}
+    settings |= {
+        "tokens": int(by.size),
+        "selection": min(selection, int(by.size)),
+        "watched": names,
+        "watched_tokens": np.bincount(by.ravel(), minlength=len(names)).tolist(),
+    }
     finished = place.parts(stage="calibrate", fingerprint=checkpoint.fingerprint, shards=checkpoint.stamps, **settings)
     layers = _all_layers(
-        checkpoint, watched, settings["selection"], finished, most_bytes, place.scratch(), device, progress
+        checkpoint, windows.watched, by, settings["selection"], finished, most_bytes, place.scratch(), device, progress
     )
     checkpoint.check_unchanged()
     return Evidence(
@@ -124,6 +129,7 @@ def _taken_in(statistics: Path, checkpoint: Checkpoint, output: Path | None) -> 
 def _all_layers(
     checkpoint: Checkpoint,
     tokens: np.ndarray,
+    by: np.ndarray,
     selection: int,
     finished: FinishedParts,
     most_bytes: int,
@@ -137,18 +143,19 @@ def _all_layers(
     from moeits.calibration.stream import Stream
 
     layers: dict[int, dict[str, np.ndarray]] = {}
+    sources = int(by.max()) + 1
     with Activations(most_bytes=most_bytes, beside=beside) as room, need("torch", extra="load").no_grad():
         stream = Stream.begin(LayeredModel(checkpoint, device=device), tokens, room)
         for i in range(len(stream.model)):
             with stream.model.layer(i) as live:
                 known = finished.arrays(f"layer-{i}") if live.moe is not None else None
-                if known is not None and live.moe is not None and not _are_whole(known, live.moe.num_experts):
+                if known is not None and live.moe is not None and not _are_whole(known, live.moe.num_experts, sources):
                     known = None
                 if live.moe is None or known is not None:
                     for part in stream.parts():
                         stream.hidden[part] = stream.run(live, i, part).cpu()
                 else:
-                    known = _watch(stream, live, i, selection)
+                    known = _watch(stream, live, i, selection, by, sources)
                     checkpoint.check_unchanged()
                     finished.keep_arrays(f"layer-{i}", known)
                 if known is not None:
@@ -157,22 +164,24 @@ def _all_layers(
     return layers
 
 
-def _are_whole(arrays: Mapping[str, np.ndarray], experts: int) -> bool:
+def _are_whole(arrays: Mapping[str, np.ndarray], experts: int, sources: int) -> bool:
     """Whether these can be the signals of a layer, all of them: what lies on a disk may be damaged."""
     from moeits.calibration.routing import Sums
 
-    shapes = {name: values.shape for name, values in Sums(experts).signals().items()}
+    shapes = {name: values.shape for name, values in Sums(experts, sources).signals().items()}
     shapes |= dict.fromkeys(("reconstruction", "reconstruction-error"), (experts,))
     return {name: values.shape for name, values in arrays.items()} == shapes and all(
         values.dtype == np.float64 and np.isfinite(values).all() for values in arrays.values()
     )
 
 
-def _watch(stream: Any, live: Any, i: int, selection: int) -> dict[str, np.ndarray]:
+def _watch(stream: Any, live: Any, i: int, selection: int, by: np.ndarray, sources: int) -> dict[str, np.ndarray]:
     """Run a layer on all tokens, and keep what it shows."""
     from moeits.calibration.routing import Sums, reconstruction
 
-    sums, steps = Sums(live.moe.num_experts), None
+    torch = need("torch", extra="load")
+
+    sums, steps = Sums(live.moe.num_experts, sources), None
     few = slice(0, -(-selection // stream.tokens.shape[1]))
     with live.watched() as seen:
         picked = stream.run(live, i, few)
@@ -180,5 +189,5 @@ def _watch(stream: Any, live: Any, i: int, selection: int) -> dict[str, np.ndarr
         del picked
         for part in stream.parts():
             stream.hidden[part] = stream.run(live, i, part).cpu()
-            sums.take(live, seen)
+            sums.take(live, seen, torch.from_numpy(by[part].reshape(-1)))
     return {**sums.signals(), **steps}

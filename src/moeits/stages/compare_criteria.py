@@ -113,7 +113,11 @@ def _settings(contest: Contest, texts: Tokens, fitting: Fitting) -> dict[str, An
     return {
         "keep": 1 - contest.reduction,
         "min_experts": contest.min_experts,
-        "tokens": {**asdict(texts), "data": [each["data"] for each in sources if each]},
+        "tokens": {
+            **asdict(texts),
+            "data": [each["data"] for each in sources if each],
+            **({"weights": list(texts.weights)} if texts.weights else {}),
+        },
         "refit": asdict(fitting),
         "evaluation": facts_of(contest.points.evaluation),
         "healing": facts_of(contest.points.healing),

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from moeits.choosing.criteria import criterion_named
 from moeits.choosing.elimination import EliminationOrder
 from moeits.choosing.planner import Planner
 from moeits.choosing.pruning_plan import PruningPlan
@@ -11,6 +12,7 @@ from moeits.choosing.settings import Budget, Choice
 from moeits.evidence import Evidence, merged
 from moeits.files import check_file_output, write_whole
 from moeits.settings import with_settings
+from moeits.weighing import reweighed, weights_of
 
 
 @with_settings
@@ -19,6 +21,7 @@ def plan(
     *,
     output: str | Path | None = None,
     write_order: str | Path | None = None,
+    weights: str | None = None,
     budget: Budget,
     choice: Choice,
 ) -> PruningPlan:
@@ -30,7 +33,7 @@ def plan(
 
     Several files of `evidence` of one checkpoint are taken together. Other criteria than `moeits` share removals out
     among layers by an `allocation`; counts are multiples of `multiple_of`. `write_order` is a JSONL file for the order
-    of each layer's experts, {"<layer>": [best, ..., worst]}.
+    of each layer's experts, {"<layer>": [best, ..., worst]}. `weights` weigh the sources that were calibrated on anew.
 
     Raises SettingError for an argument that is out of range, BudgetOutOfReach if floors are reached first,
     EvidenceError for broken evidence, OutputError if the plan cannot be written.
@@ -41,7 +44,10 @@ def plan(
     if write_order is not None:
         check_file_output(Path(write_order), inputs=(*several, budget.like, choice.protect, output))
     read = [each if isinstance(each, Evidence) else Evidence.load(each) for each in several]
-    planner = Planner(merged(read), choice)
+    known = merged(read)
+    if weights is not None:
+        known = reweighed(known, weights_of(weights), criterion_named(choice.criterion).needs)
+    planner = Planner(known, choice)
     made = planner.plan(budget=budget)
     if write_order is not None:
         write_whole(Path(write_order), _lines_of(planner.orders).encode())
