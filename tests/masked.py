@@ -4,6 +4,7 @@ It shares no code with the pruner: it finds the routers of a loaded transformers
 masks what they give wherever torch multiplies by that weight.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -20,10 +21,10 @@ TOLERANCE = 1e-5
 
 
 @contextmanager
-def routers_masked(model: Any, kept: Mapping[int, Sequence[int]], experts: int) -> Iterator[None]:
+def routers_masked(model: Any, kept: Mapping[int, Sequence[int]], experts: int, extra: int = 0) -> Iterator[None]:
     """Within the block, `model` cannot choose experts that are not in `kept` (decoder layer -> expert ids).
 
-    Where a router adds a bias to choose by, a removed expert's is -inf too.
+    Where a router adds a bias to choose by, a removed expert's is -inf too. `extra` of its rows are not of experts.
     """
     gone: dict[int, torch.Tensor] = {}
     with ExitStack() as restored:
@@ -31,11 +32,12 @@ def routers_masked(model: Any, kept: Mapping[int, Sequence[int]], experts: int) 
             removed = torch.tensor(sorted(set(range(experts)) - set(chosen)), dtype=torch.long)
             at = model.model.layers[layer]
             named = [*at.named_parameters(), *at.named_buffers()]
-            own = [tensor for name, tensor in named if "proj" not in name and "norm" not in name]
-            routers = [tensor for tensor in own if tensor.ndim == 2 and tensor.shape[0] == experts]
+            own = [tensor for name, tensor in named if _may_be_of_a_router(name)]
+            routers = [tensor for tensor in own if tensor.ndim == 2 and tensor.shape[0] == experts + extra]
+            added = [tensor for name, tensor in named if _may_be_of_a_router(name) and "scale" not in name]
             assert len(routers) == 1, "the layer should have exactly one router"
             gone[id(routers[0])] = removed
-            for bias in (tensor for tensor in own if tensor.numel() == experts):
+            for bias in (tensor for tensor in added if tensor.numel() in {experts, experts + extra}):
                 restored.callback(bias.data.copy_, bias.data.clone())
                 bias.data[..., removed] = float("-inf")
         linear, masked = torch.nn.functional.linear, set()
@@ -52,6 +54,11 @@ def routers_masked(model: Any, kept: Mapping[int, Sequence[int]], experts: int) 
     assert masked == set(gone), "some router never went through the mask: this oracle would prove nothing"
 
 
+def _may_be_of_a_router(name: str) -> bool:
+    """Attention, experts and norms have matrices and vectors of any size."""
+    return "norm" not in name and ("proj" not in name or bool(re.search(r"(^|\.)(router|gate)\.", name)))
+
+
 @torch.no_grad()
 def logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     """(batch, length, vocabulary), float32."""
@@ -60,7 +67,9 @@ def logits(model: Any, tokens: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def continuation(model: Any, tokens: torch.Tensor, length: int = 6) -> torch.Tensor:
-    """What the model writes next, greedily, with its cache."""
+    """What the model writes next, greedily, with its cache; nothing if it does not write."""
+    if not model.can_generate():
+        return tokens
     return model.eval().generate(
         tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=length, min_new_tokens=length, do_sample=False
     )

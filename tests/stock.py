@@ -21,6 +21,8 @@ from safetensors.torch import save_file
 # What only moeits, or a loader of unequal layers, reads in a config.json.
 _NOT_OF_THE_CLASS = {"architectures", "auto_map", "dtype", "moeits", "per_layer_config"}
 
+_OPENED_AS = ("CausalLM", "ImageTextToText", "TokenClassification", "Seq2SeqLM", "MultimodalLM")
+
 Shapes = Mapping[str, tuple[str, tuple[int, ...]]]
 """Tensor name -> dtype as safetensors calls it, shape."""
 
@@ -50,20 +52,31 @@ class Stock:
 def stock(config: Mapping[str, Any]) -> Stock:
     """The stock model of a config.json, with whatever weights it begins with."""
     own = {key: value for key, value in config.items() if key not in _NOT_OF_THE_CLASS}
+    of_layers = config.get("per_layer_config") or {}
+    if not any("expert" in key for values in of_layers.values() for key in values):
+        own["per_layer_config"] = config.get("per_layer_config")
     return _stock(json.dumps(own, sort_keys=True), config.get("dtype", "float32"))
 
 
 @lru_cache(maxsize=64)
 def _stock(text: str, dtype: str) -> Stock:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     config = AutoConfig.for_model(**json.loads(text))
-    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
+    model = auto_class(config).from_config(config, dtype=getattr(torch, dtype)).eval()
     _widen(model, model._get_dtype_plan(getattr(torch, dtype)))
     return Stock(model)
+
+
+def auto_class(config: Any) -> Any:
+    """What opens a model of this config's class: that of language models, where there is one."""
+    import transformers
+
+    autos = (getattr(transformers, f"AutoModelFor{name}") for name in _OPENED_AS)
+    return next(auto for auto in autos if type(config) in auto._model_mapping)
 
 
 def _widen(model: Any, dtypes: Mapping[str, Any]) -> None:
@@ -85,10 +98,11 @@ def state_of(model: Any) -> dict[str, Any]:
 
 def loaded_state(folder: Path) -> dict[str, np.ndarray]:
     """All tensors of a checkpoint as they are called and shaped once stock transformers has loaded it."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     with tempfile.TemporaryDirectory() as other:
-        save_file(state_of(AutoModelForCausalLM.from_pretrained(folder, dtype="auto")), f"{other}/state")
+        auto = auto_class(AutoConfig.from_pretrained(folder))
+        save_file(state_of(auto.from_pretrained(folder, dtype="auto")), f"{other}/state")
         return load_file(f"{other}/state")
 
 
@@ -132,5 +146,7 @@ def what_is_left(
             if expert in ids:
                 left[numbered.format(ids.index(expert))] = value
         else:
-            left[name] = value.take(ids, axes[name]) if name in axes else value
+            # Rows behind those of the experts, which a model of one expert less has too, are not an expert's.
+            rest = [*range(config[count_key], value.shape[axes[name]])] if name in axes else []
+            left[name] = value.take([*ids, *rest], axes[name]) if name in axes else value
     return left

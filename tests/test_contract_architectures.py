@@ -24,7 +24,7 @@ def architecture(request: pytest.FixtureRequest) -> Architecture:
 
 def test_transformers_has_it_natively(architecture: Architecture) -> None:
     config = transformers.AutoConfig.for_model(architecture.model_type)
-    assert type(config) in transformers.AutoModelForCausalLM._model_mapping
+    assert type(config) in getattr(transformers, architecture.auto_class)._model_mapping
     assert hasattr(config, architecture.top_k_key)
     assert any(hasattr(config, key) for key in architecture.num_experts_keys)
 
@@ -66,7 +66,7 @@ def test_every_tensor_of_its_block_is_accounted_for(tmp_path: Path, architecture
     for moe in MoELayout.of(checkpoint).layers.values():
         experts = {name for tensors in moe.experts.values() for name in tensors.values()}
         parts = [experts, set(moe.router), set(moe.shared), set(moe.fused.values())]
-        inside = {name for name in checkpoint.tensors if name.startswith(moe.block)}
+        inside = {name for name in checkpoint.tensors if name.startswith(moe.within)}
         assert set.union(*parts) == inside
         assert sum(map(len, parts)) == len(inside), "no tensor is two things"
 

@@ -138,7 +138,7 @@ def test_the_record_names_recipe_data_and_curves(healed, tmp_path: Path):  # noq
 SIGMOID = {
     *("afmoe", "axk1", "axk2", "bailing_hybrid", "beam", "deepseek_v3", "deepseek_v32", "dots1", "exaone_moe", "flint"),
     *("glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "hy_v3", "kimi_linear", "laguna", "lfm2_moe", "mimo_v2_flash"),
-    *("minimax_m2", "solar_open"),
+    *("dots3_note_text", "minimax_m2", "solar_open"),
 }
 
 

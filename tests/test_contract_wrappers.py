@@ -67,7 +67,7 @@ def test_every_tensor_of_its_blocks_is_accounted_for(wrapper: Path) -> None:
     for moe in layout.layers.values():
         experts = {name for tensors in moe.experts.values() for name in tensors.values()}
         parts = [experts, set(moe.router), set(moe.shared), set(moe.fused.values())]
-        inside = {name for name in checkpoint.tensors if name.startswith(moe.block)}
+        inside = {name for name in checkpoint.tensors if name.startswith(moe.within)}
         assert set.union(*parts) == inside
         assert sum(map(len, parts)) == len(inside)
 
@@ -128,8 +128,8 @@ def test_everything_else_is_as_it_was(wrapper: Path, tmp_path: Path, budget: dic
     assert changed <= {*architecture_of(before).count_keys(before[part])}
     layers = MoELayout.of(Checkpoint.open(wrapper)).layers.values()
     tensors, others = read_tensors(wrapper), read_tensors(out)
-    outside = {name for name in tensors if not any(name.startswith(moe.block) for moe in layers)}
-    assert outside == {name for name in others if not any(name.startswith(moe.block) for moe in layers)}
+    outside = {name for name in tensors if not any(name.startswith(moe.within) for moe in layers)}
+    assert outside == {name for name in others if not any(name.startswith(moe.within) for moe in layers)}
     assert all(tensors[name].tobytes() == others[name].tobytes() for name in outside)
 
 

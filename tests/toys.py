@@ -15,7 +15,7 @@ expert to expert, so that redundancies have a spread and an order.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -23,15 +23,16 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
 from safetensors.numpy import load_file, save_file
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.evidence import Evidence
-from moeits.experts.families import ARCHITECTURES, architecture_of
+from moeits.experts.families import ARCHITECTURES, Architecture, architecture_of
 from moeits.experts.inventory import Inventory, LayerFacts
 from moeits.experts.layer import ExpertSizes
 from moeits.experts.layout import MoELayout
-from tests.stock import loaded_state, stock
+from tests.stock import auto_class, loaded_state, stock
 
 HIDDEN, WIDTH, DENSE_WIDTH, HEADS, HEAD_DIM, VOCAB = 32, 12, 40, 4, 8, 64
 
@@ -39,6 +40,24 @@ DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.f
 _NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 BY_THEMSELVES = tuple(architecture for architecture in ARCHITECTURES if not architecture.part)
 MODEL_TYPES = tuple(architecture.model_type for architecture in BY_THEMSELVES)
+
+
+def kind_of(architecture: Architecture) -> tuple[Any, ...]:
+    """What surgery goes by: families that are alike in it differ in the stock class only."""
+    names = (architecture.blocks, tuple(architecture.projections.values()), tuple(architecture.fused))
+    router = (architecture.router, architecture.router_in_memory, tuple(architecture.extra_rows))
+    return (*names, *router, architecture.stacking, architecture.shared, architecture.counts_apart)
+
+
+def of_each_kind(model_types: Sequence[str]) -> list[Any]:
+    """Families as parameters of a test, those marked that are described as one before them is."""
+    params, kinds = [], set()
+    for model_type in model_types:
+        kind = kind_of(architecture_of({"model_type": model_type}))
+        params.append(pytest.param(model_type, marks=[pytest.mark.every_family] if kind in kinds else []))
+        kinds.add(kind)
+    return params
+
 
 ONE_BY_ONE = tuple(architecture.model_type for architecture in BY_THEMSELVES if architecture.projections)
 """Families whose files have a tensor for each expert; of the others there is one form only."""
@@ -77,8 +96,28 @@ _PECULIAR: Mapping[str, Mapping[str, Any]] = {
     "bailing_hybrid": {"num_expert_group": 1, "layer_types": ["linear_attention", "full_attention"]},
     "beam": {"mlp_layer_types": ["sparse"]},
     "deepseek_v32": {"q_lora_rank": 16, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 64},
+    "dots3_note_text": {
+        "q_lora_rank": 16,
+        "index_n_heads": 2,
+        "index_head_dim": 16,
+        "index_topk": 64,
+        "head_dim": 16,
+        "shared_experts_intermediate_size": 16,
+        "layer_types": ["indexed_attention", "sliding_attention"],
+        "per_layer_config": {"1": {"kv_lora_rank": 8}},
+    },
     "dots1": {"n_shared_experts": 1},
     "flint": {"mlp_only_layers": [0]},
+    "gemma4_text": {
+        "enable_moe_block": True,
+        "num_experts": 6,
+        "top_k_experts": 2,
+        "moe_intermediate_size": WIDTH,
+        "hidden_size_per_layer_input": 0,
+        "vocab_size_per_layer_input": VOCAB,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "per_layer_config": {"2": {"head_dim": 16}},
+    },
     "glm4v_moe_text": {
         "rope_parameters": {
             "rope_type": "default",
@@ -114,9 +153,36 @@ _PECULIAR: Mapping[str, Mapping[str, Any]] = {
         "linear_head_dim": HEAD_DIM,
     },
     "lfm2_moe": {"num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
+    "inkling2_text": {
+        "moe_intermediate_size": WIDTH,
+        "swa_head_dim": HEAD_DIM,
+        "swa_num_attention_heads": HEADS,
+        "swa_num_key_value_heads": HEADS,
+        "rel_extent": 8,
+    },
+    "inkling_text": {
+        "swa_head_dim": HEAD_DIM,
+        "swa_num_attention_heads": HEADS,
+        "swa_num_key_value_heads": HEADS,
+        "rel_extent": 8,
+        "mlp_layer_types": ["sparse"],
+    },
     "llama4_text": {"intermediate_size_mlp": DENSE_WIDTH, "intermediate_size": WIDTH, "attention_chunk_size": 32},
     "mimo_v2_flash": {"num_key_value_heads": 2},
     "minimax_m3_vl_text": {"dense_intermediate_size": DENSE_WIDTH, "shared_intermediate_size": 16},
+    "mistral4": {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "llama_4_scaling_beta": 0.1,
+            "original_max_position_embeddings": 8192,
+        },
+        "head_dim": HEAD_DIM,
+    },
+    "nemotron_h": {
+        "layers_block_type": ["moe", "moe", "full_attention"],
+        "moe_shared_expert_intermediate_size": 16,
+    },
     "qwen3_5_moe_text": {
         "layer_types": ["linear_attention", "full_attention"],
         "linear_key_head_dim": HEAD_DIM,
@@ -124,6 +190,20 @@ _PECULIAR: Mapping[str, Mapping[str, Any]] = {
         "linear_num_key_heads": 2,
         "linear_num_value_heads": HEADS,
     },
+    "qwen4_exp_text": {
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_key_head_dim": HEAD_DIM,
+        "linear_value_head_dim": HEAD_DIM,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": HEADS,
+        "hc_lowrank": 8,
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": HEAD_DIM,
+        "indexer_budget": 64,
+        "indexer_compress_ratio": 2,
+    },
+    "zaya": {"num_experts_per_tok": 1, "router_hidden_size": 8, "num_key_value_heads": 2},
     "qwen3_next": {
         "full_attention_interval": 2,
         "linear_key_head_dim": HEAD_DIM,
@@ -137,15 +217,16 @@ _PECULIAR: Mapping[str, Mapping[str, Any]] = {
 @cache
 def _small(model_type: str) -> Mapping[str, Any]:
     """The keys that make a config of this family small."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = AutoConfig.for_model(model_type)
+    config.allow_global_per_layer_attribute_access = True
     small = {
         key: value for key, value in _SMALL.items() if getattr(config, key, None) is not None or key == "pad_token_id"
     }
     if "moe_intermediate_size" not in small:
         small["intermediate_size"] = WIDTH
-    name = AutoModelForCausalLM._model_mapping[type(config)].__name__
+    name = auto_class(config)._model_mapping[type(config)].__name__
     return {**small, "pad_token_id": 1, **_PECULIAR.get(model_type, {}), "architectures": [name]}
 
 
@@ -155,14 +236,14 @@ def toy_config(
     """config.json of a toy, as files on the hub have it; `changes` are further keys, or other values."""
     architecture = architecture_of({"model_type": model_type, "num_experts": experts})
     small = dict(_small(model_type))
-    for key in ("layer_types", "mlp_layer_types"):
+    for key in ("layer_types", "layers_block_type", "mlp_layer_types"):
         if kinds := small.get(key):
             small[key] = [kinds[layer % len(kinds)] for layer in range(layers)]
     return {
         "model_type": model_type,
         **small,
         architecture.num_experts_keys[0]: experts,
-        architecture.top_k_key: top_k,
+        architecture.top_k_key: small.get(architecture.top_k_key, top_k),
         "num_hidden_layers": layers,
         "dtype": dtype,
         **changes,
@@ -282,7 +363,11 @@ def assert_same_model(one: Path, other: Path) -> None:
         )
         assert shared <= its_shared or its_shared <= shared
     outside = [
-        {name: value.tobytes() for name, value in of.items() if not any(name.startswith(m.block) for m in its.values())}
+        {
+            name: value.tobytes()
+            for name, value in of.items()
+            if not any(name.startswith(m.within) for m in its.values())
+        }
         for of, its in ((tensors, here.layers), (others, there.layers))
     ]
     # A few families call some of these by other names in memory. That they are copied is another test's to show.

@@ -8,18 +8,39 @@ are loaded.
 
 import copy
 import functools
+import inspect
 
 import torch
 import transformers
 
 
-def _per_layer_config(config):
-    """{layer: {key: value}} from transformers' own `per_layer_config`, else from the `moeits` block."""
-    heterogeneity = config.__dict__.get("_heterogeneity_spec")
-    if heterogeneity is not None:
-        return heterogeneity.per_layer_overrides
+def _own_layers(config):
+    """{layer: {key: value}} from the `moeits` block."""
     own = (getattr(config, "moeits", None) or {}).get("per_layer_config") or {}
     return {int(layer): values for layer, values in own.items()}
+
+
+def _per_layer_config(config, inner):
+    """{layer: {key: value}} of the layers to rebuild, `inner` being the config of the model that has them.
+
+    From the `moeits` block, with what transformers' own `per_layer_config` says of them; else from that alone.
+    """
+    heterogeneity = inner.__dict__.get("_heterogeneity_spec")
+    stock = heterogeneity.per_layer_overrides if heterogeneity is not None else {}
+    own = _own_layers(config)
+    return {layer: {**stock.get(layer, {}), **values} for layer, values in own.items()} if own else stock
+
+
+class _ConfigOfLayer:
+    """The live config as modules of a rebuilt layer read it: with the layer's own values."""
+
+    def __init__(self, config, values):
+        self.__dict__.update(_live=config, **values)
+
+    def __getattr__(self, name):
+        if name.startswith("__") or name == "_live":
+            raise AttributeError(name)
+        return getattr(self._live, name)
 
 
 def _config_of_layer(config, values):
@@ -42,23 +63,29 @@ def decoder_layers(model, config):
     raise ValueError(f"{type(model).__name__} has no list of {config.num_hidden_layers} decoder layers")
 
 
+def _takes(layer_class):
+    """How many arguments a decoder layer is built from: its config, and its number where it asks for it."""
+    return len(inspect.signature(layer_class.__init__).parameters) - 1
+
+
 def _rebuild_layers(model):
     """Replace each layer of another size by one of its own class, built from its own config."""
-    overrides = _per_layer_config(model.config)
+    config = model.config.get_text_config(decoder=True)
+    overrides = _per_layer_config(model.config, config)
     if not overrides:
         return
-    config = model.config.get_text_config(decoder=True)
     _, layers = decoder_layers(model, config)
     for index, values in overrides.items():
         old, single = layers[index], _config_of_layer(config, values)
         device = next(old.parameters()).device
         with torch.device(device):
-            new = type(old)(single, index)
+            new = type(old)(*(single, index)[: _takes(type(old))])
         new.train(old.training)
         for module in new.modules():
-            # One live config, so that set_attn_implementation and its like keep working later.
+            # One live config, so that set_attn_implementation and its like keep working later; what a layer has of
+            # its own it keeps, since routers read counts at every call.
             if module.__dict__.get("config") is single:
-                module.config = config
+                module.config = _ConfigOfLayer(config, values)
         if device.type != "meta":
             # Built from a config alone: no weights will follow, so nobody else initialises the new layer.
             for module in new.modules():
@@ -105,7 +132,7 @@ class _PerLayerCounts:
         return cls._stock._can_set_attn_implementation()
 
     def __init__(self, config, *args, **kwargs):
-        if getattr(config, "is_heterogeneous", False):
+        if getattr(config, "is_heterogeneous", False) and not _own_layers(config):
             config.allow_global_per_layer_attribute_access = True
         super().__init__(config, *args, **kwargs)
         _rebuild_layers(self)
@@ -121,7 +148,13 @@ def _opens(auto, stock):
 @functools.cache
 def per_layer_class(stock):
     """A subclass of a stock model class that reads per-layer counts; of the same name, as `architectures` says."""
-    autos = ("AutoModelForCausalLM", "AutoModelForImageTextToText")
+    autos = (
+        "AutoModelForCausalLM",
+        "AutoModelForImageTextToText",
+        "AutoModelForMultimodalLM",
+        "AutoModelForSeq2SeqLM",
+        "AutoModelForTokenClassification",
+    )
     known = (name for name in autos if _opens(getattr(transformers, name), stock))
     names = {"__module__": __name__, "__doc__": stock.__doc__, "_auto_class": next(known, autos[0]), "_stock": stock}
     return type(stock.__name__, (_PerLayerCounts, stock), names)

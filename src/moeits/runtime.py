@@ -14,7 +14,7 @@ from moeits.checkpoint.opening import Describing
 from moeits.checkpoint.reading import Checkpoint, read_json
 from moeits.errors import CheckpointError, MissingExtra, MoeitsError, SettingError
 from moeits.experts.families import auto_class_of, check_stock_class, known_family
-from moeits.experts.promises import per_layer_config
+from moeits.experts.promises import needs_loader
 from moeits.surgery.pruned_config import class_name
 
 # What a model may be loaded in; auto is what its files have.
@@ -66,7 +66,7 @@ def _class_of(config: Mapping[str, Any], name: str) -> Any:
     """What opens a checkpoint: the stock class, or one derived from it where layers keep different counts."""
     check_stock_class(config, name)
     transformers = need("transformers", extra="load")
-    if not per_layer_config(config):
+    if not needs_loader(config):
         return getattr(transformers, auto_class_of(config))
     from moeits.modeling_moeits import per_layer_class
 

@@ -18,7 +18,7 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CalibrationError, CheckpointError
 from moeits.experts.layer import MoELayer
 from moeits.experts.layout import MoELayout
-from moeits.experts.promises import per_layer_config
+from moeits.experts.promises import needs_loader
 from moeits.modeling_moeits import decoder_layers, per_layer_class
 from moeits.runtime import need, quiet, refusals_as_sentences
 from moeits.surgery.pruned_config import class_name
@@ -221,6 +221,6 @@ def _without_weights(config: Mapping[str, Any]) -> Any:
     for part in (read, *(getattr(read, name, None) for name in read.sub_configs)):
         if part is not None:
             part.dtype = torch.float32
-    made: Any = per_layer_class(stock) if per_layer_config(config) else stock
+    made: Any = per_layer_class(stock) if needs_loader(config) else stock
     with torch.device("meta"):
         return made._from_config(read, dtype=torch.float32).eval().requires_grad_(False)

@@ -9,7 +9,7 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import EvaluationError, MissingExtra, MoeitsError
 from moeits.evaluation.settings import Inference
 from moeits.evaluation.tasks import LoadedTask
-from moeits.experts.promises import per_layer_config
+from moeits.experts.promises import needs_loader
 from moeits.progress import Progress
 from moeits.runtime import checked_device, context_of, load_checked, load_tokenizer, need, processes
 
@@ -81,7 +81,7 @@ def _with_transformers(checkpoint: Checkpoint, inference: Inference) -> Any:
 
 def _with_vllm(checkpoint: Checkpoint, inference: Inference) -> Any:
     """Not run: the machine this was written on has no vLLM."""
-    if per_layer_config(checkpoint.config):
+    if needs_loader(checkpoint.config):
         raise EvaluationError(
             "vLLM loads only equal counts of experts in all layers. Evaluate with --backend hf, or write the "
             "checkpoint again with --layout uniform."

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from moeits.errors import CheckpointError, FamilyError, UnknownArchitecture
-from moeits.experts.rules import Config, Groups, Layers
+from moeits.experts.rules import Config, Groups, Layers, Number, number
 from moeits.typed_json import NotOfItsType, convert_typed
 
 TABLE = Path(__file__).with_name("families.toml")
@@ -47,6 +47,10 @@ class Architecture(
     part: str = ""
     """Where in config.json the config of the model with the experts is, if it is one of several: a key, or keys
     joined by dots."""
+    prefixes: tuple[str, ...] = ()
+    """What the names of its tensors begin with there, before `layers.`; the one in memory comes last."""
+    of_any: bool = False
+    """Whether that part may be of any family: then the entry of its own model_type describes it, below `prefixes`."""
     auto_class: str = "AutoModelForCausalLM"
     """The class of transformers that opens any checkpoint of this kind."""
     class_on_hub: bool = False
@@ -56,6 +60,8 @@ class Architecture(
     blocks: tuple[str, ...]
     """Names of the MoE block, `{layer}` standing for the number of the decoder layer. Checkpoints written from
     transformers' memory may use another name than those on the hub, hence several; the one in memory comes last."""
+    within: tuple[str, ...] = ("",)
+    """What the names of the MoE's tensors begin with below `blocks`, where these are not a module of its own."""
     expert: str
     """A tensor of one routed expert. `{tensor}` is anything: weights, biases and scales move together."""
     projections: Mapping[str, str]
@@ -63,9 +69,10 @@ class Architecture(
     checkpoint has its experts one by one."""
     fused: Mapping[str, tuple[str, ...]]
     """The same experts as 3-D tensors with the expert axis first: name -> the projections stacked in it."""
-    stacking: Literal["rows", "columns", "alternating columns", "rows or columns"] = "rows"
+    stacking: Literal["rows", "alternating rows", "columns", "alternating columns", "rows or columns"] = "rows"
     """How. In rows: (E, 2 I, H), one projection below the other. In columns every matrix is stored the other way round,
-    (E, H, 2 I), and the projections stand side by side or take turns. Where files have either, shapes tell which."""
+    (E, H, 2 I), and the projections stand side by side. Alternating ones take turns. Where files have either, shapes
+    tell which."""
     router: tuple[str, ...]
     """Tensors with one entry or row per expert, selection biases included; the first one must be there."""
     router_in_memory: str = ""
@@ -74,11 +81,20 @@ class Architecture(
     """What makes a token's affinities to the experts of the router's logits, from which gates are taken."""
     expert_axis: Mapping[str, int] = {}
     """The axis of the experts in those tensors of the router where it is not the first."""
+    extra_rows: Mapping[str, Number | int] = {}
+    """Tensors of the router -> how many entries they have behind those of the routed experts: for shared experts, or
+    for experts that compute nothing. They stay."""
     shared: tuple[str, ...] = ()
     """Prefixes of what else is in the MoE block: shared experts and their gates."""
     num_experts_keys: tuple[str, ...]
     """Config keys of the number of routed experts. All that are present must agree, and are rewritten."""
     top_k_key: str
+    """Config key of how many experts a token is given to: a number, or a list with one for each layer."""
+    top_k_aliases: tuple[str, ...] = ()
+    """Other names of it in files on the hub, for configs that do not have the first."""
+    counts_apart: bool = False
+    """Whether transformers' `per_layer_config` cannot hold unequal counts, since the class reads it for other things.
+    They are then in moeits' own block only."""
     layers: Layers = Layers()
     """Which decoder layers have experts."""
     limit: Groups | None = None
@@ -124,6 +140,14 @@ class Architecture(
     def least_per_group(self, config: Config) -> int:
         """Experts that each group, or the layer if it has no groups, must keep. Raises as rules do."""
         return max(self.least, self.limit.least(config, self.top_k_key) if self.limit else 1)
+
+    def extra(self, config: Config, name: str) -> int:
+        """Entries of a tensor of the router that are not of a routed expert. Raises as rules do."""
+        return number(self.extra_rows.get(name, 0), config)
+
+    def top_k_key_in(self, config: Config) -> str:
+        """The key under which this config keeps top_k."""
+        return next((key for key in (self.top_k_key, *self.top_k_aliases) if key in config), self.top_k_key)
 
     def num_experts_key(self, config: Config) -> str | None:
         """The key under which this config keeps the number of experts, if any."""
@@ -173,12 +197,17 @@ def _family(table: Path | str, name: str, entries: Mapping[str, Any]) -> Archite
 
 
 def _below_prefixes(entry: dict[str, Any]) -> dict[str, Any]:
-    """An entry whose blocks begin with each of its `prefixes`, where others begin with `model.`."""
-    prefixes = entry.pop("prefixes", None)
-    if prefixes is None:
+    """An entry whose blocks begin with each of its `prefixes`, if it has any."""
+    if "prefixes" not in entry:
         return entry
-    below = [block.removeprefix("model.") for block in convert_typed(entry["blocks"], list[str])]
-    return {**entry, "blocks": [prefix + block for prefix in convert_typed(prefixes, list[str]) for block in below]}
+    prefixes, blocks = (convert_typed(entry[key], tuple[str, ...]) for key in ("prefixes", "blocks"))
+    return {**entry, "blocks": _below(prefixes, blocks)}
+
+
+def _below(prefixes: Sequence[str], blocks: Sequence[str]) -> tuple[str, ...]:
+    """Each block with each prefix in the place of what comes before `layers.`."""
+    inside = dict.fromkeys(block[block.find("layers.") :] for block in blocks)
+    return tuple(prefix + block for prefix in prefixes for block in inside)
 
 
 def _inherited(name: object, entries: Mapping[str, Any], below: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -258,6 +287,12 @@ def auto_class_of(config: Config) -> str:
     return known.auto_class if known else "AutoModelForCausalLM"
 
 
+def reads_per_layer_config(config: Config) -> bool:
+    """Whether the stock class of a config reads `per_layer_config` itself, for other things than counts."""
+    known = known_family(config)
+    return known is not None and known.counts_apart
+
+
 def model_class_of(config: Config) -> str:
     """The class that a config's family says opens it; empty where it says nothing."""
     known = known_family(config)
@@ -283,7 +318,7 @@ def check_stock_class(config: Config, source: str) -> None:
 def architecture_of(config: Config) -> Architecture:
     """The description of a config's model_type. Raises UnknownArchitecture, with the nearest known name."""
     if described := known_family(config):
-        return described
+        return _of_any(described, config)
     model_type = config["model_type"]
     known = {architecture.model_type: architecture for architecture in FAMILIES}
     if reason := REFUSED.get(model_type):
@@ -302,6 +337,16 @@ def architecture_of(config: Config) -> Architecture:
     near = difflib.get_close_matches(model_type, known, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise UnknownArchitecture(f"No architecture {model_type!r}.{hint} Known: {', '.join(known)}. {_DESCRIBE_IT}")
+
+
+def _of_any(known: Architecture, config: Config) -> Architecture:
+    """A wrapper of any model with that of its model in it. Raises UnknownArchitecture, as for a model by itself."""
+    if not known.of_any or not isinstance(config.get(known.part), Mapping):
+        return known
+    inside = architecture_of({"model_type": "", **config[known.part]})
+    own = ("model_type", "models", "part", "prefixes", "of_any", "auto_class", "model_class")
+    blocks = _below(known.prefixes, inside.blocks)
+    return structs.replace(inside, blocks=blocks, **{name: getattr(known, name) for name in own})
 
 
 def _model_with_experts(config: Config, below: str = "") -> str:

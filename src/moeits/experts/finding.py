@@ -36,8 +36,13 @@ def stacking(architecture: Architecture, layers: Mapping[int, Mapping[str, Tenso
     return "rows"
 
 
-def block_tensors(architecture: Architecture, index: int, tensors: Mapping[str, TensorInfo]) -> BlockTensors:
-    """Which tensors of a layer are an expert's, the router's and shared. Raises CheckpointError if it has no router."""
+def block_tensors(
+    architecture: Architecture, index: int, tensors: Mapping[str, TensorInfo], extra: Mapping[str, int]
+) -> BlockTensors:
+    """Which tensors of a layer are an expert's, the router's and shared. Raises CheckpointError if it has no router.
+
+    `extra`: entries of the router's tensors that are not of a routed expert, by name in the architecture.
+    """
     block = block_name(architecture, index, tensors)
     if block is None:
         check_router_is_whole(architecture, index, tensors)
@@ -46,7 +51,8 @@ def block_tensors(architecture: Architecture, index: int, tensors: Mapping[str, 
             f"{architecture.blocks[0].format(layer=index)}.{architecture.router[0]}. The checkpoint is incomplete, or "
             "its config.json is of another one."
         )
-    inside = [name.removeprefix(block) for name in tensors if name.startswith(block)]
+    within = tuple(block + part for part in architecture.within)
+    inside = [name.removeprefix(block) for name in tensors if name.startswith(within)]
     weight, *others = architecture.router
     routers = [name for name in (weight, architecture.router_in_memory, *others) if name in inside]
     fused = [name for name in inside if any(belongs_to(name, own) for own in architecture.fused)]
@@ -55,10 +61,13 @@ def block_tensors(architecture: Architecture, index: int, tensors: Mapping[str, 
     scales = of_router(routers[0], block, [name for name in inside if name not in {*others, *shared}], tensors)
     return BlockTensors(
         block=block,
+        within=within,
         experts=_per_expert(architecture, block, inside),
         fused={name: block + name for name in fused if name not in of_all},
         router={block + name: architecture.expert_axis.get(name, 0) for name in (*routers, *scales.rows)},
         shared=tuple(block + name for name in (*shared, *scales.whole, *of_all)),
+        extra={block + name: extra[name] for name in routers if extra.get(name)}
+        | {block + name: extra[routers[0]] for name in scales.rows if extra.get(routers[0])},
     )
 
 

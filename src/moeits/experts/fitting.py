@@ -39,7 +39,7 @@ def check_roles(architecture: Architecture, block: BlockTensors, tensors: Tensor
         "the router": set(block.router),
         "what is shared": set(block.shared),
     }
-    for name in (name for name in tensors if name.startswith(block.block)):
+    for name in (name for name in tensors if name.startswith(block.within)):
         own = [role for role, names in roles.items() if name in names]
         if not own:
             raise CheckpointError(
@@ -58,9 +58,9 @@ def check_experts(architecture: Architecture, index: int, count: int, block: Blo
     _check_one_layout(architecture, index, block)
     if block.experts:
         _check_each(architecture, index, count, block.experts)
-    _check_expert_axes(index, count, block.router, tensors)
+    _check_expert_axes(index, count, block.router, tensors, block.extra)
     check_fused(block.fused, count, tensors)
-    _check_expert_axes(index, count, block.expert_axes, tensors)
+    _check_expert_axes(index, count, block.expert_axes, tensors, block.extra)
     _check_weights(architecture, block, tensors)
     _check_alike(index, block.experts, tensors)
 
@@ -93,10 +93,18 @@ def _check_each(architecture: Architecture, index: int, count: int, experts: Map
                 raise CheckpointError(f"Layer {index}, expert {expert} has no {tensor}. Download the checkpoint again.")
 
 
-def _check_expert_axes(index: int, count: int, axes: Mapping[str, int], tensors: Tensors) -> None:
+def _check_expert_axes(
+    index: int, count: int, axes: Mapping[str, int], tensors: Tensors, extras: Mapping[str, int]
+) -> None:
     for name, axis in axes.items():
-        shape = tensors[name].shape
-        if len(shape) <= axis or shape[axis] != count:
+        shape, extra = tensors[name].shape, extras.get(name, 0)
+        if len(shape) > axis and shape[axis] > count + extra and extra:
+            raise CheckpointError(
+                f"{name} has {shape[axis]} entries, but layer {index} has {count} experts and {extra} entries for "
+                "others by config.json: it is not clear what the rest is for. Compare config.json with that of the "
+                "original model."
+            )
+        if len(shape) <= axis or shape[axis] != count + extra:
             raise CheckpointError(
                 f"{name} has shape {list(shape)}, but layer {index} has {count} experts by config.json. "
                 "The checkpoint and its config.json are not of one model."
@@ -109,7 +117,7 @@ def _check_weights(architecture: Architecture, block: BlockTensors, tensors: Ten
         for tensor in architecture.projections.values():
             if tensor in of:
                 _check_matrix(tensors[of[tensor]], axes=2, stacked=1, along=0)
-    along = 1 if architecture.stacking == "rows" else 2
+    along = 1 if architecture.stacking.endswith("rows") else 2
     for name, stacked in architecture.fused.items():
         if name in block.fused:
             _check_matrix(tensors[block.fused[name]], axes=3, stacked=len(stacked), along=along)

@@ -20,6 +20,8 @@ class BlockTensors:
 
     block: str
     """Name of the MoE block, with its trailing dot."""
+    within: tuple[str, ...]
+    """What the names of its tensors begin with: the block's, or more where other modules are beside the experts."""
     experts: Mapping[int, Mapping[str, str]]
     """Expert -> what follows its number -> tensor name. Empty in a fused layer."""
     fused: Mapping[str, str]
@@ -27,6 +29,8 @@ class BlockTensors:
     router: Mapping[str, int]
     """Tensor name -> the axis of the experts."""
     shared: tuple[str, ...]
+    extra: Mapping[str, int]
+    """Tensors of the router that have entries behind those of the experts -> how many. They stay."""
 
     @property
     def expert_axes(self) -> dict[str, int]:

@@ -38,7 +38,7 @@ class MoELayout:
         by_layer = finding.by_layer(architecture, checkpoint.tensors)
         if architecture.stacking == "rows or columns":
             architecture = structs.replace(architecture, stacking=finding.stacking(architecture, by_layer))
-        count = promises.num_layers(config)
+        count = promises.num_layers(architecture, config)
         fitting.check_all_layers(count, by_layer)
         expected = promises.moe_layers(architecture, config)
         for i in sorted(set(range(count)) - set(expected)):
@@ -47,7 +47,7 @@ class MoELayout:
         if not layers:
             raise CheckpointError(f"{checkpoint.source} has no MoE layer: there is nothing to simplify.")
         layers = with_parameters(layers, checkpoint)
-        mtp = MtpLayers.of(architecture, config, checkpoint.tensors)
+        mtp = MtpLayers.of(architecture, count, checkpoint.tensors)
         return cls(architecture=architecture, layers=layers, mtp=mtp)
 
     def read(self, checkpoint: Checkpoint, layer: int, expert: int, projection: str) -> np.ndarray:
@@ -109,7 +109,7 @@ class MoELayout:
 def _layer(
     architecture: Architecture, config: Mapping[str, Any], index: int, tensors: Mapping[str, TensorInfo]
 ) -> MoELayer:
-    block = finding.block_tensors(architecture, index, tensors)
+    block = finding.block_tensors(architecture, index, tensors, promises.extra_rows(architecture, config))
     fitting.check_roles(architecture, block, tensors)
     count, top_k = promises.counts(architecture, config, index)
     fitting.check_experts(architecture, index, count, block, tensors)
@@ -127,10 +127,11 @@ def _layer(
 
 def _sizes(block: BlockTensors, count: int, tensors: Mapping[str, TensorInfo]) -> ExpertSizes:
     of_experts, of = (block.experts[0].values(), 1) if block.experts else (block.fused.values(), count)
-    weights, rows = [tensors[name] for name in of_experts], [tensors[name] for name in block.router]
+    weights = [tensors[name] for name in of_experts]
+    rows = [(tensors[name], count + block.extra.get(name, 0)) for name in block.router]
     return ExpertSizes(
         parameters=sum(info.parameters for info in weights) // of,
         nbytes=sum(info.nbytes for info in weights) // of,
-        router_parameters=sum(info.parameters for info in rows) // count,
-        router_nbytes=sum(info.nbytes for info in rows) // count,
+        router_parameters=sum(info.parameters // entries for info, entries in rows),
+        router_nbytes=sum(info.nbytes // entries for info, entries in rows),
     )

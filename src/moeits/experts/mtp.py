@@ -5,9 +5,8 @@ Transformers does not load it, engines do, with the one number of experts that c
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from moeits.experts.families import Architecture
 
@@ -28,14 +27,14 @@ class MtpLayers:
     have_experts: bool = False
 
     @classmethod
-    def of(cls, architecture: Architecture, config: Mapping[str, Any], tensors: Iterable[str]) -> "MtpLayers":
-        """Find them by name. `num_hidden_layers` of the config is a number."""
+    def of(cls, architecture: Architecture, layers: int, tensors: Iterable[str]) -> "MtpLayers":
+        """Find them by name, beyond the decoder layers or beside them."""
         before = "|".join(sorted({re.escape(block.split("{layer}")[0]) for block in architecture.blocks}))
         numbered = re.compile(rf"(?:{before})(\d+)(?=\.)")
         begin: dict[str, str] = {}
         for name in tensors:
             layer = numbered.match(name)
-            if layer and int(layer[1]) >= config["num_hidden_layers"]:
+            if layer and int(layer[1]) >= layers:
                 begin[name] = layer[0]
             elif not layer and (called := _CALLED_MTP.match(name)):
                 begin[name] = called[0]

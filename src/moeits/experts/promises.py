@@ -7,27 +7,43 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from moeits.errors import CheckpointError
-from moeits.experts.families import Architecture
+from moeits.experts.families import Architecture, reads_per_layer_config
 
 
 def per_layer_config(config: Mapping[str, Any]) -> Mapping[int, Mapping[str, Any]]:
-    """The settings in which single layers differ from the config: layer -> {key: value}. Empty for stock models.
+    """The settings in which single layers differ from the config, by transformers' own key and ours.
 
-    Raises CheckpointError.
+    Layer -> {key: value}.     Raises CheckpointError.
     """
+    of_layers = _of_layers(config.get("per_layer_config"))
+    for layer, values in own_layers(config).items():
+        of_layers[layer] = {**of_layers.get(layer, {}), **values}
+    return of_layers
+
+
+def own_layers(config: Mapping[str, Any]) -> Mapping[int, Mapping[str, Any]]:
+    """Those of our own key. Raises CheckpointError."""
+    ours = config.get("moeits")
+    return _of_layers(ours.get("per_layer_config") if isinstance(ours, Mapping) else ours)
+
+
+def needs_loader(config: Mapping[str, Any]) -> bool:
+    """Whether layers differ in a way that only `modeling_moeits` carries out. Raises CheckpointError."""
+    return bool(own_layers(config) or (per_layer_config(config) and not reads_per_layer_config(config)))
+
+
+def _of_layers(written: Any) -> dict[int, dict[str, Any]]:
     try:
-        own = (config.get("moeits") or {}).get("per_layer_config")
-        written = config.get("per_layer_config") or own or {}
-        return {int(layer): dict(values) for layer, values in written.items()}
+        return {int(layer): dict(values) for layer, values in (written or {}).items()}
     except (AttributeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"per_layer_config in config.json should map layers to their settings ({error})."
         ) from None
 
 
-def num_layers(config: Mapping[str, Any]) -> int:
+def num_layers(architecture: Architecture, config: Mapping[str, Any]) -> int:
     """Number of decoder layers, with experts and without. Raises CheckpointError."""
-    count = config.get("num_hidden_layers")
+    count = architecture.layers.number(config)
     if type(count) is not int or count < 1:
         raise CheckpointError(f"config.json should give num_hidden_layers as a number from 1 on; it has {count!r}.")
     return count
@@ -35,7 +51,7 @@ def num_layers(config: Mapping[str, Any]) -> int:
 
 def moe_layers(architecture: Architecture, config: Mapping[str, Any]) -> list[int]:
     """Which decoder layers have experts. Raises CheckpointError."""
-    return [i for i in range(num_layers(config)) if _asked(architecture.is_moe_layer, config, i)]
+    return [i for i in range(num_layers(architecture, config)) if _asked(architecture.is_moe_layer, config, i)]
 
 
 def counts(architecture: Architecture, config: Mapping[str, Any], index: int) -> tuple[int, int]:
@@ -55,13 +71,24 @@ def counts(architecture: Architecture, config: Mapping[str, Any], index: int) ->
                 f"{', '.join(f'{key} {value}' for key, value in known.items())}. Leave the right one."
             )
     values = {**config, **own}
-    count, top_k = values.get(key), values.get(architecture.top_k_key)
+    top_k_key = architecture.top_k_key_in(values)
+    count, top_k = values.get(key), of_layer(values.get(top_k_key), index)
     if type(count) is not int or type(top_k) is not int or not 1 <= top_k <= count:
         raise CheckpointError(
-            f"config.json should give {key} and {architecture.top_k_key} as numbers, the second from 1 to the first; "
-            f"for layer {index} it has {count!r} and {top_k!r}."
+            f"config.json should give {key} and {top_k_key} as numbers, the second from 1 to the first; for layer "
+            f"{index} it has {count!r:.60} and {top_k!r:.60}."
         )
     return count, top_k
+
+
+def of_layer(value: Any, index: int) -> Any:
+    """A layer's own of a setting for all layers, which may be a list with one for each; None where it ends before."""
+    return value if not isinstance(value, list) else value[index] if index < len(value) else None
+
+
+def extra_rows(architecture: Architecture, config: Mapping[str, Any]) -> dict[str, int]:
+    """Entries of the router's tensors that are not of a routed expert, by name in the architecture."""
+    return {name: _asked(architecture.extra, config, name) for name in architecture.extra_rows}
 
 
 def groups(architecture: Architecture, config: Mapping[str, Any], count: int) -> tuple[int, int]:
@@ -72,12 +99,12 @@ def groups(architecture: Architecture, config: Mapping[str, Any], count: int) ->
     return number, _asked(architecture.least_per_group, config)
 
 
-def _asked(rule: Callable[..., Any], config: Mapping[str, Any], *of: int) -> Any:
+def _asked(rule: Callable[..., Any], config: Mapping[str, Any], *of: int | str) -> Any:
     """What a rule of the architecture says of a config. Raises CheckpointError where the config does not fit it."""
     try:
         return rule(config, *of)
     except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
-            f"config.json does not say which layers of this {config['model_type']} model have experts, and in which "
-            f"groups ({error}). Download this file again."
+            f"config.json does not say which layers of this {config['model_type']} model have experts, in which "
+            f"groups, and what else its routers give tokens to ({error}). Download this file again."
         ) from None

@@ -104,16 +104,27 @@ class Layers(
     every: Every | None = None
     but: Listed | None = None
     """Layers without experts."""
+    only_if: Mapping[str, bool | str] = {}
+    """Settings without which no layer has experts."""
+
+    def number(self, config: Config) -> Any:
+        """How many layers there are: as many as a config says, else as its list of kinds is long."""
+        kinds = next((kinds for kinds in self.kinds if kinds.given(config)), None)
+        return (
+            len(config[kinds.key]) if kinds and "num_hidden_layers" not in config else config.get("num_hidden_layers")
+        )
 
     def have_experts(self, config: Config, layer: int) -> bool:
         """Whether a layer has experts."""
+        if any(config.get(key) != value for key, value in self.only_if.items()):
+            return False
         if kinds := next((kinds for kinds in self.kinds if kinds.given(config)), None):
             return kinds.hold(config, layer)
         if self.listed and config.get(self.listed) is not None:
             return layer in _listed(config[self.listed])
-        end = _number(self.end, config)
+        end = number(self.end, config)
         return (
-            _number(self.start, config) <= layer <= (config["num_hidden_layers"] - 1 if end == -1 else end)
+            number(self.start, config) <= layer <= (config["num_hidden_layers"] - 1 if end == -1 else end)
             and (self.every is None or self.every.holds(config, layer))
             and not (self.but and self.but.has(config, layer))
         )
@@ -124,7 +135,8 @@ def _listed(layers: Any) -> Any:
     return [int(layer) for layer in layers.split(",")] if isinstance(layers, str) else layers
 
 
-def _number(of: Number | int, config: Config) -> int:
+def number(of: Number | int, config: Config) -> int:
+    """A number that may be one of a config. Raises KeyError, TypeError."""
     return of if isinstance(of, int) else of.of(config)
 
 

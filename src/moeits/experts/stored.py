@@ -10,7 +10,7 @@ from moeits.checkpoint.reading import Checkpoint, TensorInfo
 from moeits.errors import UnscorableWeight
 from moeits.experts.codecs import Codec, Part, codec_of
 
-Stacking = Literal["rows", "columns", "alternating columns"]
+Stacking = Literal["rows", "alternating rows", "columns", "alternating columns"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Place:
 
     def cut(self, outputs_first: np.ndarray) -> np.ndarray:
         """Its matrix, of the whole one turned to (outputs, inputs)."""
-        if self.stacking == "alternating columns":
+        if self.stacking.startswith("alternating"):
             return outputs_first[self.at :: self.of]
         return outputs_first[self.own_rows(len(outputs_first))]
 
@@ -105,7 +105,7 @@ class StoredWeight:
     @property
     def _turned(self) -> bool:
         """Whether what is decoded is (inputs, outputs)."""
-        return self.place is not None and self.place.stacking != "rows" and not self.codec.outputs_first
+        return self.place is not None and self.place.stacking.endswith("columns") and not self.codec.outputs_first
 
     @property
     def _rows_apart(self) -> bool:

@@ -109,7 +109,7 @@ class FittedLayers:
         kept = self._kept(layer)
         for expert in set(self._experts[layer]) - {SHARED}:
             weight = kept[_key(expert)].astype(whole.dtype)
-            whole[expert] = weight if self._layout.architecture.stacking == "rows" else weight.T
+            whole[expert] = weight if self._layout.architecture.stacking.endswith("rows") else weight.T
         return whole.tobytes()
 
     def _kept(self, layer: int) -> dict[str, np.ndarray]:
@@ -122,7 +122,7 @@ class FittedLayers:
         """(H, I) of a down projection."""
         shape = self._info(layer, expert).shape[-2:]
         alone = self._layout.layers[layer].experts or expert == SHARED
-        return shape if alone or self._layout.architecture.stacking == "rows" else shape[::-1]
+        return shape if alone or self._layout.architecture.stacking.endswith("rows") else shape[::-1]
 
     def _info(self, layer: int, expert: int) -> TensorInfo:
         return self._checkpoint.tensors[self._name(self._layout.layers[layer], expert)]

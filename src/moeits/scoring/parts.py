@@ -56,7 +56,8 @@ def _size(checkpoint: Checkpoint, layout: MoELayout, layer: int, part: str) -> W
     if part != ROUTER:
         return layout.weight_size(checkpoint, layer, part)
     name, axis = _router(layout, layer)
-    info, count = checkpoint.tensors[name], layout.layers[layer].num_experts
+    info = checkpoint.tensors[name]
+    count = info.shape[axis]
     nbytes = info.nbytes // count
     return WeightSize(
         entries=info.parameters // count,

@@ -17,6 +17,7 @@ from moeits.choosing.pruning_plan import PruningPlan
 from moeits.edits import edit_named
 from moeits.evidence import NOISE_MARGIN
 from moeits.experts.families import has_class_on_hub
+from moeits.experts.promises import needs_loader
 from moeits.sizes import format_size
 from moeits.surgery import mtp, quantized_card
 from moeits.version import __version__
@@ -107,7 +108,7 @@ def model_card(
     name = name.split("@")[0]
     if afterwards and "/" not in name:
         name = _base_model(folder) or name
-    per_layer, own_code = "per_layer_config" in config, has_class_on_hub(config)
+    per_layer, own_code = needs_loader(config), has_class_on_hub(config)
     loads = _LOADS_OWN_CODE if own_code else _LOADS_PER_LAYER if per_layer else _LOADS_UNIFORM
     loads = loads.replace("{oldest}", OLDEST_TRANSFORMERS).replace("{auto}", _auto_class_of_its_code(config))
     parts = [

@@ -63,7 +63,9 @@ Fate = Copy | Take | Rename | Drop | Compute
 def fates(layer: MoELayer, kept: Sequence[int]) -> dict[str, Fate]:
     """The fate of every tensor of one MoE block, by name. What is outside MoE blocks is copied."""
     result: dict[str, Fate] = dict.fromkeys(layer.shared, Copy())
-    result |= {name: Take(tuple(kept), axis) for name, axis in layer.expert_axes.items()}
+    for name, axis in layer.expert_axes.items():
+        others = range(layer.num_experts, layer.num_experts + layer.extra.get(name, 0))
+        result[name] = Take((*kept, *others), axis)
     new_number = {expert: number for number, expert in enumerate(kept)}
     for expert, tensors in layer.experts.items():
         for tensor, name in tensors.items():

@@ -5,7 +5,7 @@ transformers' `per_layer_config`, which stock models refuse loudly and `modeling
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec import to_builtins
@@ -14,7 +14,7 @@ from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import CheckpointError
 from moeits.experts.families import COUNT_KEYS, RECORDED, model_class_of
 from moeits.experts.layout import MoELayout
-from moeits.experts.promises import per_layer_config
+from moeits.experts.promises import of_layer, own_layers, per_layer_config
 from moeits.surgery.classic_keys import classic_keys
 from moeits.version import __version__
 
@@ -28,16 +28,20 @@ def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, 
     experts are kept than the router picks, the layer's top_k is lowered with them.
     """
     architecture, part = moe.architecture, moe.architecture.part_of(config)
-    count_keys, top_k_key = architecture.count_keys(part), architecture.top_k_key
+    count_keys, top_k_key = architecture.count_keys(part), architecture.top_k_key_in(part)
     top_k = {i: min(layer.top_k, len(plan.kept[i])) for i, layer in moe.layers.items()}
-    of_layers = _without(per_layer_config(part), {*architecture.num_experts_keys, *COUNT_KEYS, top_k_key})
+    # transformers reads its own key in configs of models by themselves only, and for some of these means other things.
+    apart = architecture.counts_apart or bool(architecture.part)
+    before = own_layers(part) if apart else per_layer_config(part)
+    of_layers = _without(before, {*architecture.num_experts_keys, *COUNT_KEYS, top_k_key})
     changes: dict[str, Any] = {}
     if layout == "uniform":
         changes |= dict.fromkeys(count_keys, len(next(iter(plan.kept.values()))))
-        changes[top_k_key] = next(iter(top_k.values()))
+        given, lowered = part.get(top_k_key), next(iter(top_k.values()))
+        changes[top_k_key] = _at_most(given, lowered) if isinstance(given, list) else lowered
     else:
         for i, kept in plan.kept.items():
-            lowered = {top_k_key: top_k[i]} if top_k[i] != part.get(top_k_key) else {}
+            lowered = {top_k_key: top_k[i]} if top_k[i] != of_layer(part.get(top_k_key), i) else {}
             of_layers[i] = {**of_layers.get(i, {}), **dict.fromkeys(count_keys, len(kept)), **lowered}
     classic = classic_keys(part)
     changes |= classic
@@ -46,19 +50,21 @@ def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, 
     if plan.family is not None:  # so that no command on the pruned checkpoint needs the file again
         ours[RECORDED] = to_builtins(plan.family)
     gone = {"moeits"} if architecture.class_on_hub else {"auto_map", "moeits"}
-    whole = {key: value for key, value in config.items() if key not in gone}
-    if architecture.part:
-        # transformers reads its own key from the config of a model by itself only; the loader reads this one too.
-        inner = {key: value for key, value in part.items() if key != "moeits"}
+    whole, inner = ({key: value for key, value in each.items() if key not in gone} for each in (config, part))
+    if apart:
         own, ours = architecture.with_part(whole, {**inner, **changes}), {**ours, **single}
     else:
-        own = {**{key: value for key, value in whole.items() if key != "per_layer_config"}, **changes, **single}
+        own = {**{key: value for key, value in inner.items() if key != "per_layer_config"}, **changes, **single}
     if classic:
         ours["added_keys"] = sorted(classic)
     if layout == "per-layer":
         own["auto_map"] = {architecture.auto_class: f"{LOADER_FILE.removesuffix('.py')}.{class_name(config)}"}
     own["moeits"] = ours
     return own
+
+
+def _at_most(values: Sequence[Any], most: int) -> list[Any]:
+    return [min(value, most) if type(value) is int else value for value in values]
 
 
 def _without(of_layers: Mapping[int, Mapping[str, Any]], keys: set[str]) -> dict[int, dict[str, Any]]:

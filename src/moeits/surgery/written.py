@@ -6,7 +6,7 @@ from pathlib import Path
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError
 from moeits.experts.layout import MoELayout
-from moeits.experts.promises import per_layer_config
+from moeits.experts.promises import needs_loader
 
 
 def check_written(folder: Path, source: MoELayout, counts: Mapping[int, int] | None = None) -> None:
@@ -21,7 +21,7 @@ def check_written(folder: Path, source: MoELayout, counts: Mapping[int, int] | N
         written = MoELayout.of(checkpoint)
         _check_layers(written, source, counts)
         uncut = all(counts[i] == layer.num_experts for i, layer in source.layers.items())
-        if written.mtp.have_experts and not uncut and not per_layer_config(checkpoint.config):
+        if written.mtp.have_experts and not uncut and not needs_loader(checkpoint.config):
             raise CheckpointError(f"{written.mtp} has other experts than the one number there.")
     except CheckpointError as error:
         # Without advice about a checkpoint that someone else wrote.
