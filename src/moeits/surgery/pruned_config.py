@@ -37,8 +37,8 @@ def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, 
     changes: dict[str, Any] = {}
     if layout == "uniform":
         changes |= dict.fromkeys(count_keys, len(next(iter(plan.kept.values()))))
-        given, lowered = part.get(top_k_key), next(iter(top_k.values()))
-        changes[top_k_key] = _at_most(given, lowered) if isinstance(given, list) else lowered
+        given, chosen = part.get(top_k_key), next(iter(top_k.values()))
+        changes[top_k_key] = _at_most(given, chosen) if isinstance(given, list) else chosen
     else:
         for i, kept in plan.kept.items():
             lowered = {top_k_key: top_k[i]} if top_k[i] != of_layer(part.get(top_k_key), i) else {}
