@@ -11,21 +11,27 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from benchmarks.measuring import table
+from moeits.calibration.activations import Activations
 from moeits.calibration.routing import Sums, _gram, backward_elimination
 from moeits.refitting.features import ExpertFeatures, Routed, down_of
 from moeits.refitting.layer import LayerData, _HeldOut
+from moeits.refitting.memory import room_bytes
 from moeits.refitting.ridge import LayerProblem
+from moeits.refitting.settings import DRIFTS
+from moeits.refitting.solvers import solver_for
 
 # Experts, those that stay, top_k, I, H, layers.
 SHAPES = {"DeepSeek-V2-Lite": (64, 32, 6, 1408, 2048, 26), "Mixtral 8x7B": (8, 4, 2, 14336, 4096, 32)}
 TOKENS = (4096, 16384)
-CHOOSING, SELECTION, RIDGES = 4096, 4096, 6
+CHOOSING, SELECTION, RIDGES, MEMORY = 4096, 4096, 6, 4 << 30
 # Of the tokens of a selection, those that are measured: the Gram matrices of tokens are made 512 at a time.
 _PART = 512
 CASES = [(name, tokens) for name in SHAPES for tokens in TOKENS]
@@ -101,21 +107,29 @@ class Case:
         self.row("calibrate: elimination", scale * order, tried * SELECTION * 2.0 * self.experts**2)
 
     def refit(self) -> None:
-        """What is made once, and what each ridge takes."""
+        """What is made once, what each ridge takes, and the weights of the best; in the room that the product has."""
+        least = room_bytes(MEMORY, width=self.width, hidden=self.hidden, tokens=self.tokens)
+        with TemporaryDirectory() as folder, Activations(most_bytes=least, beside=Path(folder)) as room:
+            self._refit(room)
+
+    def _refit(self, room: Activations) -> None:
         fit, other = (self._data(tokens) for tokens in (self.tokens, CHOOSING))
-        features = ExpertFeatures(self.stock, fit.routed, most_bytes=2**31)
         old = {e: down_of(self.stock, e) for e in range(self.kept)}
         made: list[Any] = []
 
         def begin() -> None:
-            made.append(_HeldOut(other, _kept(self.stock, self.kept), reached=old, most_bytes=2**31))
-            made.append(LayerProblem(features, old, (fit.at_hand, fit.back), fit.routed.weight))
+            features = ExpertFeatures(self.stock, fit.routed, room)
+            problem = LayerProblem(features, old, (fit.at_hand, fit.back), room)
+            judge = _HeldOut(other, self.stock, old, room)
+            made.extend((problem, judge, solver_for(problem, judge.features, room)))
 
         began = _seconds(begin)
-        judge, problem = made
+        problem, judge, solver = made
         self.row("refit: once", began, self._once())
-        ridge = _seconds(lambda: (problem.solve(1.0), judge.errors(problem, (0.0, 0.5, 1.0))))
-        self.row(f"refit: each of about {RIDGES} ridges, {type(problem._solver).__name__}", ridge, self._each())
+        ridge = _seconds(lambda: (solver.solve(problem.mean_diagonal), judge.errors(solver.moved, DRIFTS)))
+        self.row(f"refit: each of about {RIDGES} ridges, {type(solver).__name__}", ridge, self._each())
+        solver.keep(0.5)
+        self.row("refit: the weights", _seconds(lambda: [None for _ in solver.weights()]), self._weights())
 
     def _data(self, tokens: int) -> LayerData:
         wanted = self._normal(tokens, self.hidden)
@@ -123,18 +137,19 @@ class Case:
         return LayerData(routed=self.routed(tokens, self.kept), at_hand=wanted, back=wanted + 1, source=source)
 
     def _once(self) -> float:
-        """Features of both parts, what old weights give, first gradient, products of tokens."""
+        """Features of both parts and what old weights give of them, products of the tokens of both."""
         fit, other = self.tokens * self.top_k, CHOOSING * self.top_k
-        per_expert = self.tokens * self.top_k / self.kept
-        down = 2.0 * self.width * self.hidden
-        products = 2.0 * self.kept * per_expert**2 * self.width
-        return (fit + other) * (self.pass_flops - down) + other * down + 3 * fit * down + products
+        return (fit + other) * self.pass_flops + self.width * fit * (fit + 2 * other) / self.kept
 
     def _each(self) -> float:
-        """A factor, its solution for two targets, residuals twice, weights, and what the others' tokens get of them."""
-        tokens, wide = float(self.tokens), 2.0 * self.hidden
-        weights = 2.0 * (self.tokens + CHOOSING) * self.top_k * self.width * wide
-        return tokens**3 / 3 + 2 * tokens**2 * wide + 3 * 2 * tokens**2 * wide + weights
+        """A factor, its solution for the smaller side, and what the others' outputs move by."""
+        tokens, targets = float(self.tokens), 2.0 * self.hidden
+        return tokens**3 / 3 + 2 * tokens**2 * min(CHOOSING, targets) + 2 * CHOOSING * tokens * targets
+
+    def _weights(self) -> float:
+        """A factor, its solution for one target, and the weights of that."""
+        tokens = float(self.tokens)
+        return tokens**3 / 3 + 2 * tokens**2 * self.hidden + 2 * tokens * self.top_k * self.width * self.hidden
 
 
 class _AnyRouter:
@@ -147,12 +162,6 @@ class _AnyRouter:
         """(T, E)"""
         ids = torch.tensor(kept)
         return torch.zeros_like(self._gates).index_copy_(1, ids, self._gates[:, ids])
-
-
-def _kept(stock: Any, count: int) -> Any:
-    return SimpleNamespace(
-        **{**vars(stock), "gate_up_proj": stock.gate_up_proj[:count], "down_proj": stock.down_proj[:count]}
-    )
 
 
 def _seconds(work: Callable[[], object]) -> float:

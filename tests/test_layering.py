@@ -74,11 +74,15 @@ NEED_TORCH = {
     "calibration.layered",
     "calibration.routing",
     "calibration.stream",
+    "refitting.by_features",
+    "refitting.by_tokens",
     "refitting.features",
     "refitting.layer",
     "refitting.ridge",
     "refitting.shared",
+    "refitting.solvers",
     "refitting.streams",
+    "refitting.symmetric",
 }
 # A program of its own, which nothing imports.
 APART = {"healing.rendering"}

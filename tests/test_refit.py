@@ -1,8 +1,10 @@
 """The refit: its algebra against joint normal equations, and what it does to checkpoints."""
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,17 +12,20 @@ import torch
 from safetensors.numpy import load_file
 
 import moeits
+from moeits.calibration.activations import Activations
 from moeits.calibration.settings import Tokens
 from moeits.calibration.shares import share_out
 from moeits.calibration.texts import _cut_each, _tokenizer, windows_of
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CalibrationError, MoeitsError, PlanError, SettingError
 from moeits.progress import silent
-from moeits.refitting.features import ExpertFeatures, Routed, down_of
+from moeits.refitting.features import ExpertFeatures, Routed, before_down, down_of
 from moeits.refitting.judgement import judged
-from moeits.refitting.layer import LayerData, refit_layer
+from moeits.refitting.layer import LayerData, LayerFit, _search, refit_layer
 from moeits.refitting.ridge import LayerProblem, predicted
 from moeits.refitting.shared import SharedExpert
+from moeits.refitting.solvers import solver_for
+from moeits.refitting.symmetric import RidgeTooSmall, Symmetric
 from tests.evaluation_toys import CHARACTERS, give_tokenizer, write_jsonl
 from tests.toys import make_toy
 
@@ -54,77 +59,161 @@ def routed(seed: int = 1, tokens: int = TOKENS) -> Routed:
     )
 
 
-def problem(
-    most_joint: int = 0, *, tokens: int = TOKENS, **kinds: bool
-) -> tuple[LayerProblem, ExpertFeatures, torch.Tensor]:
-    experts, seen = stock_experts(**kinds), routed(tokens=tokens)
-    features = ExpertFeatures(experts, seen, most_bytes=1 << 20)
-    target = torch.randn(tokens, HIDDEN, generator=torch.Generator().manual_seed(2))
-    start = {e: down_of(experts, e) for e in range(EXPERTS)}
-    targets = (target, 2 * target)
-    return LayerProblem(features, start, targets, seen.weight, most_joint=most_joint), features, target
+class Made:
+    """A problem, what solves it, and tokens that only look on."""
+
+    def __init__(self, solver: str, *, targets: tuple[float, ...] = (1, 2), **kinds: bool) -> None:
+        most_at_once, tokens = SOLVERS[solver]
+        self.experts, self.seen = stock_experts(**kinds), routed(tokens=tokens)
+        self.room = Activations(most_bytes=1 << 20, beside=Path("nowhere"))
+        self.features = ExpertFeatures(self.experts, self.seen, self.room)
+        self.others = ExpertFeatures(self.experts, routed(seed=7, tokens=ONLOOKERS[solver]), self.room)
+        self.start = {e: down_of(self.experts, e) for e in range(EXPERTS)}
+        self.target = torch.randn(tokens, HIDDEN, generator=torch.Generator().manual_seed(2))
+        wanted = tuple(times * self.target for times in targets)
+        self.problem = LayerProblem(self.features, self.start, wanted, self.room)
+        self.solver = solver_for(self.problem, self.others, self.room, most_at_once=most_at_once)
+        assert type(self.solver).__name__ == solver
+
+    def solve(self, ridge: float, share: float = 0.0) -> dict[int, torch.Tensor]:
+        """The weights (I, H) of a ridge and a share of the second target."""
+        _, converged = self.solver.solve(ridge * self.problem.mean_diagonal)
+        assert converged
+        self.solver.keep(share)
+        return dict(self.solver.weights())
+
+    def objective(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
+        """phi (T, E I), what is wanted (T, H), the old weights (E I, H), lambda of a ridge of 1: in float64."""
+        phi = torch.zeros(len(self.target), EXPERTS * WIDTH, dtype=torch.float64)
+        wanted = self.target.double() * self.seen.weight.double().sqrt()[:, None]
+        for e in range(EXPERTS):
+            rows, scale = self.seen.of(e)
+            own = before_down(self.experts, e, self.seen.hidden[rows]) * scale[:, None]
+            phi[rows, e * WIDTH : (e + 1) * WIDTH] = own.double()
+            if self.experts.has_bias:
+                wanted.index_add_(0, rows, -(scale[:, None] * self.experts.down_proj_bias[e]).double())
+        old = torch.cat([self.start[e] for e in range(EXPERTS)]).double()
+        return phi, wanted, old, float((phi.T @ phi).diagonal().mean())
 
 
-SOLVERS = {"block by block": (0, TOKENS), "by tokens": (0, 9), "at once": (1000, TOKENS)}
+# Name -> up to how many features all are solved at once, tokens.
+SOLVERS = {"Blocks": (0, TOKENS), "ByTokens": (0, 9), "AtOnce": (1000, TOKENS)}
+# So that the products of tokens are solved from either side.
+ONLOOKERS = {"Blocks": 50, "ByTokens": 8, "AtOnce": 50}
 
 
 @pytest.mark.parametrize("kinds", [{}, {"transposed": True, "bias": True}], ids=["plain", "transposed with bias"])
 @pytest.mark.parametrize("ridge", [1.0, 0.01])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_sweeps_and_one_step_agree_with_the_joint_normal_equations(
+def test_every_solver_finds_what_the_joint_normal_equations_say(
     solver: str, ridge: float, kinds: dict[str, bool]
 ) -> None:
-    most_joint, tokens = SOLVERS[solver]
-    made, features, target = problem(most_joint, tokens=tokens, **kinds)
+    made = Made(solver, **kinds)
     made.solve(3.0)
-    made.solve(ridge)
-    root = routed(tokens=tokens).weight.double().sqrt()[:, None]
-    phi = torch.zeros(tokens, EXPERTS * WIDTH, dtype=torch.float64)
-    wanted = target.double() * root
-    for e in range(EXPERTS):
-        rows, own = features.of(e)
-        phi[rows, e * WIDTH : (e + 1) * WIDTH] = own.double()
-        if (bias := features.bias(e)) is not None:
-            wanted.index_add_(0, bias[0], -bias[1].double())
-    old = torch.cat([made.start[e][:, :HIDDEN] for e in range(EXPERTS)]).double()
-    gram = phi.T @ phi
-    strength = ridge * gram.diagonal().mean()
+    found = made.solve(ridge)
+    phi, wanted, old, unit = made.objective()
+    gram, strength = phi.T @ phi, ridge * unit
     joint = torch.linalg.solve(gram + strength * torch.eye(len(gram)), phi.T @ wanted + strength * old)
-    torch.testing.assert_close(
-        torch.cat([made.mixed(0.0)[e] for e in range(EXPERTS)]).double(), joint, rtol=0, atol=1e-3
-    )
+    torch.testing.assert_close(torch.cat([*found.values()]).double(), joint, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("onlookers", [8, 200])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_what_others_get_of_the_solution_is_what_its_weights_give_them(
+    solver: str, onlookers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By tokens it is known before there are any weights."""
+    monkeypatch.setitem(ONLOOKERS, solver, onlookers)
+    made = Made(solver)
+    for share, columns in ((0.0, slice(0, HIDDEN)), (1.0, slice(HIDDEN, None))):
+        weights = made.solve(0.1, share)
+        given = predicted(made.others, weights, torch.zeros(onlookers, HIDDEN))
+        predicted(made.others, made.start, given, sign=-1)
+        torch.testing.assert_close(made.solver.moved[:, columns], given, rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("ridge", [10.0, 0.001])
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_the_fitted_weights_are_a_stationary_point(solver: str, ridge: float) -> None:
-    most_joint, tokens = SOLVERS[solver]
-    made, _, _ = problem(most_joint, tokens=tokens)
-    first = made.gradient_norm(ridge)
-    made.solve(ridge)
-    assert made.gradient_norm(ridge) < 1e-4 * first
+    made = Made(solver)
+    phi, wanted, old, unit = made.objective()
+
+    def gradient(weights: torch.Tensor) -> float:
+        return float((phi.T @ (wanted - phi @ weights) - ridge * unit * (weights - old)).norm())
+
+    found = torch.cat([*made.solve(ridge).values()]).double()
+    assert gradient(found) < 1e-4 * gradient(old)
 
 
-def test_the_solution_is_linear_in_the_targets() -> None:
-    made, features, target = problem()
-    made.solve(0.1)
-    old = {e: down_of(stock_experts(), e) for e in range(EXPERTS)}
-    half = LayerProblem(features, old, (1.25 * target,), routed().weight)
-    half.solve(0.1)
-    for e, weight in made.mixed(0.25).items():
-        torch.testing.assert_close(weight, half.weights[e], rtol=0, atol=1e-3)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_solution_is_linear_in_the_targets(solver: str) -> None:
+    mixed = Made(solver).solve(0.1, 0.25)
+    for e, weight in Made(solver, targets=(1.25,)).solve(0.1).items():
+        torch.testing.assert_close(mixed[e], weight, rtol=0, atol=1e-3)
 
 
 def test_what_the_experts_can_give_exactly_is_found_to_rounding() -> None:
-    experts, seen = stock_experts(), routed()
-    features = ExpertFeatures(experts, seen, most_bytes=0)
+    made = Made("Blocks")
     truth = {e: torch.randn(WIDTH, HIDDEN, generator=torch.Generator().manual_seed(e)) for e in range(EXPERTS)}
-    wanted = predicted(features, truth, torch.zeros(TOKENS, HIDDEN))
-    start = {e: down_of(experts, e) for e in range(EXPERTS)}
-    made = LayerProblem(features, start, (wanted / seen.weight.sqrt()[:, None],), seen.weight)
-    made.solve(1e-6)
-    left = (predicted(features, made.weights, wanted) - wanted).square().sum() / wanted.square().sum()
-    assert left < 1e-8
+    wanted = predicted(made.features, truth, torch.zeros(TOKENS, HIDDEN))
+    made.target.copy_(wanted / made.seen.weight.sqrt()[:, None])
+    exact = LayerProblem(made.features, made.start, (made.target,), made.room)
+    solver = solver_for(exact, made.others, made.room, most_at_once=0)
+    solver.solve(1e-6 * exact.mean_diagonal)
+    solver.keep(0.0)
+    left = predicted(made.features, dict(solver.weights()), wanted.clone(), sign=-1)
+    assert left.square().sum() / wanted.square().sum() < 1e-8
+
+
+@pytest.mark.parametrize("size", [5, 1100])
+def test_a_factor_shares_its_square_with_its_matrix(size: int, tmp_path: Path) -> None:
+    """On disk as in memory, over several blocks, and the matrix is still there for the next strength."""
+    phi = torch.randn(size, size // 2 + 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    matrix, wanted = phi @ phi.T, torch.randn(size, 3, dtype=torch.float64)
+    with Activations(most_bytes=0, beside=tmp_path) as room:
+        made = Symmetric(size, room, dtype=torch.float64)
+        made.square += matrix.triu()
+        made.seal()
+        for strength in (1.0, 0.01):
+            made.factor(strength)
+            expected = torch.linalg.solve(matrix + strength * torch.eye(size, dtype=torch.float64), wanted)
+            torch.testing.assert_close(made.solve(wanted.clone()), expected, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(made.times(wanted), matrix @ wanted)
+        assert made.left_of(wanted, expected).norm() < 1e-9 * wanted.norm() * size
+        with pytest.raises(RidgeTooSmall):
+            made.factor(-1.0)
+
+
+def test_the_search_ends_after_three_weaker_ridges_without_a_gain() -> None:
+    tried: list[float] = []
+    errors = iter([0.9, 0.8, 0.85, 0.7, 0.71, 0.72, 0.73, 0.1])
+
+    class Told:
+        before, moved = np.ones(1), torch.zeros(0)
+
+        def solve(self, strength: float) -> tuple[int, bool]:
+            tried.append(strength)
+            return 1, True
+
+        def errors(self, *_: object) -> list[tuple[np.ndarray, float]]:
+            return [(np.array([next(errors)]), 0.0)]
+
+        def keep(self, share: float) -> None: ...
+
+    told: Any = Told()
+    left, ridge, *_ = _search(told, told, 2.0, (0.0,), 10.0)
+    assert tried == [20, 6, 2, 0.6, 0.2, 0.06, 0.02]
+    assert (float(left[0]), ridge) == (0.7, 0.3)
+
+
+def test_a_solution_that_is_cut_short_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moeits.refitting.layer.solver_for", partial(solver_for, most_at_once=0))
+    more = torch.full((TOKENS,), 1.5)
+    whole, _ = refitted(wishing(1, more, ONE), wishing(2, more, ONE))
+    assert whole.facts()["converged"] is True
+    monkeypatch.setattr("moeits.refitting.by_features._MOST_SWEEPS", 1)
+    cut, _ = refitted(wishing(1, more, ONE), wishing(2, more, ONE))
+    assert cut.facts()["converged"] is False
 
 
 def test_a_loss_that_does_not_fall_for_certain_is_not_accepted() -> None:
@@ -144,14 +233,20 @@ def test_a_loss_that_does_not_fall_for_certain_is_not_accepted() -> None:
 def wishing(seed: int, wish: torch.Tensor, source: torch.Tensor) -> LayerData:
     """Tokens that want of each expert so many times what it gives."""
     experts, seen = stock_experts(), routed(seed)
-    features = ExpertFeatures(experts, seen, most_bytes=0)
+    features = ExpertFeatures(experts, seen, Activations(most_bytes=0, beside=Path("nowhere")))
     root = seen.weight.sqrt()[:, None]
     given = predicted(features, {e: down_of(experts, e) for e in range(EXPERTS)}, torch.zeros(TOKENS, HIDDEN))
     wanted = wish[:, None] * given / root
     return LayerData(routed=seen, at_hand=wanted, back=wanted, source=source)
 
 
-FITTING = {"drifts": (0.0, 1.0), "largest_ridge": 10.0, "most_bytes": 1 << 20}
+def refitted(fit: LayerData, held_out: LayerData) -> tuple[LayerFit, dict[int, torch.Tensor]]:
+    weights: dict[int, torch.Tensor] = {}
+    room = Activations(most_bytes=1 << 20, beside=Path("nowhere"))
+    asked: dict[str, Any] = {"drifts": (0.0, 1.0), "largest_ridge": 10.0, "room": room, "put": weights.__setitem__}
+    return refit_layer(0, stock_experts(), fit, held_out, **asked), weights
+
+
 ONE = torch.zeros(TOKENS, dtype=torch.long)
 
 
@@ -159,11 +254,11 @@ def test_a_fit_that_helps_only_its_own_source_is_refused_by_another_one() -> Non
     """Where the two sources want opposite things of the experts, the old weights are the best of both."""
     more, less = torch.full((TOKENS,), 1.5), torch.full((TOKENS,), 0.5)
     fitted = wishing(1, more, ONE)
-    accepted, weights = refit_layer(0, stock_experts(), fitted, wishing(2, more, ONE), **FITTING)
+    accepted, weights = refitted(fitted, wishing(2, more, ONE))
     assert accepted.ridge is not None
     assert accepted.error_after < 0.1 * accepted.error_before
     assert weights
-    refused, untouched = refit_layer(0, stock_experts(), fitted, wishing(3, less, ONE), **FITTING)
+    refused, untouched = refitted(fitted, wishing(3, less, ONE))
     assert refused.ridge is None
     assert refused.error_after == refused.error_before
     assert not untouched
@@ -173,9 +268,9 @@ def test_the_source_that_gains_least_decides_however_few_its_tokens_are() -> Non
     fitted = wishing(1, torch.full((TOKENS,), 1.5), ONE)
     few = (torch.arange(TOKENS) % 20 == 0).long()
     mixed = torch.where(few == 1, 0.5, 1.5)
-    together, _ = refit_layer(0, stock_experts(), fitted, wishing(2, mixed, ONE), **FITTING)
+    together, _ = refitted(fitted, wishing(2, mixed, ONE))
     assert together.ridge is not None
-    apart, untouched = refit_layer(0, stock_experts(), fitted, wishing(2, mixed, few), **FITTING)
+    apart, untouched = refitted(fitted, wishing(2, mixed, few))
     assert apart.ridge is None
     assert not untouched
 

@@ -1,8 +1,9 @@
-"""Hidden states of all windows: in memory while they fit, else in a file that is gone with the block that made it."""
+"""Large arrays, such as hidden states: in memory while they fit, else in files that are gone with their block."""
 
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
+from math import prod
 from pathlib import Path
 from types import TracebackType
 
@@ -11,9 +12,12 @@ import torch
 
 from moeits.errors import OutputError
 
+_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+_PIECE = 1 << 24
+
 
 class Activations:
-    """Room for streams of (windows, length, H) float32, `most_bytes` of them in memory, the others below `beside`."""
+    """Room for arrays, `most_bytes` of them in memory, the others below `beside`."""
 
     def __init__(self, *, most_bytes: int, beside: Path) -> None:
         self._left = most_bytes
@@ -30,27 +34,41 @@ class Activations:
         self._stack.close()
 
     def stream(self, windows: int, length: int, hidden: int) -> torch.Tensor:
-        """An empty stream. Raises OutputError if it fits neither into the memory nor on the disk."""
-        shape, nbytes = (windows, length, hidden), windows * length * hidden * 4
-        if nbytes <= self._left:
-            self._left -= nbytes
-            return torch.empty(shape)
+        """Hidden states of all windows. Raises OutputError as `array` does."""
+        return self.array(windows, length, hidden)
+
+    def take(self, nbytes: int) -> bool:
+        """Whether so much is left of the memory; it is then no longer."""
+        if nbytes > self._left:
+            return False
+        self._left -= nbytes
+        return True
+
+    def array(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Zeros, in memory or on disk. Raises OutputError if they fit neither into the one nor on the other."""
+        nbytes = prod(shape) * dtype.itemsize
+        if self.take(nbytes) or not nbytes:
+            return torch.zeros(shape, dtype=dtype)
         try:
-            if self._folder is None:
-                self._beside.mkdir(parents=True, exist_ok=True)
-                made = tempfile.TemporaryDirectory(prefix=".activations.", dir=self._beside, ignore_cleanup_errors=True)
-                self._folder = Path(self._stack.enter_context(made))
-            path = self._folder / f"{len(list(self._folder.iterdir()))}.f32"
-            with path.open("wb") as file:
-                # Written, not only declared: a disk that fills up later would kill the process without a word.
-                for _ in range(windows):
-                    file.write(bytes(length * hidden * 4))
-            return torch.from_numpy(np.memmap(path, np.float32, "r+", shape=shape))
+            return torch.from_numpy(np.memmap(self._file(nbytes), _NUMPY[dtype], "r+", shape=shape))
         except OSError as error:
             raise OutputError(
-                f"There is no room for {nbytes} bytes of activations in {self._beside} ({error.strerror}). Give a "
-                "larger --memory, or fewer --tokens."
+                f"There is no room for {nbytes} bytes in {self._beside} ({error.strerror}). Give a larger --memory, "
+                "or fewer --tokens."
             ) from None
+
+    def _file(self, nbytes: int) -> Path:
+        """A new file of so many zeros."""
+        if self._folder is None:
+            self._beside.mkdir(parents=True, exist_ok=True)
+            made = tempfile.TemporaryDirectory(prefix=".activations.", dir=self._beside, ignore_cleanup_errors=True)
+            self._folder = Path(self._stack.enter_context(made))
+        path = self._folder / f"{len(list(self._folder.iterdir()))}.array"
+        with path.open("wb") as file:
+            # Written, not only declared: a disk that fills up later would kill the process without a word.
+            for begin in range(0, nbytes, _PIECE):
+                file.write(bytes(min(_PIECE, nbytes - begin)))
+        return path
 
 
 def batches(windows: int, length: int, *, tokens: int = 4096) -> Iterator[slice]:

@@ -54,6 +54,11 @@ class LayeredModel:
         """Width of the residual stream."""
         return int(self.model.get_input_embeddings().weight.shape[1])
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
     @torch.no_grad()
     def start(self, tokens: torch.Tensor) -> tuple[torch.Tensor, list[Arguments]]:
         """Hidden states (n, length, H) before the first layer, and every layer's other arguments for such a batch."""

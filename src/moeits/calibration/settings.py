@@ -59,8 +59,11 @@ class Tokens:
 class Machine:
     """What a pass over the layers may take."""
 
-    memory: str = setting(
-        "4GiB", help="Activations beyond this are kept on disk, beside the output.", panel=EXPERT, metavar="SIZE"
+    memory: str | int = setting(
+        "4GiB",
+        help="For what grows with the tokens, beside the weights that are run; more is on disk, beside the output.",
+        panel=EXPERT,
+        metavar="SIZE",
     )
     device: str | None = setting(None, help="cpu, cuda:0, ...", panel=EXPERT, shown_default="the first accelerator")
 

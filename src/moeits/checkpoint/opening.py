@@ -38,8 +38,11 @@ class Verifying:
 
     def coverage(self, checkpoint: Checkpoint, progress: Progress = silent) -> Coverage:
         """What evidence of this checkpoint says of its weights."""
-        full = self.verify == FULL or (self.verify == AUTO and checkpoint.nbytes <= ALWAYS_HASHED_BYTES)
-        return checkpoint.coverage(full=full, progress=progress)
+        return checkpoint.coverage(full=self.reads_all(checkpoint), progress=progress)
+
+    def reads_all(self, checkpoint: Checkpoint) -> bool:
+        """Whether every byte is read where nothing is known of it, or sampled ones."""
+        return self.verify == FULL or (self.verify == AUTO and checkpoint.nbytes <= ALWAYS_HASHED_BYTES)
 
     def check(
         self, planned: Coverage | None, checkpoint: Checkpoint, *, source: str, progress: Progress = silent

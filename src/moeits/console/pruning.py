@@ -53,8 +53,11 @@ def show_rehearsal(found: Rehearsal) -> None:
             f"scoring      {duration(found.scoring_seconds)} (an estimate, from one pair timed on this machine), "
             f"{format_size(found.scoring_memory_bytes)} of weights held at a time"
         )
-    if found.watched_tokens is not None:
-        out(f"calibration  {found.watched_tokens:,} tokens through every layer; its time is not estimated")
+    if found.watched_tokens is not None and found.watching_memory_bytes is not None:
+        out(
+            f"calibration  {found.watched_tokens:,} tokens through every layer, about "
+            f"{format_size(found.watching_memory_bytes)} of memory; its time is not estimated"
+        )
 
 
 def duration(seconds: float) -> str:

@@ -25,6 +25,8 @@ def show_refitting(refitting: Refitting, arguments: dict[str, Any]) -> None:
         for layer in refitting.layers
     ]
     table(("layer", "held-out error", "refitted", "ridge", "drift", "experts no token reached"), rows)
+    if cut := [str(layer["layer"]) for layer in refitting.layers if not layer.get("converged", True)]:
+        out(f"note: in layers {', '.join(cut)} a solution was cut short before it came to rest; it is only near.")
     show_verdict(refitting.facts())
     written(arguments)
 

@@ -41,7 +41,8 @@ def fit_all(
             drifts=fitting.drifts,
             largest_ridge=fitting.largest_ridge,
             shared=fitting.shared,
-            most_bytes=most_bytes // 2,
+            beside=beside,
+            most_bytes=most_bytes,
         )
         count = len(models[0])
         for i in range(count):

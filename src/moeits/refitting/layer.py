@@ -1,18 +1,21 @@
 """The refit of one layer: ridge and drift chosen on held-out tokens, old weights kept where nothing is gained."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from moeits.refitting.features import ExpertFeatures, Routed, down_of
-from moeits.refitting.ridge import LayerProblem, RidgeTooSmall, grid, predicted
+from moeits.calibration.activations import Activations
+from moeits.refitting.features import ExpertFeatures, Routed, down_of, runs
+from moeits.refitting.ridge import LayerProblem, grid, predicted
 from moeits.refitting.shared_tensor import SHARED
+from moeits.refitting.solvers import Solver, solver_for
+from moeits.refitting.symmetric import RidgeTooSmall
 
 # After so many weaker ridges in a row without a gain on held-out tokens the search ends.
-_PATIENCE = 2
+_PATIENCE = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +29,6 @@ class LayerData:
     """(T, H): what brings the residual stream back to the unpruned model's."""
     source: torch.Tensor
     """(T,): the number of the source that each token is of."""
-
-    def by_source(self, left: torch.Tensor) -> np.ndarray:
-        """Sums of squares of (T, H) over the tokens of each source."""
-        sums = torch.zeros(int(self.source.max()) + 1, dtype=torch.float64)
-        return sums.index_add_(0, self.source, left.square().sum(1, dtype=torch.float64)).numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +44,9 @@ class LayerFit:
     error_before: float
     error_after: float
     sweeps: int
+    """Of all ridges that were tried, over experts or of a refinement."""
+    converged: bool
+    """Whether each of them came to rest; if not, some were cut short, and their solution is only near."""
     unreached: tuple[int, ...]
     """Experts, by number in the pruned checkpoint, that no token reached: their weights stay."""
     shared: bool
@@ -56,28 +57,31 @@ class LayerFit:
 
 
 def _search(
-    problem: LayerProblem, judge: "_HeldOut", drifts: Sequence[float], largest_ridge: float
-) -> tuple[np.ndarray, float | None, float | None, dict[int, torch.Tensor], int]:
-    """From the strongest ridge on, while held-out tokens gain: errors, their ridge, drift and weights; sweeps.
+    solver: Solver, judge: "_HeldOut", unit: float, drifts: Sequence[float], largest_ridge: float
+) -> tuple[np.ndarray, float | None, float | None, int, bool]:
+    """From the strongest ridge on, while held-out tokens gain: errors, their ridge and drift; sweeps, and whether all
+    came to rest.
 
     Errors are those of each source, and what counts is the one that gains least: what helps one kind of text and harms
-    another is not taken.
+    another is not taken. `unit` is the strength of a ridge of 1.
     """
-    best: tuple[np.ndarray, float | None, float | None, dict[int, torch.Tensor]] = (judge.before, None, None, {})
-    least, sweeps, worse = 1.0, 0, 0
+    best: tuple[np.ndarray, float | None, float | None] = (judge.before, None, None)
+    least, sweeps, worse, converged = 1.0, 0, 0, True
     for ridge in grid(largest_ridge):
         try:
-            sweeps += problem.solve(ridge)
+            more, rested = solver.solve(ridge * unit)
         except RidgeTooSmall:
             break
-        left, share = min(judge.errors(problem, drifts), key=lambda each: _worst(each[0], judge.before))
+        sweeps, converged = sweeps + more, converged and rested
+        left, share = min(judge.errors(solver.moved, drifts), key=lambda each: _worst(each[0], judge.before))
         if (worst := _worst(left, judge.before)) < least:
-            best, least, worse = (left, ridge, share, problem.mixed(share)), worst, 0
+            best, least, worse = (left, ridge, share), worst, 0
+            solver.keep(share)
         else:
             worse += 1
-            if worse > _PATIENCE:
+            if worse == _PATIENCE:
                 break
-    return (*best, sweeps)
+    return (*best, sweeps, converged)
 
 
 def _worst(after: np.ndarray, before: np.ndarray) -> float:
@@ -90,27 +94,39 @@ class _HeldOut:
     """Tokens that take no part in the fit, by which ridge and drift are chosen."""
 
     def __init__(
-        self, data: LayerData, experts: Any, *, reached: Collection[int], most_bytes: int, shared_scale: float = 1.0
+        self,
+        data: LayerData,
+        experts: Any,
+        old: Mapping[int, torch.Tensor],
+        room: Activations,
+        *,
+        shared_scale: float = 1.0,
     ) -> None:
-        self._data = data
-        self._features = ExpertFeatures(experts, data.routed, most_bytes=most_bytes, shared_scale=shared_scale)
-        self._wanted = data.back * data.routed.weight.sqrt()[:, None]
-        old = {e: down_of(experts, e) for e in range(experts.down_proj.shape[0])}
-        self._still = predicted(self._features, {e: d for e, d in old.items() if e not in reached}, self._wanted)
-        given = predicted(self._features, {e: old[e] for e in reached if e in old}, self._still, onto=True)
-        self.before = data.by_source(self._wanted - given)
+        self._source = data.source
+        self.features = ExpertFeatures(experts, data.routed, room, shared_scale=shared_scale)
+        self._left = room.array(*data.back.shape)
+        squares = 0.0
+        for rows in runs(len(self._left)):
+            self._left[rows] = data.back[rows] * data.routed.weight[rows, None].sqrt()
+            squares += float(self._left[rows].square().sum(dtype=torch.float64))
+        self._wanted = squares
+        predicted(self.features, old, self._left, sign=-1)
+        self.before = self.errors(torch.zeros(1, 1).expand(len(self._left), 2), (0.0,))[0][0]
         """Sums of squared errors with the old weights, by source."""
 
-    def errors(self, problem: LayerProblem, drifts: Sequence[float]) -> list[tuple[np.ndarray, float]]:
-        """The same with the problem's weights, for each drift."""
-        twice = torch.cat([self._still, self._still], 1)
-        given = predicted(self._features, problem.weights, twice, onto=True)
-        at_hand, back = given.chunk(2, dim=1)
-        return [(self._data.by_source(self._wanted - at_hand.lerp(back, share)), share) for share in drifts]
+    def errors(self, moved: torch.Tensor, drifts: Sequence[float]) -> list[tuple[np.ndarray, float]]:
+        """The same with weights that move outputs by `moved` (T, 2 H), for each drift."""
+        sums = torch.zeros(len(drifts), int(self._source.max()) + 1, dtype=torch.float64)
+        for rows in runs(len(self._left)):
+            at_hand, back = moved[rows].chunk(2, dim=1)
+            for own, share in zip(sums, drifts, strict=True):
+                squares = (self._left[rows] - at_hand.lerp(back, share)).square().sum(1, dtype=torch.float64)
+                own.index_add_(0, self._source[rows], squares)
+        return [(own.numpy(), share) for own, share in zip(sums, drifts, strict=True)]
 
     def relative(self, errors: np.ndarray) -> float:
         """Of all sources together, as a share of the target's square."""
-        return float(errors.sum() / (self._wanted.square().sum(dtype=torch.float64).item() or 1.0))
+        return float(errors.sum() / (self._wanted or 1.0))
 
 
 def refit_layer(
@@ -121,44 +137,51 @@ def refit_layer(
     *,
     drifts: Sequence[float],
     largest_ridge: float,
-    most_bytes: int,
-) -> tuple[LayerFit, dict[int, torch.Tensor]]:
-    """New down projections (I, H) of the experts that tokens reached; empty where the old ones stay.
+    room: Activations,
+    put: Callable[[int, torch.Tensor], None],
+) -> LayerFit:
+    """Find new down projections of the experts that tokens reached, and `put` each (I, H); none where the old stay.
 
     Of the shared expert, where there are features of it, what is to be added to its old one.
     """
-    features = ExpertFeatures(experts, fit.routed, most_bytes=most_bytes)
-    count = experts.down_proj.shape[0]
-    reached = {e: down_of(experts, e) for e in range(count) if (fit.routed.chosen == e).any()}
+    old = {e: down_of(experts, e).cpu() for e in range(experts.down_proj.shape[0])}
+    reached = {e: d for e, d in old.items() if (fit.routed.chosen == e).any()}
+    features = ExpertFeatures(experts, fit.routed, room)
     if fit.routed.shared is not None and reached:
         features.shared_scale = _shared_scale(features, reached, fit.routed)
         reached[SHARED] = torch.zeros(fit.routed.shared.shape[1], fit.at_hand.shape[1])
-    scale = features.shared_scale
-    judge = _HeldOut(held_out, experts, reached=reached, shared_scale=scale, most_bytes=most_bytes)
-    problem = LayerProblem(features, reached, (fit.at_hand, fit.back), fit.routed.weight)
-    after, chosen, drift, weights, sweeps = _search(problem, judge, drifts, largest_ridge)
-    facts = LayerFit(
+    problem = LayerProblem(features, reached, (fit.at_hand, fit.back), room)
+    judge = _HeldOut(held_out, experts, old, room, shared_scale=features.shared_scale)
+    solver = solver_for(problem, judge.features, room)
+    after, ridge, drift, sweeps, converged = _search(solver, judge, problem.mean_diagonal, drifts, largest_ridge)
+    if ridge is not None:
+        for expert, down in solver.weights():
+            put(expert, down / features.shared_scale if expert == SHARED else down)
+    return LayerFit(
         layer=layer,
         tokens=len(fit.routed.hidden),
-        experts=count,
-        ridge=chosen,
+        experts=len(old),
+        ridge=ridge,
         drift=drift,
         error_before=judge.relative(judge.before),
         error_after=judge.relative(after),
         sweeps=sweeps,
-        unreached=tuple(e for e in range(count) if e not in reached),
-        shared=SHARED in weights,
+        converged=converged,
+        unreached=tuple(e for e in old if e not in reached),
+        shared=SHARED in reached and ridge is not None,
     )
-    if SHARED in weights:
-        weights[SHARED] = weights[SHARED] / scale
-    return facts, weights
 
 
 def _shared_scale(features: ExpertFeatures, reached: Mapping[int, torch.Tensor], routed: Routed) -> float:
     """By which the shared expert's features are divided to be as large as the routed ones': so that a ridge binds both
     by the same share of their own mean diagonal."""
     assert routed.shared is not None
-    squares = sum(float(features.of(e)[1].square().sum(dtype=torch.float64)) for e in reached)
-    own = float((routed.shared.square().sum(1, dtype=torch.float64) * routed.weight).sum()) / routed.shared.shape[1]
+    squares = sum(_squares(phi) for e in reached for _, phi in features.parts(e))
+    shared = ((routed.shared[rows], routed.weight[rows, None].sqrt()) for rows in runs(len(routed.weight)))
+    own = sum(_squares(phi * root) for phi, root in shared) / routed.shared.shape[1]
     entries = sum(down.shape[0] for down in reached.values())
     return float(own / (squares / entries)) ** 0.5 if own > 0 and squares > 0 else 1.0
+
+
+def _squares(x: torch.Tensor) -> float:
+    return float(x.square().sum(dtype=torch.float64))

@@ -10,6 +10,7 @@ from moeits.experts.families import check_stock_class
 from moeits.experts.layout import MoELayout
 from moeits.experts.quantized import BF16_COPY, quantized_as
 from moeits.progress import Progress
+from moeits.surgery.as_pruned import check_as_pruned
 from moeits.surgery.history import History
 
 
@@ -36,12 +37,7 @@ def check_pair(pruned: Checkpoint, parent: Checkpoint, verifying: Verifying, pro
             f"has fingerprint {parent.fingerprint[:12]}. Give the checkpoint that it was pruned from as --parent."
         )
     verifying.check(plan.coverage, parent, source=plan.source, progress=progress)
-    for i, moe in MoELayout.of(pruned).layers.items():
-        if len(plan.kept.get(i, ())) != moe.num_experts:
-            raise PlanError(
-                f"{pruned.source} has {moe.num_experts} experts in layer {i}, but its plan.json leaves "
-                f"{len(plan.kept.get(i, ()))}: one of the two was edited. Prune the parent again."
-            )
+    check_as_pruned(pruned, parent, plan, full=verifying.reads_all(pruned), progress=progress)
 
 
 def check_floats(checkpoint: Checkpoint) -> None:

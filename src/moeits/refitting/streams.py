@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ from moeits.calibration.layered import LayeredModel, LiveLayer
 from moeits.calibration.stream import Stream
 from moeits.calibration.texts import Windows
 from moeits.progress import Progress
-from moeits.refitting.features import Routed
+from moeits.refitting.features import Routed, down_of
 from moeits.refitting.layer import LayerData, LayerFit, refit_layer
+from moeits.refitting.memory import room_bytes
 from moeits.refitting.shared import SharedExpert
 from moeits.refitting.shared_tensor import SHARED
 
@@ -25,6 +27,14 @@ def _put(live: LiveLayer, expert: int, down: torch.Tensor) -> None:
         shared.weight.copy_(down)
     else:
         live.experts.down_proj[expert] = down.T if live.experts.is_transposed else down
+
+
+# Of one model at a time: 256 MiB.
+_MOST_LOGITS = 1 << 26
+
+
+def _flat(stream: torch.Tensor) -> torch.Tensor:
+    return stream.reshape(-1, stream.shape[-1])
 
 
 Store = Callable[[int, int, torch.Tensor], torch.Tensor]
@@ -43,18 +53,18 @@ class Refit:
         *,
         drifts: Sequence[float],
         largest_ridge: float,
-        relative: bool = True,
         shared: bool = True,
+        beside: Path,
         most_bytes: int,
     ) -> None:
         self.windows, self.drifts, self.largest_ridge = windows, drifts, largest_ridge
-        self.relative, self.shared, self.most_bytes, self._room = relative, shared, most_bytes, room
+        self.shared, self.beside, self.most_bytes, self._room = shared, beside, most_bytes, room
         self.first = Stream.begin(parent, windows.all, room)
         self.second = Stream.begin(pruned, windows.all, room)
         self.untouched = Stream.begin(pruned, windows.held_out, room)
         shape = (*windows.all.shape, parent.hidden_size)
-        self.out, self.at_hand, self.base, self.inputs = (room.stream(*shape) for _ in range(4))
-        self._beside = torch.empty(0)
+        self.out, self.at_hand, self.back, self.inputs = (room.stream(*shape) for _ in range(4))
+        self._into_shared = torch.empty(0)
 
     @torch.no_grad()
     def layer(
@@ -79,8 +89,31 @@ class Refit:
         return fit
 
     def _fit(self, i: int, whole: LiveLayer, live: LiveLayer, store: Store) -> LayerFit:
-        chosen, gates = [], []
         shared = SharedExpert.of(live) if self.shared else None
+        seen = self._watch(i, whole, live, shared)
+        cut = self.windows.fit.size
+        end = cut + self.windows.choosing.size
+        of_one = torch.zeros(cut, dtype=torch.long)
+        of_several = torch.from_numpy(np.repeat(self.windows.choosing_sources, self.windows.choosing.shape[1]))
+        data = [self._data(seen, slice(0, cut), of_one), self._data(seen, slice(cut, end), of_several)]
+
+        def put(expert: int, down: torch.Tensor) -> None:
+            new = down.T.contiguous()
+            if expert == SHARED and shared is not None:
+                new += shared.weight.cpu()
+            _put(live, expert, store(i, expert, new))
+
+        width, hidden = down_of(live.experts, 0).shape
+        width = max(width, shared.width if shared is not None else 0)
+        most_bytes = room_bytes(self.most_bytes, width=width, hidden=hidden, tokens=cut)
+        with Activations(most_bytes=most_bytes, beside=self.beside) as room:
+            return refit_layer(
+                i, live.experts, *data, drifts=self.drifts, largest_ridge=self.largest_ridge, room=room, put=put
+            )
+
+    def _watch(self, i: int, whole: LiveLayer, live: LiveLayer, shared: SharedExpert | None) -> Routed:
+        """What goes into the pruned layer's experts for all tokens; the targets go into their streams."""
+        chosen, gates, weight = [], [], []
         with ExitStack() as stack:
             seen = stack.enter_context(live.watched())
             if shared is not None:
@@ -88,63 +121,49 @@ class Refit:
             for part in self.second.parts():
                 with_all = self.second.run(whole, i, part).cpu()
                 without = self.second.run(live, i, part).cpu()
-                self.base[part] = without - seen.routed.reshape(without.shape).cpu()
-                self.at_hand[part] = with_all - self.base[part]
+                base = without - seen.routed.reshape(without.shape).cpu()
+                self.at_hand[part], self.back[part] = with_all - base, self.out[part] - base
                 self.inputs[part] = seen.hidden.reshape(without.shape).cpu()
                 chosen.append(seen.chosen.cpu())
                 gates.append(seen.gates.cpu())
-                if shared is not None and not self._take_beside(shared, seen.routed, part):
+                weight.append(1 / self.out[part].flatten(0, 1).square().mean(1).clamp(min=1e-12))
+                if shared is not None and not self._take_shared(shared, seen.routed, part):
                     shared = None
-        all_chosen, all_gates = torch.cat(chosen), torch.cat(gates)
-        cut = self.windows.fit.size
-        end = cut + self.windows.choosing.size
-        of_one = torch.zeros(cut, dtype=torch.long)
-        of_several = torch.from_numpy(np.repeat(self.windows.choosing_sources, self.windows.choosing.shape[1]))
-        parts = ((slice(0, cut), of_one), (slice(cut, end), of_several))
-        beside = None if shared is None else self._beside
-        data = [self._data(all_chosen, all_gates, beside, some, source) for some, source in parts]
-        fit, weights = refit_layer(
-            i, live.experts, *data, drifts=self.drifts, largest_ridge=self.largest_ridge, most_bytes=self.most_bytes
+        return Routed(
+            hidden=_flat(self.inputs),
+            chosen=torch.cat(chosen),
+            gates=torch.cat(gates),
+            weight=torch.cat(weight),
+            shared=None if shared is None else _flat(self._into_shared),
         )
-        for expert, down in weights.items():
-            new = down.T.contiguous() if expert != SHARED or shared is None else shared.weight.cpu() + down.T
-            _put(live, expert, store(i, expert, new))
-        return fit
 
-    def _take_beside(self, shared: SharedExpert, routed: torch.Tensor, part: slice) -> bool:
+    def _take_shared(self, shared: SharedExpert, routed: torch.Tensor, part: slice) -> bool:
         """Keep the features of the shared expert for a batch; False if there are none."""
         features = shared.features(routed)
         if features is None:
             return False
         shape = (*self.windows.all.shape, shared.width)
-        if self._beside.shape != shape:
-            self._beside = self._room.stream(*shape)
-        self._beside[part] = features.reshape(-1, *shape[1:]).cpu()
+        if self._into_shared.shape != shape:
+            self._into_shared = self._room.stream(*shape)
+        self._into_shared[part] = features.reshape(-1, *shape[1:]).cpu()
         return True
 
-    def _data(
-        self,
-        chosen: torch.Tensor,
-        gates: torch.Tensor,
-        beside: torch.Tensor | None,
-        some: slice,
-        source: torch.Tensor,
-    ) -> LayerData:
-        def flat(stream: torch.Tensor) -> torch.Tensor:
-            return stream.reshape(-1, stream.shape[-1])[some]
-
-        out = flat(self.out)
-        weight = 1 / out.square().mean(1).clamp(min=1e-12) if self.relative else torch.ones(len(out))
-        shared = None if beside is None else flat(beside)
-        routed = Routed(hidden=flat(self.inputs), chosen=chosen[some], gates=gates[some], weight=weight, shared=shared)
-        return LayerData(routed=routed, at_hand=flat(self.at_hand), back=out - flat(self.base), source=source)
+    def _data(self, seen: Routed, some: slice, source: torch.Tensor) -> LayerData:
+        routed = Routed(
+            hidden=seen.hidden[some],
+            chosen=seen.chosen[some],
+            gates=seen.gates[some],
+            weight=seen.weight[some],
+            shared=None if seen.shared is None else seen.shared[some],
+        )
+        return LayerData(routed=routed, at_hand=_flat(self.at_hand)[some], back=_flat(self.back)[some], source=source)
 
     @torch.no_grad()
     def losses(self, progress: Progress) -> dict[str, Any]:
         """Nats per token of each window that judges, unpruned, pruned, refitted; how near the two are to the unpruned;
         and the nats of the windows that chose, with the source of each window."""
         tokens, rows = self.untouched.tokens, _Losses()
-        parts = list(batches(*tokens.shape, tokens=2048))
+        parts = list(batches(*tokens.shape, tokens=min(2048, _MOST_LOGITS // self.first.model.vocabulary)))
         for done, part in enumerate(parts, 1):
             later = slice(part.start + len(self.windows.fit), part.stop + len(self.windows.fit))
             hidden = {

@@ -36,6 +36,8 @@ class Rehearsal:
     """Of the weights held at once."""
     watched_tokens: int | None = None
     """Tokens that go through every decoder layer; None where the model is not run."""
+    watching_memory_bytes: int | None = None
+    """About, of the weights that are run, in float32, and of what grows with the tokens."""
 
 
 def rehearse(
@@ -48,6 +50,7 @@ def rehearse(
     scoring: Scoring | None,
     resources: Resources,
     watched_tokens: int | None,
+    watching_memory_bytes: int | None,
 ) -> Rehearsal:
     """A simplification that was not made; `copies` is how many pruned checkpoints lie side by side at its end.
 
@@ -67,6 +70,7 @@ def rehearse(
         scoring_seconds=None if scored is None else scored.seconds,
         scoring_memory_bytes=None if scored is None else scored.memory_bytes,
         watched_tokens=watched_tokens,
+        watching_memory_bytes=watching_memory_bytes,
     )
 
 

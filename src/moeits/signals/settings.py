@@ -105,11 +105,14 @@ def _own_settings(signal: type[Any]) -> set[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a scoring may take; the scores do not depend on it."""
+    """What a scoring may take, or `simplify`; what comes out does not depend on it."""
 
     threads: int | None = setting(None, help="Threads of the scoring.", panel=SCORING, shown_default="all cores")
     memory: str | int = setting(
-        "2GiB", help="Bound on the weights held at once, encoded and as they are read.", panel=SCORING, metavar="SIZE"
+        "2GiB",
+        help="Bound on the weights held at once, encoded and as they are read; of activations alike.",
+        panel=SCORING,
+        metavar="SIZE",
     )
 
     def __post_init__(self) -> None:

@@ -88,7 +88,8 @@ def calibrated(
         "watched": names,
         "watched_tokens": np.bincount(by.ravel(), minlength=len(names)).tolist(),
     }
-    finished = place.parts(stage="calibrate", fingerprint=checkpoint.fingerprint, shards=checkpoint.stamps, **settings)
+    of = {"fingerprint": checkpoint.fingerprint, "shards": checkpoint.stamps, "device": device}
+    finished = place.parts(stage="calibrate", **of, **settings)
     layers = _all_layers(
         checkpoint, windows.watched, by, settings["selection"], finished, most_bytes, place.scratch(), device, progress
     )

@@ -19,10 +19,13 @@ from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output, write_whole
 from moeits.finished import FinishedParts, Workplace, workplace
 from moeits.progress import Progress, silent
+from moeits.refitting.memory import check_memory
 from moeits.refitting.requirements import check_enough, check_floats
 from moeits.refitting.settings import Fitting
+from moeits.runtime import checked_device
 from moeits.settings import with_settings
 from moeits.signals.settings import Resources, Scoring
+from moeits.sizes import parse_size
 from moeits.stages.calibrate import SELECTION, calibrated
 from moeits.stages.plan import plan
 from moeits.stages.score import scored
@@ -88,10 +91,12 @@ def forecast(
 
     windows = windows_of(checkpoint, texts, progress)
     check_enough(windows.fit.size, moe)
+    check_memory(checkpoint, windows.fit.size, parse_size(machine.memory, "--memory"))
     settings = {"criterion": sizes.criterion, **asdict(fitting)}
     made_with = {"fingerprint": checkpoint.fingerprint, "data": windows.facts, **settings, "moeits": __version__}
     with workplace(output, fresh=fresh, progress=progress) as place:
-        finished = place.parts(stage="forecast", shards=checkpoint.stamps, **made_with)
+        device = checked_device(machine.device)
+        finished = place.parts(stage="forecast", shards=checkpoint.stamps, device=device, **made_with)
         made = _Run(checkpoint, windows, sizes, texts, fitting, machine, place, finished, progress).forecast(settings)
         if output is not None:
             write_whole(output, (json.dumps(made.facts(), indent=1) + "\n").encode())

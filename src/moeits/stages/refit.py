@@ -19,6 +19,7 @@ from moeits.progress import Progress, silent
 from moeits.refitting.all_layers import fit_all
 from moeits.refitting.files import FittedLayers
 from moeits.refitting.judgement import judged
+from moeits.refitting.memory import check_memory
 from moeits.refitting.requirements import check_enough, check_pair
 from moeits.refitting.settings import Fitting
 from moeits.runtime import checked_device
@@ -117,6 +118,7 @@ def refitted(
     layout = MoELayout.of(pruned)
     check_enough(windows.fit.size, layout)
     most_bytes, device = parse_size(machine.memory, "--memory"), checked_device(machine.device)
+    check_memory(pruned, windows.fit.size, most_bytes)
     finished = place.parts(
         stage="refit",
         fingerprint=pruned.fingerprint,

@@ -24,12 +24,13 @@ from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.finished import Workplace, workplace
 from moeits.progress import Progress, silent
+from moeits.refitting.memory import check_memory, held_bytes
 from moeits.refitting.requirements import check_floats, check_pair
 from moeits.refitting.settings import Fitting
 from moeits.scoring.rehearsal import Rehearsal, rehearse
 from moeits.settings import with_settings
 from moeits.signals.settings import Resources, Scoring
-from moeits.sizes import format_size
+from moeits.sizes import format_size, parse_size
 from moeits.stages.calibrate import SELECTION, calibrated
 from moeits.stages.heal import check_healing
 from moeits.stages.heal import heal as heal_stage
@@ -72,6 +73,7 @@ def simplify(
     pruned = _beside(Path(output)) if watching.refit or heal is not None else Path(output)
     if watching.refit:
         _check_refit(checkpoint, pruned, Path(output), heal, writing)
+        check_memory(checkpoint, watching.tokens, parse_size(resources.memory, "--memory"))
     elif heal is not None:
         _check_left_over(checkpoint, pruned, Path(output), heal, recipe, overwrite=writing.overwrite)
         check_healing(checkpoint, data=heal, recipe=recipe)
@@ -88,7 +90,8 @@ def simplify(
         if not watching.refit or not _is_left_over(pruned, done, output, place):
             prune(checkpoint, plan=chosen, output=pruned, writing=writing, opening=opening, progress=progress)
         if watching.refit:
-            _refit(pruned, checkpoint, Path(output), place, watching.texts(choice.seed), writing, opening, progress)
+            texts, machine = watching.texts(choice.seed), Machine(memory=resources.memory)
+            _refit(pruned, checkpoint, Path(output), place, texts, machine, writing, opening, progress)
     if heal is not None:
         heal_stage(pruned, data=heal, output=output, recipe=recipe, overwrite=writing.overwrite, progress=progress)
     if copies > 1:
@@ -110,8 +113,8 @@ def _evidence(
     if scoring is not None:
         return scored(checkpoint, place, scoring, resources, opening, progress)
     if criterion_named(limits.choice.criterion).needs:
-        texts = watching.texts(limits.choice.seed)
-        return calibrated(checkpoint, place, texts, Machine(), opening, SELECTION, progress)
+        texts, machine = watching.texts(limits.choice.seed), Machine(memory=resources.memory)
+        return calibrated(checkpoint, place, texts, machine, opening, SELECTION, progress)
     return Evidence(inventory=replace(limits.inventory, coverage=opening.coverage(checkpoint, progress)))
 
 
@@ -154,7 +157,8 @@ def _rehearsed(
     copies: int,
 ) -> Rehearsal:
     """What it would take. Until a refit or a healing is done, the pruned checkpoint lies beside its result."""
-    watches = scoring is None and bool(criterion_named(limits.choice.criterion).needs)
+    watches = (scoring is None and bool(criterion_named(limits.choice.criterion).needs)) or watching.refit
+    most_bytes = parse_size(resources.memory, "--memory")
     return rehearse(
         checkpoint,
         limits,
@@ -163,7 +167,8 @@ def _rehearsed(
         copies=copies,
         scoring=scoring,
         resources=resources,
-        watched_tokens=watching.tokens if watches or watching.refit else None,
+        watched_tokens=watching.tokens if watches else None,
+        watching_memory_bytes=held_bytes(checkpoint, most_bytes, refit=watching.refit) if watches else None,
     )
 
 
@@ -173,6 +178,7 @@ def _refit(
     output: Path,
     place: Workplace,
     texts: Tokens,
+    machine: Machine,
     writing: Writing,
     opening: Opening,
     progress: Progress,
@@ -183,7 +189,7 @@ def _refit(
     from moeits.calibration.texts import windows_of
 
     windows = windows_of(parent, texts, progress)
-    asked = (Fitting(), Machine(), progress)
+    asked = (Fitting(), machine, progress)
     refitted(place, windows, left, parent, output, *asked, overwrite=writing.overwrite)
 
 

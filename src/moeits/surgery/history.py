@@ -67,6 +67,13 @@ class History:
         for old, new in zip(self.names, self.before(name), strict=True):
             writer.copy(self.folder / old, new)
 
+    def computed(self) -> frozenset[str] | None:
+        """The tensors that refits computed; None after a healing, which adds to tensors that its file does not name."""
+        if any(_kind(name) != "refit" for name in self.names):
+            return None
+        facts = (_read(self.folder / name, RefitOnCard) for name in self.names)
+        return frozenset(name for each in facts for name in each["tensors"]["computed"])
+
     def told(self, name: str) -> list[Afterwards]:
         """As the card of that checkpoint tells them. Raises CheckpointError if a file of it cannot be read."""
         told = []

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from moeits.calibration.settings import Machine, Tokens
+from moeits.checkpoint.opening import Verifying
 from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.replaceable import remove_checkpoint
 from moeits.checkpoint.writing import check_output
@@ -24,6 +25,7 @@ from moeits.criteria_file import CriteriaFile, read_criteria
 from moeits.errors import SettingError
 from moeits.files import is_artefact, write_whole
 from moeits.finished import forget_finished, workplace
+from moeits.refitting.requirements import check_pair
 from moeits.refitting.settings import Fitting
 from moeits.stages.evaluate import evaluate
 from moeits.stages.prune import prune
@@ -187,6 +189,7 @@ class RowWork(PointWork):
 
     def _refitted(self, pruned: Checkpoint, output: Path) -> None:
         check_output(output, sources=[pruned.folder, self.checkpoint.folder], overwrite=False)
+        check_pair(pruned, self.checkpoint, Verifying(), self.progress)  # a killed run may have left it
         with workplace(output, progress=self.progress) as place:
             asked = (self.fitting, self.machine, self.progress)
             refitted(place, self.windows, pruned, self.checkpoint, output, *asked, overwrite=False)

@@ -1,0 +1,75 @@
+"""Whether a checkpoint is still what its plan leaves of its parent, byte for byte."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from moeits.checkpoint.fingerprints import sampled_spans
+from moeits.checkpoint.reading import Checkpoint, TensorInfo
+from moeits.checkpoint.sources import opened, read_from, read_range
+from moeits.checkpoint.writing import ByteRange
+from moeits.choosing.pruning_plan import PruningPlan
+from moeits.errors import PlanError
+from moeits.experts.layout import MoELayout
+from moeits.progress import Progress
+from moeits.surgery.carried_out import carried_out
+from moeits.surgery.history import History
+from moeits.surgery.settings import Writing
+
+Part = ByteRange | bytes | Callable[[], bytes]
+
+# Read at a time of a tensor that is compared whole.
+_PIECE = 1 << 22
+
+
+def check_as_pruned(
+    pruned: Checkpoint, parent: Checkpoint, plan: PruningPlan, *, full: bool, progress: Progress
+) -> None:
+    """Every tensor is what the plan leaves, but those that moeits itself computed since, as its files say.
+
+    Of each tensor every byte is compared, or with `full` false those that a fingerprint samples. Raises PlanError.
+    """
+    made = carried_out(parent, MoELayout.of(parent), plan, Writing(), plan.coverage).tensors
+    if odd := sorted({tensor.name for tensor in made} ^ set(pruned.tensors)):
+        raise PlanError(_edited(pruned, odd[0]))
+    computed = History.of(pruned.folder).computed()
+    for done, tensor in enumerate(made):
+        info = pruned.tensors[tensor.name]
+        if (info.dtype, info.shape) != (tensor.dtype, tensor.shape) or (
+            computed is not None and tensor.name not in computed and not _same(info, tensor.parts, full=full)
+        ):
+            raise PlanError(_edited(pruned, tensor.name))
+        progress("comparing with the parent", done + 1, len(made))
+
+
+def _edited(pruned: Checkpoint, name: str) -> str:
+    return (
+        f"{name} of {pruned.source} is not what its plan.json leaves of its parent: one of the three was edited since. "
+        "Prune the parent again."
+    )
+
+
+def _same(info: TensorInfo, parts: Sequence[Part], *, full: bool) -> bool:
+    spans = list(_pieces(info.nbytes) if full else sampled_spans(info.nbytes))
+    with opened(info.shard) as file:
+        stored = [read_from(file, info.offset + start, length).tobytes() for start, length in spans]
+    return stored == _bytes_of(parts, spans)
+
+
+def _bytes_of(parts: Sequence[Part], spans: Sequence[tuple[int, int]]) -> list[bytes]:
+    """What is at these spans, ascending, of some parts put one after the other."""
+    found, begin = [bytearray() for _ in spans], 0
+    for part in parts:
+        made = part if isinstance(part, ByteRange) else part() if callable(part) else part
+        nbytes = made.length if isinstance(made, ByteRange) else len(made)
+        for (start, length), into in zip(spans, found, strict=True):
+            low, high = max(start - begin, 0), min(start + length - begin, nbytes)
+            if low < high and isinstance(made, ByteRange):
+                into += read_range(made.shard, made.offset + low, high - low).tobytes()
+            elif low < high and isinstance(made, bytes):
+                into += made[low:high]
+        begin += nbytes
+    return [bytes(each) for each in found]
+
+
+def _pieces(nbytes: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, nbytes, _PIECE):
+        yield start, min(_PIECE, nbytes - start)

@@ -1,0 +1,116 @@
+"""What a refit holds: measured in a process of its own, as the allocator of torch is not Python's."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import moeits
+from moeits.calibration.layered import LayeredModel
+from moeits.checkpoint.reading import Checkpoint
+from moeits.errors import CalibrationError
+from moeits.refitting import memory
+from moeits.refitting.memory import down_shape, held_bytes, least_bytes
+from tests.toys import fuse, make_toy
+
+EXPERTS, WIDTH, HIDDEN, TOKENS, OTHERS = 8, 512, 64, 4096, 512
+ROOM = 8 << 20
+
+MEASURED = """
+import json, sys, threading, time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+import torch
+from moeits.calibration.activations import Activations
+from moeits.refitting.features import Routed
+from moeits.refitting import layer
+from moeits.refitting.layer import LayerData, refit_layer
+
+experts, width, hidden, others, tokens, room_bytes, folder = json.loads(sys.argv[1])
+layer.solver_for = partial(layer.solver_for, most_at_once=0)
+torch.manual_seed(0)
+torch.set_num_threads(1)
+stock = SimpleNamespace(
+    gate_up_proj=torch.randn(experts, 2 * width, hidden) / 16, down_proj=torch.randn(experts, hidden, width) / 28,
+    is_transposed=False, has_bias=False,
+    _apply_gate=lambda wide: torch.nn.functional.silu(wide[:, :width]) * wide[:, width:],
+)
+
+def data(count):
+    routed = Routed(hidden=torch.randn(count, hidden), chosen=torch.rand(count, experts).topk(2).indices,
+                    gates=torch.full((count, 2), 0.5), weight=torch.ones(count))
+    wanted = torch.randn(count, hidden)
+    return LayerData(routed=routed, at_hand=wanted, back=wanted, source=torch.zeros(count, dtype=torch.long))
+
+def held():
+    return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("RssAnon"))
+
+def watch():
+    while not done:
+        peaks.append(held())
+        time.sleep(0.002)
+
+fit, judge, found = data(tokens), data(others), {}
+torch.zeros(512, 512) @ torch.zeros(512, 512)
+before, peaks, done = held(), [0], False
+thread = threading.Thread(target=watch)
+thread.start()
+with Activations(most_bytes=room_bytes, beside=Path(folder)) as room:
+    refit_layer(0, stock, fit, judge, drifts=(0.0, 1.0), largest_ridge=3.0, room=room,
+                put=lambda e, down: found.update({e: float(down.sum())}))
+    on_disk = sum(path.stat().st_size for path in Path(folder).rglob("*.array"))
+done = True
+thread.join()
+print(json.dumps([max(peaks) - before, on_disk]))
+"""
+
+
+def peak(room: int, folder: Path) -> tuple[int, int]:
+    """Bytes of memory beyond what was there before, and bytes on disk."""
+    asked = json.dumps([EXPERTS, WIDTH, HIDDEN, OTHERS, TOKENS, room, str(folder)])
+    done = subprocess.run([sys.executable, "-c", MEASURED, asked], capture_output=True, text=True, check=True)
+    rise, on_disk = json.loads(done.stdout)
+    return rise, on_disk
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell what is held")
+def test_a_regression_holds_no_more_than_its_room_and_what_it_works_on(tmp_path: Path) -> None:
+    allowed = ROOM + least_bytes(WIDTH, HIDDEN, TOKENS)
+    in_memory, nothing = peak(1 << 40, tmp_path / "none")
+    assert nothing == 0
+    assert in_memory > 1.5 * allowed, "the case is too small to show anything"
+    spilled, on_disk = peak(ROOM, tmp_path)
+    assert on_disk > 4 * TOKENS**2
+    assert spilled <= allowed
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v2"])
+def test_the_weights_that_are_run_are_counted(family: str, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(make_toy(tmp_path / "toy", family))
+    model, held = LayeredModel(checkpoint), []
+    for i in range(len(model)):
+        with model.layer(i):
+            values = {value.data_ptr(): value.nbytes for value in model.model.parameters() if not value.is_meta}
+            held.append(sum(values.values()))
+    counted = held_bytes(checkpoint, 0, refit=False)
+    assert max(held) <= counted <= 1.1 * max(held)
+    assert held_bytes(checkpoint, 1000, refit=True) > 1000 + 2 * counted
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_memory_that_holds_no_expert_is_refused_with_one_that_would_do(
+    fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = make_toy(tmp_path / "as-it-comes", "mixtral")
+    checkpoint = Checkpoint.open(fuse(toy, tmp_path / "toy") if fused else toy.rename(tmp_path / "toy"))
+    layer = memory.MoELayout.of(checkpoint).layers[0]
+    width = checkpoint.config["intermediate_size"]
+    assert down_shape(checkpoint, memory.MoELayout.of(checkpoint), layer) == (checkpoint.config["hidden_size"], width)
+    monkeypatch.setattr(memory, "_NOT_COUNTED", 0)
+    asked = {"output": tmp_path / "out", "reduction": 0.5, "criterion": "random", "refit": True, "tokens": 1024}
+    with pytest.raises(CalibrationError, match=r"^--memory 1.0 MiB is too little to fit one expert .* Give .* or more"):
+        moeits.simplify(tmp_path / "toy", memory="1MiB", **asked)
+    assert not list(tmp_path.glob("out*"))
