@@ -19,7 +19,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "moeits"
 ROOMS = {
     "words": "card_slot checkpoint choosing criteria_file edits engines errors evaluation.results evidence experts "
     "files locks printable progress run_files scoring settings signals sizes typed_json version weighing",
-    "files": "checkpoint.replaceable checkpoint.side_files checkpoint.staging checkpoint.writing finished surgery",
+    "files": "checkpoint.replaceable checkpoint.side_files checkpoint.staging checkpoint.writing finished left_over "
+    "surgery",
     "stages": "stages stages.inspect stages.plan stages.prune stages.score",
     "runtime": "modeling_moeits runtime",
     "healing": "healing stages.heal",

@@ -1,7 +1,5 @@
 """Score or calibrate, plan, prune, and refit or heal, in one go: the paper's Algorithm 1."""
 
-import os
-import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +7,6 @@ from moeits.calibration.settings import Machine, Tokens, Watching
 from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.replaceable import remove_checkpoint
-from moeits.checkpoint.writing import check_output
 from moeits.choosing.criteria import criterion_named, watches_tokens
 from moeits.choosing.limits import Limits
 from moeits.choosing.needs import scoring_for
@@ -17,12 +14,13 @@ from moeits.choosing.protection import named_by
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.choosing.settings import Budget, Choice
 from moeits.edits import edit_named
-from moeits.errors import OutputError, PlanError, SettingError
+from moeits.errors import SettingError
 from moeits.evidence import Evidence
 from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.finished import Workplace, workplace
+from moeits.left_over import beside, check_room_for_healing, check_room_for_refit, is_left_over
 from moeits.progress import Progress, silent
 from moeits.refitting.memory import check_memory, held_bytes
 from moeits.refitting.requirements import check_floats, check_pair
@@ -40,7 +38,6 @@ from moeits.stages.refit import refitted
 from moeits.stages.score import scored
 from moeits.surgery.carried_out import carried_out, check_layout
 from moeits.surgery.edited import check_numbers
-from moeits.surgery.history import History
 from moeits.surgery.settings import Writing
 
 
@@ -70,31 +67,27 @@ def simplify(
     checkpoint = opening.open(model, check=architecture_of)
     moe = MoELayout.of(checkpoint)
     check_request(checkpoint, moe, output=output, writing=writing)
-    pruned = _beside(Path(output)) if watching.refit or heal is not None else Path(output)
-    if watching.refit:
-        _check_refit(checkpoint, pruned, Path(output), heal, writing)
-        check_memory(checkpoint, watching.tokens, parse_size(resources.memory, "--memory"))
-    elif heal is not None:
-        _check_left_over(checkpoint, pruned, Path(output), heal, recipe, overwrite=writing.overwrite)
-        check_healing(checkpoint, data=heal, recipe=recipe)
+    pruned = beside(Path(output)) if watching.refit or heal is not None else Path(output)
+    _check_treatment(checkpoint, Path(output), heal, recipe, writing, watching, resources)
     limits = _within_reach(checkpoint, moe, budget, choice, writing)
     _check_needed(checkpoint, limits, budget, force=watching.force)
-    asked, copies = scoring_for(choice.criterion, scoring), 1 + (pruned != Path(output))
+    scores = scoring_for(choice.criterion, scoring)
     if writing.dry_run:
-        return _rehearsed(checkpoint, limits, budget, Path(output), asked, resources, watching, copies)
+        copies = 1 + (pruned != Path(output))
+        return _rehearsed(checkpoint, limits, budget, Path(output), scores, resources, watching, copies)
     with workplace(Path(output), forget_on=Exception, progress=progress) as place:
-        evidence = _evidence(checkpoint, place, limits, asked, resources, watching, opening, progress)
+        evidence = _evidence(checkpoint, place, limits, scores, resources, watching, opening, progress)
         chosen = plan(evidence, budget=budget, choice=choice)
         _check_removes(checkpoint, chosen, force=watching.force)
         done = carried_out(checkpoint, moe, chosen, writing, chosen.coverage).plan
-        if not watching.refit or not _is_left_over(pruned, done, output, place):
+        if not watching.refit or not is_left_over(pruned, done, output, place):
             prune(checkpoint, plan=chosen, output=pruned, writing=writing, opening=opening, progress=progress)
         if watching.refit:
-            texts, machine = watching.texts(choice.seed), Machine(memory=resources.memory)
-            _refit(pruned, checkpoint, Path(output), place, texts, machine, writing, opening, progress)
+            asked = (watching.texts(choice.seed), resources, writing, opening, progress)
+            _refit(pruned, checkpoint, Path(output), place, *asked)
     if heal is not None:
         heal_stage(pruned, data=heal, output=output, recipe=recipe, overwrite=writing.overwrite, progress=progress)
-    if copies > 1:
+    if pruned != Path(output):
         remove_checkpoint(pruned)
     return done
 
@@ -178,7 +171,7 @@ def _refit(
     output: Path,
     place: Workplace,
     texts: Tokens,
-    machine: Machine,
+    resources: Resources,
     writing: Writing,
     opening: Opening,
     progress: Progress,
@@ -189,33 +182,8 @@ def _refit(
     from moeits.calibration.texts import windows_of
 
     windows = windows_of(parent, texts, progress)
-    asked = (Fitting(), machine, progress)
+    asked = (Fitting(), Machine(memory=resources.memory), progress)
     refitted(place, windows, left, parent, output, *asked, overwrite=writing.overwrite)
-
-
-def _is_left_over(pruned: Path, wanted: PruningPlan, output: str | Path, place: Workplace) -> bool:
-    """Whether a run that was killed while it refitted has left the checkpoint that is wanted.
-
-    Such a run has written down before that it would make it; one that somebody else made is not ours to remove. Raises
-    OutputError if that, or another one, is there.
-    """
-    begun = place.parts(stage="simplify", plan=wanted.to_json())
-    if not os.path.lexists(pruned):
-        begun.keep_value("pruned", {"begun": True})
-        return False
-    if begun.value("pruned") is None or PruningPlan.load(pruned / "plan.json").to_json() != wanted.to_json():
-        raise OutputError(_go_on_refitting(pruned, output))
-    return True
-
-
-def _go_on_refitting(pruned: Path, output: str | Path) -> str:
-    go_on = shlex.join(["moeits", "refit", str(pruned), "--parent", "MODEL", "--output", str(output)])
-    return f"{pruned} is left over from an earlier run. Remove it to begin again, or go on with: {go_on}"
-
-
-def _beside(output: Path) -> Path:
-    """Where the pruned checkpoint lies until what is made from it is done."""
-    return output.with_name(output.name + ".pruned")
 
 
 def _within_reach(checkpoint: Checkpoint, moe: MoELayout, budget: Budget, choice: Choice, writing: Writing) -> Limits:
@@ -243,38 +211,26 @@ def _check_edit(checkpoint: Checkpoint, moe: MoELayout, choice: Choice) -> None:
         check_numbers(checkpoint, layer, choice.edit)
 
 
-def _check_refit(checkpoint: Checkpoint, pruned: Path, output: Path, heal: object, writing: Writing) -> None:
-    """The model can be refitted, and nothing of an interrupted refit is in the way.
-
-    Raises CalibrationError; OutputError, which says how to go on.
-    """
-    if heal is not None:
-        raise SettingError("--refit and --heal do not go in one command: heal what --refit leaves, with moeits heal.")
-    check_floats(checkpoint)
-    if os.path.lexists(pruned):
-        try:
-            left = PruningPlan.load(pruned / "plan.json").fingerprint
-        except PlanError:
-            left = None
-        if left != checkpoint.fingerprint or History.of(pruned).names:
-            raise OutputError(_go_on_refitting(pruned, output))
-        return
-    check_output(pruned, sources=[checkpoint.folder], overwrite=writing.overwrite)
-
-
-def _check_left_over(
-    checkpoint: Checkpoint, pruned: Path, output: Path, data: str | Path, recipe: str, *, overwrite: bool
+def _check_treatment(
+    checkpoint: Checkpoint,
+    output: Path,
+    heal: str | Path | None,
+    recipe: str,
+    writing: Writing,
+    watching: Watching,
+    resources: Resources,
 ) -> None:
-    """Nothing of an interrupted healing is in the way. Raises OutputError, which says how to go on with it."""
-    check_output(pruned, sources=[checkpoint.folder], overwrite=True)
-    healing = output.with_name(output.name + ".healing")
-    if os.path.lexists(pruned) and not (overwrite and not healing.exists()):
-        go_on = ["moeits", "heal", str(pruned), "--data", str(data), "--recipe", recipe, "--output", str(output)]
-        go_on += ["--resume"] if healing.exists() else []
-        both = f" and {healing}" if healing.exists() else ""
-        raise OutputError(
-            f"{pruned} is left over from an earlier run. Remove it{both} to begin again, or go on with: "
-            + shlex.join(go_on)
-        )
-    if healing.exists():
-        raise OutputError(f"{healing} is left over from an earlier healing. Remove it to begin again.")
+    """What is pruned can be refitted or healed as asked for, and nothing that was interrupted is in the way.
+
+    Raises CalibrationError, HealingError; OutputError, which says how to go on.
+    """
+    pruned, overwrite = beside(output), writing.overwrite
+    if watching.refit and heal is not None:
+        raise SettingError("--refit and --heal do not go in one command: heal what --refit leaves, with moeits heal.")
+    if watching.refit:
+        check_floats(checkpoint)
+        check_memory(checkpoint, watching.tokens, parse_size(resources.memory, "--memory"))
+        check_room_for_refit(checkpoint, pruned, output, overwrite=overwrite)
+    elif heal is not None:
+        check_room_for_healing(checkpoint, pruned, output, heal, recipe, overwrite=overwrite)
+        check_healing(checkpoint, data=heal, recipe=recipe)
