@@ -6,7 +6,7 @@ Every comparison is measured in one run, its sides in turn, and given as a media
 import argparse
 from collections.abc import Sequence
 
-from benchmarks import kernel, planning, process, scoring, writing
+from benchmarks import kernel, planning, process, sampling, scoring, writing
 from benchmarks.measuring import machine
 
 BENCHMARKS = {
@@ -15,6 +15,7 @@ BENCHMARKS = {
     "kernel": kernel.run,
     "planning": planning.run,
     "writing": writing.run,
+    "sampling": sampling.run,
 }
 
 

@@ -4,7 +4,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
+from statistics import NormalDist
 from typing import Annotated, Any
 
 import numpy as np
@@ -19,6 +21,12 @@ from moeits.signals import PAIR_SIGNALS
 from moeits.typed_json import Count, NotOfItsType, decode_typed
 
 FORMAT = 1
+
+
+def error_of(name: str) -> str:
+    """The name of the standard errors of a signal, or of "redundancy", where it was estimated."""
+    return f"{name}-error"
+
 
 # A layer whose highest pair is not this much above independence tells its experts apart by little more than chance.
 NOISE_MARGIN = 0.1
@@ -75,20 +83,32 @@ class Evidence:
     def fingerprint(self) -> str:
         return self.inventory.fingerprint
 
+    @property
+    def errors(self) -> Mapping[int, np.ndarray]:
+        """Decoder layer -> (E, E): standard errors of the redundancy; empty if it is exact."""
+        return self.signals.get(error_of("redundancy"), {})
+
     def above_noise(self) -> dict[str, Any]:
-        """How far each layer's redundancy stands above the noise floor, what independent weights would show."""
+        """How far each layer's redundancy stands above the noise floor, what independent weights would show.
+
+        Of estimates `max_over_noise_floor` is what is certain of the highest pair: chance alone puts one of that many
+        pairs there in one layer of twenty.
+        """
         layers = {}
         for layer, redundancy in self.redundancy.items():
             pairs = np.triu_indices(len(redundancy), 1)
             values, floor = redundancy[pairs], self.floor.get(layer, np.zeros_like(redundancy))[pairs]
             # An expert of constant weights has no floor, an unbiased estimator has none anywhere.
+            errors = self.errors.get(layer, np.zeros_like(redundancy))[pairs][floor > 0]
             values, floor = values[floor > 0], floor[floor > 0]
             if floor.size:
+                certain = values - NormalDist().inv_cdf(1 - 0.05 / floor.size) * errors
                 layers[layer] = {
                     "mean": float(values.mean()),
                     "max": float(values.max()),
                     "noise_floor": float(floor.mean()),
-                    "max_over_noise_floor": float((values / floor).max()),
+                    "max_over_noise_floor": float((certain / floor).max()),
+                    **({"standard_error": float(np.sqrt(np.mean(errors**2)))} if layer in self.errors else {}),
                 }
         on_floor = [layer for layer, facts in layers.items() if facts["max_over_noise_floor"] < 1 + NOISE_MARGIN]
         return {"redundancy": {str(layer): facts for layer, facts in layers.items()}, "layers_on_noise_floor": on_floor}
@@ -159,6 +179,34 @@ class Evidence:
             ) from None
 
 
+def estimated(settings: Mapping[str, Any], above_noise: Mapping[str, Any]) -> str | None:
+    """That redundancies are estimates, and how far off: of `settings` and `above_noise` of evidence or of a plan.
+
+    None where they are exact, or nothing is chosen by them.
+    """
+    by_layer = above_noise.get("redundancy")
+    layers = by_layer.values() if isinstance(by_layer, Mapping) else ()
+    errors = [facts.get("standard_error") for facts in layers if isinstance(facts, Mapping)]
+    known = [error for error in errors if isinstance(error, float)]
+    if not known:
+        return None
+    least, most = f"{min(known):.2g}", f"{max(known):.2g}"
+    return (
+        f"scores are estimated from {sampled_words(settings.get('sample'))}, with a standard error of "
+        f"{least if least == most else f'{least} to {most}'} (the mean of a layer)"
+    )
+
+
+def sampled_words(sample: object) -> str:
+    """A sample as evidence and plans keep it, as words."""
+    if isinstance(sample, int) and not isinstance(sample, bool):
+        return f"{sample:,} entries of each weight"
+    if not isinstance(sample, float):
+        return "a sample of the entries"
+    share = Fraction(sample).limit_denominator(1000)
+    return f"{share if share.numerator == 1 else format(sample, '.3g')} of the entries"
+
+
 def merged(several: Sequence[Evidence]) -> Evidence:
     """Evidence of one checkpoint from several scorings: the first, with what the others know beside it.
 
@@ -175,10 +223,23 @@ def merged(several: Sequence[Evidence]) -> Evidence:
             )
         if other is not first and other.redundancy:
             raise EvidenceError("Two of the files hold redundancies. Give one of them, and files of other signals.")
+    _check_samples(several)
     inventory = replace(first.inventory, coverage=_fullest(several))
     signals = {name: by_layer for each in several for name, by_layer in each.signals.items()}
     settings = {name: value for each in (*several, first) for name, value in each.settings.items()}
     return replace(first, inventory=inventory, signals=signals, settings=settings)
+
+
+def _check_samples(several: Sequence[Evidence]) -> None:
+    """Raises EvidenceError if two of them were scored from different entries: one plan could not say which."""
+    scored = [each for each in several if each.redundancy or "nmi" in each.signals]
+    samples = {(each.settings.get("sample"), each.settings.get("sample_seed")) for each in scored}
+    if len(samples) > 1:
+        shown = sorted("exact" if sample is None else f"from {sampled_words(sample)}" for sample, _ in samples)
+        raise EvidenceError(
+            f"The files were scored from different samples ({', '.join(shown)}). Score them with one --sample and "
+            "--sample-seed."
+        )
 
 
 def _fullest(several: Sequence[Evidence]) -> Coverage | None:

@@ -11,7 +11,7 @@ import numpy as np
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.console import out, table, written
 from moeits.console.explanation import show_explanation
-from moeits.evidence import NOISE_MARGIN, Evidence
+from moeits.evidence import NOISE_MARGIN, Evidence, estimated
 from moeits.experts.explaining import Explanation
 from moeits.sizes import format_size
 from moeits.stages.inspect import Inspection, LayerRow
@@ -68,7 +68,9 @@ def control_command(plan: PruningPlan, arguments: Mapping[str, Any]) -> str:
 
 
 def _notes(plan: PruningPlan) -> Iterator[str]:
-    """What a budget did that nobody may have meant, and who stayed whatever it asked for."""
+    """What a budget did that nobody may have meant, who stayed whatever it asked for, and what is an estimate."""
+    if note := estimated(plan.settings, plan.summary):
+        yield f"{note}."
     for setting, name in (("protected", "protected experts"), ("super_experts", "super experts")):
         if experts := plan.settings.get(setting):
             yield f"{name} stay: {of_layers(experts)}."
@@ -102,6 +104,8 @@ def show_evidence(evidence: Evidence, arguments: dict[str, Any]) -> None:
     table(columns, (_redundancy_row(evidence, layer, found["redundancy"]) for layer in evidence.redundancy))
     if evidence.signals:
         out(f"beside it, for each layer: {', '.join(evidence.signals)}")
+    if note := estimated(evidence.settings, found):
+        out(f"note: {note}.")
     if found["layers_on_noise_floor"]:
         out(_noise_warning(found["layers_on_noise_floor"], len(evidence.layers)))
     written(arguments)
@@ -130,6 +134,8 @@ def show_inspection(found: Inspection | Explanation, arguments: dict[str, Any]) 
             f"{found.routed_parameters / found.parameters:.1%} of the parameters are routed experts, stored "
             f"{found.storage}, in {found.shards} file{'s' if found.shards != 1 else ''}"
         )
+    if found.estimated:
+        out(f"{found.estimated}")
     if found.budget:
         out(found.budget)
 

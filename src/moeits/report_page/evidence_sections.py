@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from moeits.evidence import NOISE_MARGIN
+from moeits.evidence import NOISE_MARGIN, estimated
 from moeits.report_page import figures
 from moeits.report_page.accuracy import NOTHING, count, percent
 from moeits.report_page.artefacts import Point, Run, name_of, points_by_line
@@ -117,6 +117,8 @@ def redundancy(run: Run, removal: Removal | None, slug: str) -> Section | None:
         "Redundancy of every pair of experts, by normalized mutual information of their weights. Experts are in the "
         "order of removal, the last to go at the top left; what the dial keeps is framed."
     ]
+    if note := estimated(run.evidence.settings, noise):
+        intro.append(f"{note[0].upper()}{note[1:]}.")
     if noise["redundancy"]:
         intro.append(noise_sentence(noise))
     bar = picture(np.linspace(low, high, 64)[None, :], low, high)

@@ -8,11 +8,27 @@ import numpy as np
 from moeits.checkpoint.reading import Checkpoint
 from moeits.engines import Engine
 from moeits.errors import SettingError
+from moeits.evidence import error_of
 from moeits.experts.layout import MoELayout
 from moeits.scoring.parts import size_of_parts, with_parts
 from moeits.scoring.units import Held, Limits, Unit, UnitScores, score_unit, units_of
 from moeits.signals import ExpertSignal, PairSignal
 from moeits.sizes import format_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPairs:
+    """A pair signal of one layer: (E, E) float64 each, symmetric, diagonal 0."""
+
+    values: np.ndarray
+    errors: np.ndarray | None
+    """Standard errors; None of a signal that is exact."""
+    floor: np.ndarray | None
+    """None of a signal that has none."""
+
+    def named(self, name: str) -> dict[str, np.ndarray]:
+        """Values and errors, under the names by which evidence has them."""
+        return {name: self.values} | ({} if self.errors is None else {error_of(name): self.errors})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,20 +68,26 @@ class LayerScorer:
             advance(1)
         return np.array(values, np.float64)
 
-    def compare(
-        self, signal: PairSignal, layer: int, advance: Callable[[int], None]
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """A pair signal and its floor, (E, E) float64 each, symmetric, diagonal 0; None if it has no floor."""
-        count, has_floor = self.layout.layers[layer].num_experts, False
-        upper, floor = np.zeros((count, count)), np.zeros((count, count))
+    def compare(self, signal: PairSignal, layer: int, advance: Callable[[int], None]) -> LayerPairs:
+        """A pair signal of each two experts, summed over its passes."""
+        count, has_floor, estimated = self.layout.layers[layer].num_experts, False, False
+        upper, variance, floor = np.zeros((3, count, count))
         for parts, weight in signal.passes(self.projections).items():
             expected = np.zeros((count, count))
             for unit, scores in self._units(signal, layer, parts, advance):
                 upper[np.ix_(unit.rows, unit.columns)] += weight * scores.values
+                if scores.errors is not None:
+                    # Passes are sampled at different entries, so their errors are independent.
+                    variance[np.ix_(unit.rows, unit.columns)] += (weight * scores.errors) ** 2
+                    estimated = True
                 if scores.floor is not None:
                     expected[np.ix_(unit.experts, unit.experts)], has_floor = scores.floor, True
             floor += weight * expected
-        return upper + upper.T, floor if has_floor else None
+        return LayerPairs(
+            values=upper + upper.T,
+            errors=np.sqrt(variance + variance.T) if estimated else None,
+            floor=floor if has_floor else None,
+        )
 
     def _units(
         self, signal: PairSignal, layer: int, parts: tuple[str, ...], advance: Callable[[int], None]

@@ -15,7 +15,7 @@ from moeits.engines import Engine
 from moeits.errors import SettingError
 from moeits.experts.layout import MoELayout
 from moeits.scoring.parts import size_of_parts, with_parts
-from moeits.signals import PairSignal
+from moeits.signals import EstimatedSignal, PairSignal
 from moeits.sizes import format_size
 
 # Columns that one thread compares with a row before it looks up: so Ctrl-C takes the time of a few pairs.
@@ -48,6 +48,8 @@ class UnitScores:
 
     values: np.ndarray
     """(rows, columns) float64: 0 where it is not i < j."""
+    errors: np.ndarray | None
+    """(rows, columns) float64: standard errors; None where the values are exact."""
     floor: np.ndarray | None
     """(experts, experts) of `Unit.experts`; None where the signal has none."""
 
@@ -93,20 +95,25 @@ def score_unit(
 
     encoded = (held or Held()).exchange(unit, encode)
 
+    estimated = isinstance(signal, EstimatedSignal)
+
     def compare(strip: tuple[int, Sequence[int]]) -> np.ndarray:
         i, js = strip
-        return signal.compare([encoded[i]], [encoded[j] for j in js])[0]
+        row, columns = [encoded[i]], [encoded[j] for j in js]
+        if isinstance(signal, EstimatedSignal):
+            return signal.estimate(row, columns)[:, 0]
+        return signal.compare(row, columns)
 
     strips = unit.strips()
     compared = engine.map(compare, strips)
     # Others compare meanwhile.
     floor = signal.floor([encoded[expert] for expert in unit.experts])
-    values = np.zeros((len(unit.rows), len(unit.columns)))
+    found = np.zeros((2 if estimated else 1, len(unit.rows), len(unit.columns)))
     for (i, js), scores in zip(strips, compared, strict=True):
-        values[unit.rows.index(i), [unit.columns.index(j) for j in js]] = scores
+        found[:, unit.rows.index(i), [unit.columns.index(j) for j in js]] = scores
         if advance:
             advance(len(js))
-    return UnitScores(values=values, floor=floor)
+    return UnitScores(values=found[0], errors=found[1] if estimated else None, floor=floor)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,6 +79,14 @@ class PairSignal(Signal, Protocol):
 
 
 @runtime_checkable
+class EstimatedSignal(PairSignal, Protocol):
+    """A pair signal that looks at a part of the weights only, and says how far off it may be."""
+
+    def estimate(self, rows: Sequence[Any], columns: Sequence[Any]) -> np.ndarray:
+        """(2, rows, columns) float64: what `compare` gives, and its standard errors."""
+
+
+@runtime_checkable
 class ExpertSignal(Signal, Protocol):
     """A number for each expert of a layer, from its weights; (E,). `measure` is called from several threads at once."""
 

@@ -17,8 +17,10 @@ BINNING_BYTES = 4 << 20
 _SIXTEEN_BITS = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 
-def bin_weight(weight: np.ndarray, bins: str | int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes (N,) uint16 over the occupied bins, and their counts (B,) int64.
+def bin_weight(
+    weight: np.ndarray, bins: str | int, positions: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (N,) uint16 over the occupied bins, and their counts (B,) int64; codes of these `positions` only.
 
     Empty bins change no entropy, so codes are renumbered over the occupied ones: a heavy-tailed matrix of 3,397 bins
     shrinks to about 800. Raises NonFiniteWeight, UnscorableWeight for a dtype that cannot be binned, SettingError if
@@ -28,9 +30,9 @@ def bin_weight(weight: np.ndarray, bins: str | int) -> tuple[np.ndarray, np.ndar
     if flat.size == 0:
         raise UnscorableWeight("the weight is empty")
     if flat.dtype in _SIXTEEN_BITS:
-        return _bin_sixteen_bits(flat, bins)
+        return _bin_sixteen_bits(flat, bins, positions)
     if flat.dtype == np.float32:
-        return _bin_float32(flat, bins)
+        return _bin_float32(flat, bins, positions)
     raise UnscorableWeight(
         f"weights of dtype {flat.dtype} cannot be scored; score the bfloat16, float16 or float32 parent of this "
         "checkpoint, and prune with that plan and --any-fingerprint"
@@ -92,17 +94,21 @@ def _bin_of(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.minimum(np.searchsorted(edges, values, side="right") - 1, edges.size - 2)
 
 
-def _one_bin(n: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.zeros(n, np.uint16), np.array([n])
+def _one_bin(n: int, positions: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    return np.zeros(n if positions is None else positions.size, np.uint16), np.array([n])
 
 
-def _bin_sixteen_bits(flat: np.ndarray, bins: str | int) -> tuple[np.ndarray, np.ndarray]:
+def _some(entries: np.ndarray, positions: np.ndarray | None) -> np.ndarray:
+    return entries if positions is None else entries[positions]
+
+
+def _bin_sixteen_bits(flat: np.ndarray, bins: str | int, positions: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     patterns = np.ascontiguousarray(flat).view(np.uint16)
     counts = _count_patterns(patterns)
     present = np.flatnonzero(counts)
     values = present.astype(np.uint16).view(flat.dtype).astype(np.float32)
     if _is_constant(values.min(), values.max()):
-        return _one_bin(flat.size)
+        return _one_bin(flat.size, positions)
     order = np.argsort(values, kind="stable")
     present, values, counts = present[order], values[order], counts[present[order]]
     number = auto_bin_count(values, counts) if bins == "auto" else int(bins)
@@ -110,13 +116,13 @@ def _bin_sixteen_bits(flat: np.ndarray, bins: str | int) -> tuple[np.ndarray, np
     table = np.zeros(65536, np.uint16)
     table[present] = code
     per_bin = np.bincount(code, weights=counts, minlength=occupied.size).astype(np.int64)
-    return _look_up(patterns, table), per_bin
+    return _look_up(_some(patterns, positions), table), per_bin
 
 
-def _bin_float32(flat: np.ndarray, bins: str | int) -> tuple[np.ndarray, np.ndarray]:
+def _bin_float32(flat: np.ndarray, bins: str | int, positions: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     low, high = flat.min(), flat.max()
     if _is_constant(low, high):
-        return _one_bin(flat.size)
+        return _one_bin(flat.size, positions)
     values = np.ascontiguousarray(flat)
     edges = _edges(low, high, _auto_bin_count_float32(values) if bins == "auto" else int(bins))
     counts = _count_bins(values, edges)
@@ -125,7 +131,7 @@ def _bin_float32(flat: np.ndarray, bins: str | int) -> tuple[np.ndarray, np.ndar
         raise SettingError(f"{occupied.size} bins are occupied, more than 65,536; ask for fewer with --bins")
     code = np.zeros(counts.size, np.uint16)
     code[occupied] = np.arange(occupied.size, dtype=np.uint16)
-    return _number_bins(values, edges, code), counts[occupied]
+    return _number_bins(_some(values, positions), edges, code), counts[occupied]
 
 
 def _auto_bin_count_float32(flat: np.ndarray) -> int:

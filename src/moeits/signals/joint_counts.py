@@ -4,6 +4,7 @@ One byte per cell keeps the table of an average pair in the second-level cache, 
 depends on. A cell that passes 255 wraps to 0 and is noted in a list, so that the counts stay exact.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 from math import ceil, log, log2
 
@@ -24,19 +25,26 @@ def joint_count_log_count(a: np.ndarray, b: np.ndarray, bins_a: int, bins_b: int
     `a`, `b`: (N,) uint16 codes below `bins_a` and `bins_b`. Symmetric to the last bit: terms are summed as integers,
     scaled so that the largest possible sum, N ln N, just fits 62 bits; that leaves more digits than a float sum has.
     """
-    band = max(1, min(bins_a, TABLE_BYTES // bins_b))
     largest = a.size * log(a.size) if a.size > 1 else 1.0
     scale = 2.0 ** (61 - ceil(log2(largest)))
+    return sum(_take_terms(table, wrapped, scale) for table, wrapped in tables(a, b, bins_a, bins_b)) / scale
+
+
+def tables(a: np.ndarray, b: np.ndarray, bins_a: int, bins_b: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The joint histogram of two weights, rows of it at a time: counts of cells as uint8, and the cells that passed
+    255, ascending, each as often as it did.
+
+    It is one table, which whoever takes it leaves empty.
+    """
+    band = max(1, min(bins_a, TABLE_BYTES // bins_b))
     table, wrapped = np.zeros(band * bins_b, np.uint8), np.empty(a.size // 256 + 1, np.uint32)
-    total = 0
     # Counting is a call of its own: compiled into one function with the sum, it ran a tenth slower.
     for low in range(0, bins_a, band):
         if band >= bins_a and vectors_work():
             times = count_pairs(a, b, bins_b, table, wrapped)
         else:
             times = _count_band(a, b, bins_b, low, low + band, table, wrapped)
-        total += _take_terms(table, np.sort(wrapped[:times]), scale)
-    return total / scale
+        yield table, np.sort(wrapped[:times])
 
 
 @lru_cache(maxsize=1)

@@ -15,6 +15,7 @@ from moeits.errors import SettingError, ShapeMismatch
 from moeits.settings import EXPERT, SCORING, setting
 from moeits.signals import Memory, PairSignal, pairwise
 from moeits.signals.independence import expected_information
+from moeits.signals.sample import parsed_sample
 
 MOST_BINS = 65536
 PRESETS = ("paper", "authors-code")
@@ -72,13 +73,28 @@ class NMI(PairSignal):
         None, help="Projection weights by hand.", panel=EXPERT, metavar="gate=W,up=W,down=W", parse=parse_weights
     )
 
+    sample: str | float | None = setting(
+        None,
+        help="Estimate scores from a share of the entries, such as 1/8, or from a number of them.",
+        panel=SCORING,
+        metavar="SHARE",
+        shown_default="all entries: exact",
+    )
+    sample_seed: int = setting(0, help="Which entries are sampled.", panel=EXPERT)
+
     def __post_init__(self) -> None:
+        if self.sample is not None:
+            object.__setattr__(self, "sample", parsed_sample(self.sample))
         if self.preset not in PRESETS:
             raise SettingError(f"--preset {self.preset} is not one of {', '.join(PRESETS)}.")
         object.__setattr__(self, "bins", _checked_bins(self.bins))
 
     def for_model(self, projections: Sequence[str], model_type: str) -> Self:
-        """With `projection_weights`, of each projection, by hand or by the preset."""
+        """With `projection_weights`, of each projection, by hand or by the preset; as `SampledNMI` for a sample."""
+        if self.sample is not None and type(self) is NMI:
+            from moeits.signals.sampled_nmi import SampledNMI
+
+            return SampledNMI(**asdict(self)).for_model(projections, model_type)
         if self.projection_weights is not None:
             return replace(self, projection_weights=_checked_weights(projections, self.projection_weights))
         by_preset = AUTHORS_CODE.get(model_type) if self.preset == "authors-code" else None
@@ -86,7 +102,10 @@ class NMI(PairSignal):
 
     @property
     def settings(self) -> dict[str, Any]:
-        return asdict(self)
+        settings = asdict(self)
+        if self.sample is None:  # exact evidence says what it said before there were samples
+            del settings["sample"], settings["sample_seed"]
+        return settings
 
     def passes(self, projections: Sequence[str]) -> Mapping[tuple[str, ...], float]:
         """Projection by projection; one of weight 0 is not read."""

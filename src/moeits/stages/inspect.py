@@ -11,6 +11,7 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.limits import removed_by
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import BudgetOutOfReach, SettingError
+from moeits.evidence import estimated
 from moeits.experts.counting import parameters_of
 from moeits.experts.explaining import Explanation
 from moeits.experts.explaining import explain as explained
@@ -52,6 +53,8 @@ class Inspection:
     shards: int | None
     storage: str | None
     """How experts are stored: per-expert, fused, or mixed; None in a plan."""
+    estimated: str | None = None
+    """Of a plan whose scores are estimates: from how much, and how far off, in words."""
     budget: str | None = None
     """What a budget would leave, in words; None if none was given."""
     budget_experts: int | None = None
@@ -159,6 +162,7 @@ def _inspect_plan(plan: PruningPlan) -> Inspection:
         routed_parameters=None,
         shards=None,
         storage=None,
+        estimated=estimated(plan.settings, plan.summary),
     )
 
 

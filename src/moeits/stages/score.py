@@ -11,7 +11,7 @@ import numpy as np
 from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
 from moeits.engines.threads import Threads
-from moeits.evidence import Evidence
+from moeits.evidence import Evidence, error_of
 from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
@@ -20,7 +20,7 @@ from moeits.finished import FinishedParts, Workplace, workplace
 from moeits.progress import Progress, silent
 from moeits.scoring.layers import LayerScorer
 from moeits.settings import with_settings
-from moeits.signals import ExpertSignal, PairSignal
+from moeits.signals import EstimatedSignal, ExpertSignal, PairSignal
 from moeits.signals.settings import Resources, Scoring
 from moeits.sizes import parse_size
 
@@ -88,9 +88,7 @@ def scored(
         settings=wanted.settings,
         redundancy={layer: values["redundancy"] for layer, values in layers.items()},
         floor={layer: values["floor"] for layer, values in layers.items() if "floor" in values},
-        signals={
-            signal.name: {layer: values[signal.name] for layer, values in layers.items()} for signal in wanted.beside
-        },
+        signals={name: {layer: values[name] for layer, values in layers.items()} for name in wanted.names_beside()},
     )
 
 
@@ -119,10 +117,18 @@ class _Wanted:
             settings |= signal.settings
         return settings | ({"signals": [signal.name for signal in self.beside]} if self.beside else {})
 
+    def names_beside(self) -> list[str]:
+        """What the evidence of a layer holds beside redundancy and floor."""
+        errors = [error_of("redundancy")] if isinstance(self.redundancy, EstimatedSignal) else []
+        for signal in self.beside:
+            errors += [error_of(signal.name)] if isinstance(signal, EstimatedSignal) else []
+        return [*(signal.name for signal in self.beside), *errors]
+
     def are_whole(self, arrays: Mapping[str, np.ndarray], experts: int) -> bool:
         """Whether these arrays can be the signals of a layer, all of them: what lies on a disk may be damaged."""
         pairs, single = (experts, experts), (experts,)
-        shapes = {each.name: pairs if isinstance(each, PairSignal) else single for each in self.beside}
+        of_experts = {each.name for each in self.beside if isinstance(each, ExpertSignal)}
+        shapes = {name: single if name in of_experts else pairs for name in self.names_beside()}
         shapes |= {"redundancy": pairs} | ({"floor": pairs} if "floor" in arrays else {})
         return {name: values.shape for name, values in arrays.items()} == shapes and all(
             values.dtype == np.float64
@@ -161,11 +167,11 @@ def _all_layers(
 def _one_layer(
     scorer: LayerScorer, wanted: _Wanted, layer: int, advance: Callable[[int], None]
 ) -> dict[str, np.ndarray]:
-    redundancy, floor = scorer.compare(wanted.redundancy, layer, advance)
-    arrays = {"redundancy": redundancy} | ({} if floor is None else {"floor": floor})
+    pairs = scorer.compare(wanted.redundancy, layer, advance)
+    arrays = pairs.named("redundancy") | ({} if pairs.floor is None else {"floor": pairs.floor})
     for signal in wanted.beside:
         if isinstance(signal, PairSignal):
-            arrays[signal.name], _ = scorer.compare(signal, layer, advance)
+            arrays |= scorer.compare(signal, layer, advance).named(signal.name)
         else:
             arrays[signal.name] = scorer.measure(signal, layer, advance)
     return arrays

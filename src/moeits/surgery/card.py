@@ -15,7 +15,7 @@ from moeits.checkpoint.side_code import code_files
 from moeits.choosing.criteria import CRITERIA
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.edits import edit_named
-from moeits.evidence import NOISE_MARGIN
+from moeits.evidence import NOISE_MARGIN, estimated
 from moeits.experts.families import has_class_on_hub
 from moeits.experts.promises import needs_loader
 from moeits.sizes import format_size
@@ -231,7 +231,7 @@ Criterion `{plan.criterion}`; {_settings_sentence(plan.settings)}.{by_hand}
 `plan.json` is {repeats}: anybody with the source can prune it again with
 `moeits prune SOURCE --plan plan.json --output OUTPUT`. The plan was made for the
 fingerprint `{plan.fingerprint[:16]}`, taken over the names, dtypes, shapes and a sample of the bytes of all tensors.
-{_coverage_note(plan)}{quantized_card.other_form_note(plan)}{_noise_note(plan)}{notes}""".rstrip()
+{_coverage_note(plan)}{quantized_card.other_form_note(plan)}{_estimated_note(plan)}{_noise_note(plan)}{notes}""".rstrip()
 
 
 def _coverage_note(plan: PruningPlan) -> str:
@@ -307,6 +307,12 @@ def _chosen_by(plan: PruningPlan) -> str:
     if criterion is None or ("redundancy" in criterion.needs and plan.summary.get("layers_on_noise_floor")):
         return "some"
     return criterion.chosen
+
+
+def _estimated_note(plan: PruningPlan) -> str:
+    """That scores are estimates, with the error."""
+    note = estimated(plan.settings, plan.summary)
+    return f"\n{note[0].upper()}{note[1:]}:\nexact scores may choose other experts.\n" if note else ""
 
 
 def _noise_note(plan: PruningPlan) -> str:
