@@ -7,7 +7,7 @@ Nothing is sampled or approximated: the result equals `np.histogram` and `np.his
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isclose, log, sqrt
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 
@@ -94,7 +94,7 @@ class NMI(PairSignal):
         if self.sample is not None and type(self) is NMI:
             from moeits.signals.sampled_nmi import SampledNMI
 
-            return SampledNMI(**asdict(self)).for_model(projections, model_type)
+            return cast("Self", SampledNMI(**asdict(self)).for_model(projections, model_type))
         if self.projection_weights is not None:
             return replace(self, projection_weights=_checked_weights(projections, self.projection_weights))
         by_preset = AUTHORS_CODE.get(model_type) if self.preset == "authors-code" else None

@@ -9,13 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import exp, log
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moeits.errors import SettingError, ShapeMismatch
 from moeits.signals import Memory
 from moeits.signals.nmi import NMI, Codes, _entropy
-from moeits.signals.sample import positions, sample_size
+from moeits.signals.sample import parsed_sample, positions, sample_size
+
+if TYPE_CHECKING:
+    from moeits.signals.cell_sums import Grid
 
 # A sample says too little of a pair if its cells, those of evenly filled bins, are so many for each entry.
 MOST_CELLS = 8.0
@@ -56,8 +60,7 @@ class SampledNMI(NMI):
     def encode_weight(self, weight: np.ndarray, part: str = "") -> Codes:
         from moeits.signals.binning import bin_weight
 
-        assert self.sample is not None
-        size = sample_size(self.sample, weight.size)
+        size = self._size(weight.size)
         if size >= weight.size:
             return super().encode_weight(weight)
         codes, counts = bin_weight(weight, self.bins, positions(weight.size, size, part, self.sample_seed))
@@ -66,6 +69,10 @@ class SampledNMI(NMI):
             return Codes(codes=codes, counts=counts, entropy=entropy)
         _check_size(size, weight.size, entropy)
         return _encoded(codes, counts, entropy)
+
+    def _size(self, entries: int) -> int:
+        assert self.sample is not None
+        return sample_size(parsed_sample(self.sample), entries)
 
     def encode(self, parts: Mapping[str, np.ndarray]) -> Codes:
         ((name, weight),) = parts.items()
@@ -95,8 +102,7 @@ class SampledNMI(NMI):
         from moeits.signals.cell_sums import POINTS
 
         exact = super().memory(entries, itemsize)
-        assert self.sample is not None
-        size = sample_size(self.sample, entries)
+        size = self._size(entries)
         if size >= entries:
             return exact
         vectors = 8 * (2 * POINTS * (2 + len(_SUMS)) + 3 * _STEPS)
@@ -182,7 +188,7 @@ _LEVELS = np.arange(-4.0, 16.0, 0.25)
 class _Kernels:
     """What depends on the numbers of entries only, sampled and all."""
 
-    grid: "object"
+    grid: "Grid"
     forms: np.ndarray
     basis_of: np.ndarray
     missing: np.ndarray
@@ -309,7 +315,7 @@ def _estimates(a: SampledCodes, columns: Sequence[SampledCodes]) -> np.ndarray:
     by_chance = ((1 + k) ** 2 * ff - 4 * (1 + k) * k * fg + 4 * k**2 * gg) / n**2
     by_chance += all_ff / entries**2 - 2 * shared / (n * entries)
     variance = np.clip(share, 0.0, 1.0) * np.maximum(by_chance, 0.0) + (_MISFIT * misfit * falls) ** 2
-    for at in np.flatnonzero(above > LOOKED_AT_AGAIN):
+    for at in map(int, np.flatnonzero(above > LOOKED_AT_AGAIN)):
         variance[at] += _own_variance(a, columns[at], nmi[at], share[at] * (squares[at] - excess[at] ** 2 / n))
     return np.stack([nmi, np.sqrt(variance) / scale])
 
