@@ -192,7 +192,8 @@ def test_intervals_of_independent_weights_hold_the_exact_value_as_often_as_they_
     # Of 150 intervals that hold with chance 0.94 to 0.96 fewer than 131 do once in a thousand times.
     assert 131 <= (np.abs(off) < 1.96 * error).sum() < 150
     assert abs(off.mean()) < 3 * error.mean() / sqrt(150)
-    assert off.std() == pytest.approx(error.mean(), rel=0.2)
+    # A standard deviation of 150 scatters by 6 %; tails are heavier where a pair's own slope begins to count.
+    assert off.std() == pytest.approx(error.mean(), rel=0.25)
 
 
 @pytest.mark.parametrize("correlation", [0.1, 0.5, 0.95])
