@@ -18,6 +18,7 @@ from benchmarks.measuring import table
 from experiments.noise_floor import MODELS
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
+from moeits.errors import BudgetOutOfReach
 from moeits.evidence import Evidence
 from moeits.experts.layout import MoELayout
 from moeits.signals.nmi import NMI
@@ -47,7 +48,10 @@ def alike(model: Path, samples: Sequence[str]) -> list[tuple[str, ...]]:
     halves = [halved(model, exact, half) for half in (0, 1)]
     rows = []
     for reduction in REDUCTIONS:
-        like = moeits.plan(exact, reduction=reduction)
+        try:
+            like = moeits.plan(exact, reduction=reduction)
+        except BudgetOutOfReach:  # more than top_k experts of every layer would go
+            continue
         kept = moeits.plan(exact, like=like)
         cells = [
             f"{100 * np.mean([shared(kept, moeits.plan(each, like=like)) for each in found]):.0f}" if found else "-"
