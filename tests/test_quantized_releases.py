@@ -9,7 +9,10 @@ import pytest
 import torch
 
 import moeits
+from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
+from moeits.experts.layout import MoELayout
+from moeits.measurement.files import parameters_of, sparsity_of
 from tests.packed import raw_tensors
 from tests.quantizers import QUANTIZERS, quantized_copy
 from tests.toys import make_toy, read_config
@@ -81,6 +84,13 @@ def test_a_release_has_as_many_parameters_as_what_it_stands_for(
     of_both = ("parameters_before", "parameters_after", "reduction", "reduction_of_all")
     assert len({tuple(made.summary[key] for key in of_both) for made in done.values()}) == 1
     assert moeits.inspect(tmp_path / packed.name).parameters == done[packed].summary["parameters_after"]
+
+
+def test_a_footprint_counts_of_a_release_what_it_stands_for(copies: tuple[str, Path, Path]) -> None:
+    _, packed, plain = copies
+    ours, theirs = (parameters_of(opened, MoELayout.of(opened)) for opened in map(Checkpoint.open, (packed, plain)))
+    assert ours == theirs
+    assert sparsity_of(Checkpoint.open(packed)) is None
 
 
 def test_the_quantizers_settings_are_kept_and_the_card_names_whose_plan_it_was(

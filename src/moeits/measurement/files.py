@@ -7,7 +7,9 @@ import numpy as np
 
 from moeits.checkpoint.reading import DTYPES, Checkpoint, TensorInfo
 from moeits.choosing.pruning_plan import PruningPlan
+from moeits.experts import counting
 from moeits.experts.layout import MoELayout
+from moeits.experts.quantized import quantized_as
 from moeits.progress import Progress, silent
 
 _CHUNK_ENTRIES = 2**26
@@ -28,16 +30,17 @@ class Parameters:
 
 
 def parameters_of(checkpoint: Checkpoint, layout: MoELayout) -> Parameters:
-    """Counted from the headers of the tensors."""
-    layers = layout.layers.values()
+    """Counted from the headers of the tensors, of quantized ones what they stand for."""
+    layers, counted = layout.layers.values(), counting.parameters_of(checkpoint)
+    total = sum(counted.values())
     routed = sum(moe.num_experts * moe.sizes.parameters for moe in layers)
     picked = sum(min(moe.top_k, moe.num_experts) * moe.sizes.parameters for moe in layers)
     return Parameters(
-        total=checkpoint.parameters,
-        active_per_token=checkpoint.parameters - routed + picked,
+        total=total,
+        active_per_token=total - routed + picked,
         routed=routed,
-        shared_experts=sum(checkpoint.tensors[name].parameters for moe in layers for name in moe.shared),
-        router=sum(checkpoint.tensors[name].parameters for moe in layers for name in moe.router),
+        shared_experts=sum(counted[name] for moe in layers for name in moe.shared),
+        router=sum(counted[name] for moe in layers for name in moe.router),
     )
 
 
@@ -55,7 +58,9 @@ def reduction_of(checkpoint: Checkpoint) -> float | None:
 
 
 def sparsity_of(checkpoint: Checkpoint, progress: Progress = silent) -> float | None:
-    """The share of weights that are zero, plus or minus; None if a tensor's dtype cannot be read as numbers."""
+    """The share of weights that are zero, plus or minus; None if a tensor cannot be read as numbers."""
+    if quantized_as(checkpoint):
+        return None
     zeros, done = 0, 0
     for info in checkpoint.tensors.values():
         if info.dtype not in DTYPES:

@@ -16,6 +16,7 @@ from moeits.evaluation.quiet import quiet
 from moeits.evaluation.results import ModelFacts, Results
 from moeits.evaluation.settings import Inference, Questions
 from moeits.evaluation.tasks import SEEDS, load_tasks
+from moeits.experts.counting import parameters_of
 from moeits.experts.families import recorded_family
 from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output
@@ -193,7 +194,7 @@ def _model_facts(checkpoint: Checkpoint) -> ModelFacts:
         "source": checkpoint.source,
         "fingerprint": checkpoint.fingerprint,
         "model_type": checkpoint.config["model_type"],
-        "parameters": checkpoint.parameters,
+        "parameters": sum(parameters_of(checkpoint).values()),
         "bytes": checkpoint.nbytes,
         "plan_sha256": (checkpoint.config.get("moeits") or {}).get("plan_sha256"),
         "experts": experts,

@@ -132,7 +132,7 @@ def _not_measured(reduction: float | None, sparsity: float | None, found: dict[s
     if reduction is None:
         reasons["reduction"] = "There is no plan.json beside the tensors, so nothing says what was removed."
     if sparsity is None:
-        reasons["sparsity"] = "Some tensor has a dtype that cannot be read as numbers."
+        reasons["sparsity"] = "Some tensor cannot be read as numbers: its dtype is not known, or it is quantized."
     if not found:
         return reasons | dict.fromkeys(RUN_FIELDS, "The model was not run.")
     if found["energy"]["joules"] is None:
