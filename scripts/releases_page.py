@@ -30,14 +30,15 @@ numbers of experts are checked, and the card says for which release the plan was
 | --- | --- | --- |
 | FP8 by blocks, rows or one scale | `weight`, `weight_scale_inv` or `weight_scale` | transformers |
 | MXFP4 | `_blocks`, `_scales`; `weight`, `scale`; `weight_packed`, `weight_scale` | transformers, the standard |
-| NVFP4 by ModelOpt | `weight`, `weight_scale`, `weight_scale_2` | its formula, entry by entry |
+| NVFP4 by ModelOpt | `weight`, `weight_scale`, `weight_scale_2` | ModelOpt's formula, transcribed |
 | NVFP4 by compressed-tensors | `weight_packed`, `weight_scale`, `weight_global_scale` | compressed-tensors |
 | integers by compressed-tensors (pack-quantized, 2, 4 or 8 bits) | `weight_packed`, `weight_scale`, `weight_zero_point` | compressed-tensors |
-| GPTQ of 2, 4 or 8 bits, both formats | `qweight`, `qzeros`, `scales`, `g_idx` | its kernel, entry by entry; once GPTQModel's lines |
-| AWQ (GEMM) | `qweight`, `qzeros`, `scales` | its kernel, entry by entry; once AutoAWQ's function |
-| bitsandbytes NF4, FP4, nested or not | `weight`, `absmax`, `quant_map`, `nested_absmax`, `quant_state` | its kernel, entry by entry; once bitsandbytes |
+| GPTQ of 2, 4 or 8 bits, both formats | `qweight`, `qzeros`, `scales`, `g_idx` | GPTQModel's kernel, transcribed |
+| AWQ (GEMM) | `qweight`, `qzeros`, `scales` | AutoAWQ's function, transcribed |
+| bitsandbytes NF4, FP4, nested or not | `weight`, `absmax`, `quant_map`, `nested_absmax`, `quant_state` | bitsandbytes' function, transcribed |
 
-All are equal bit for bit (`tests/test_codecs.py`). Experts quantized in another way (GPTQ of 3 bits, AWQ's GEMV, int8 by
+All are equal bit for bit (`tests/test_codecs.py`); what is transcribed was once compared with the library itself, but for
+ModelOpt's, which could not be imported here. Experts quantized in another way (GPTQ of 3 bits, AWQ's GEMV, int8 by
 bitsandbytes) are pruned by the plan of another release. What was packed *across* experts is refused: a router in GPTQ's words,
 scales over several of its rows, fused experts in one pile of codes.
 
@@ -52,14 +53,14 @@ hub. {works} of {count} are scored and pruned.
 
 | release | model_type | experts | |
 | --- | --- | --- | --- |
-"""
+"""  # noqa: E501
 
 
 def row(release: Release) -> str:
     """One line of the second table."""
     lie = "fused" if release.fused else "one by one"
     kept = f"{lie}, {release.form}" if release.form else lie
-    said = "scored and pruned" if release.expected == "scored" else f"refused: {release.sentence}"
+    said = "scored and pruned" if release.expected == "scored" else f"refused: {release.sentence.replace(chr(92), '')}"
     return f"| {release.name} | `{release.model_type}` | {kept} | {said} |\n"
 
 

@@ -157,6 +157,8 @@ RELEASES: tuple[Release, ...] = (
         config=_QWEN_OMNI,
         layers="thinker.model.layers.{l}.",
         beside=("talker.model.layers.0.mlp.experts.0.gate_proj.weight", "talker.model.layers.0.mlp.gate.weight"),
+        expected="refused",
+        sentence=r"several models in one, with a Mixture of Experts in its thinker_config\.text_config",
     ),
     Release(
         name="Qwen1.5-MoE-A2.7B, Qwen2-57B",
@@ -455,7 +457,8 @@ RELEASES: tuple[Release, ...] = (
             "text_config", "mistral3", {**_deepseek("mistral4", first_k_dense_replace=0), "num_hidden_layers": 2}
         ),
         layers="language_model.model.layers.{l}.",
-        router=ROUTER,
+        experts=(),
+        fused=ROWS,
         shared=_SHARED,
         beside=("vision_tower.transformer.layers.0.feed_forward.gate_proj.weight",),
     ),
