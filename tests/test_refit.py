@@ -368,6 +368,15 @@ def test_the_gate_of_a_shared_expert_is_measured_and_one_behind_a_norm_is_left_a
         torch.testing.assert_close(features, hidden[:, -1:].sigmoid() * hidden[:, :WIDTH].relu(), rtol=1e-3, atol=1e-5)
 
 
+def test_no_ridge_smaller_than_the_smallest_is_taken(place: Path, tmp_path: Path) -> None:
+    free = moeits.refit(place / "pruned", parent=place / "toy", output=tmp_path / "free", **SMALL)
+    bound = moeits.refit(place / "pruned", parent=place / "toy", output=tmp_path / "bound", smallest_ridge=3, **SMALL)
+    assert any(layer["ridge"] and layer["ridge"] < 3 for layer in free.layers)
+    assert all(layer["ridge"] is None or layer["ridge"] >= 3 for layer in bound.layers)
+    with pytest.raises(SettingError, match="--smallest-ridge 20 is out of range"):
+        moeits.refit(place / "pruned", parent=place / "toy", output=tmp_path / "no", smallest_ridge=20, **SMALL)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("refit")

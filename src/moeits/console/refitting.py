@@ -51,7 +51,7 @@ def show_verdict(facts: Mapping[str, Any]) -> None:
         fitted = sum(layer["ridge"] is not None for layer in facts["layers"])
         out(f"refit accepted: the loss fell there; {fitted} of {len(facts['layers'])} layers were changed")
     else:
-        out(f"refit refused: {_why_not(loss)}, so no weight was changed. More --tokens may do.")
+        out(f"refit refused: {_why_not(loss)}, so no weight was changed. More --tokens may do, or --smallest-ridge 3.")
 
 
 def _why_not(loss: Mapping[str, Any]) -> str:

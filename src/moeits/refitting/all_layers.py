@@ -40,6 +40,7 @@ def fit_all(
             room,
             drifts=fitting.drifts,
             largest_ridge=fitting.largest_ridge,
+            smallest_ridge=fitting.smallest_ridge,
             shared=fitting.shared,
             beside=beside,
             most_bytes=most_bytes,

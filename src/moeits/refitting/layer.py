@@ -57,7 +57,7 @@ class LayerFit:
 
 
 def _search(
-    solver: Solver, judge: "_HeldOut", unit: float, drifts: Sequence[float], largest_ridge: float
+    solver: Solver, judge: "_HeldOut", unit: float, drifts: Sequence[float], ridges: Sequence[float]
 ) -> tuple[np.ndarray, float | None, float | None, int, bool]:
     """From the strongest ridge on, while held-out tokens gain: errors, their ridge and drift; sweeps, and whether all
     came to rest.
@@ -67,7 +67,7 @@ def _search(
     """
     best: tuple[np.ndarray, float | None, float | None] = (judge.before, None, None)
     least, sweeps, worse, converged = 1.0, 0, 0, True
-    for ridge in grid(largest_ridge):
+    for ridge in ridges:
         try:
             more, rested = solver.solve(ridge * unit)
         except RidgeTooSmall:
@@ -137,6 +137,7 @@ def refit_layer(
     *,
     drifts: Sequence[float],
     largest_ridge: float,
+    smallest_ridge: float = 0.0,
     room: Activations,
     put: Callable[[int, torch.Tensor], None],
 ) -> LayerFit:
@@ -153,7 +154,8 @@ def refit_layer(
     problem = LayerProblem(features, reached, (fit.at_hand, fit.back), room)
     judge = _HeldOut(held_out, experts, old, room, shared_scale=features.shared_scale)
     solver = solver_for(problem, judge.features, room)
-    after, ridge, drift, sweeps, converged = _search(solver, judge, problem.mean_diagonal, drifts, largest_ridge)
+    ridges = grid(largest_ridge, smallest_ridge)
+    after, ridge, drift, sweeps, converged = _search(solver, judge, problem.mean_diagonal, drifts, ridges)
     if ridge is not None:
         for expert, down in solver.weights():
             put(expert, down / features.shared_scale if expert == SHARED else down)

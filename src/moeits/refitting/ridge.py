@@ -67,6 +67,6 @@ def predicted(
     return out
 
 
-def grid(largest: float) -> tuple[float, ...]:
+def grid(largest: float, smallest: float = 0.0) -> tuple[float, ...]:
     """r from large to small, in steps of about three."""
-    return tuple(r for r in _GRID if r <= largest) or (largest,)
+    return tuple(r for r in _GRID if smallest <= r <= largest) or (largest,)

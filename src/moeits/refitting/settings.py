@@ -16,6 +16,11 @@ class Fitting:
     largest_ridge: float = setting(
         10.0, help="Largest ridge tried; smaller ones follow while held-out tokens gain.", panel=EXPERT
     )
+    smallest_ridge: float = setting(
+        1e-6,
+        help="Smallest ridge tried. 3 is safer for a large model and few tokens of another kind than its own.",
+        panel=EXPERT,
+    )
     drift: float | None = setting(
         None,
         help="How much of the error of earlier layers a layer corrects: 0 to 1.",
@@ -35,6 +40,10 @@ class Fitting:
             raise SettingError(f"--also {self.also[:40]!r} is not one of shared, none.")
         if not 1e-4 <= self.largest_ridge <= 1e4:
             raise SettingError(f"--largest-ridge {self.largest_ridge:g} is out of range: it is from 0.0001 to 10000.")
+        if not 1e-6 <= self.smallest_ridge <= self.largest_ridge:
+            raise SettingError(
+                f"--smallest-ridge {self.smallest_ridge:g} is out of range: it is from 0.000001 to --largest-ridge."
+            )
         if self.drift is not None and not 0 <= self.drift <= 1:
             raise SettingError(f"--drift {self.drift:g} is out of range: it is a share from 0 to 1.")
 
