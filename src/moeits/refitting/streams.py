@@ -59,7 +59,7 @@ class Refit:
         most_bytes: int,
     ) -> None:
         self.windows, self.drifts = windows, drifts
-        self.bounds = {"largest_ridge": largest_ridge, "smallest_ridge": smallest_ridge}
+        self.largest_ridge, self.smallest_ridge = largest_ridge, smallest_ridge
         self.shared, self.beside, self.most_bytes, self._room = shared, beside, most_bytes, room
         self.first = Stream.begin(parent, windows.all, room)
         self.second = Stream.begin(pruned, windows.all, room)
@@ -109,7 +109,16 @@ class Refit:
         width = max(width, shared.width if shared is not None else 0)
         most_bytes = room_bytes(self.most_bytes, width=width, hidden=hidden, tokens=cut)
         with Activations(most_bytes=most_bytes, beside=self.beside) as room:
-            return refit_layer(i, live.experts, *data, drifts=self.drifts, **self.bounds, room=room, put=put)
+            return refit_layer(
+                i,
+                live.experts,
+                *data,
+                drifts=self.drifts,
+                largest_ridge=self.largest_ridge,
+                smallest_ridge=self.smallest_ridge,
+                room=room,
+                put=put,
+            )
 
     def _watch(self, i: int, whole: LiveLayer, live: LiveLayer, shared: SharedExpert | None) -> Routed:
         """What goes into the pruned layer's experts for all tokens; the targets go into their streams."""
