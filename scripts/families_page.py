@@ -10,10 +10,10 @@ The {count} model_types of config.json that moeits knows, made from `experts/fam
 `scripts/families_page.py`. Each is scored, pruned to equal and to unequal counts, opened in its own stock transformers
 class and compared with the masked original, as a tiny random model that the stock class made: models by themselves in
 `tests/test_contract_surgery.py`, those beside others (a vision tower, which is copied byte for byte) in
-`tests/test_contract_wrappers.py`, by text, and Qwen3.5 by a picture. Those that can be healed are healed in
-`tests/test_contract_heal.py`,
-but for `qwen3_5_moe_text`, whose tokenizer class cannot hold the words of a toy. The models themselves were not run
-here. [Extending moeits](extending.md) says how to add a family.
+`tests/test_contract_wrappers.py`, by text, and Qwen3.5 and Qwen3-VL by a picture. Those that can be healed are healed
+in `tests/test_contract_heal.py` and `tests/test_contract_wrappers.py`, but for `qwen3_5_moe_text`, whose tokenizer
+class cannot hold the words of a toy. The models themselves were not run here. [Extending moeits](extending.md) says how
+to add a family.
 
 | model_type | models | experts on disk | router | shared experts | limited by groups | healed |
 | --- | --- | --- | --- | --- | --- | --- |

@@ -17,8 +17,9 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CalibrationError, CheckpointError, HealingError
 from moeits.experts.families import architecture_of
 from moeits.experts.layout import MoELayout
+from moeits.healing.targets import can_be_healed, targets_of
 from tests.healing_toys import spelt, write_letters, write_rows
-from tests.masked import TOLERANCE, logits, routers_masked
+from tests.masked import TOLERANCE, continuation, logits, routers_masked
 from tests.test_layered import as_a_whole, layer_by_layer
 from tests.toys import read_config, read_tensors, write_checkpoint
 from tests.wrappers import EXPERTS, REOPENED_UNDER_HUB_NAMES_ONLY, WRAPPERS, make_wrapper, stock_class
@@ -146,9 +147,10 @@ def seen_and_told(model: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return model(input_ids=ids, **picture).logits, told
 
 
+@pytest.mark.parametrize("model_type", ["qwen3_5_moe", "qwen3_vl_moe"])
 @pytest.mark.parametrize("counts", [(4, 4, 4), (3, 5, 4)], ids=["equal", "unequal"])
-def test_a_picture_is_seen_as_by_the_masked_original(tmp_path: Path, counts: tuple[int, ...]) -> None:
-    toy = make_wrapper(tmp_path / "toy", "qwen3_5_moe")
+def test_a_picture_is_seen_as_by_the_masked_original(tmp_path: Path, counts: tuple[int, ...], model_type: str) -> None:
+    toy = make_wrapper(tmp_path / "toy", model_type)
     tokens = {"image_token_id": 5, "video_token_id": 6, "vision_start_token_id": 7, "vision_end_token_id": 8}
     (toy / "config.json").write_text(json.dumps(read_config(toy) | tokens))
     plan = moeits.plan(moeits.score(toy), experts_per_layer=5)
@@ -216,11 +218,65 @@ def test_it_is_calibrated_refitted_and_evaluated_by_text(wrapper: Path, tmp_path
     assert {*found.model["experts"].values()} == {4}
 
 
-def test_what_moeits_does_not_do_with_it_yet_is_a_sentence(wrapper: Path, tmp_path: Path) -> None:
-    (tmp_path / "data.jsonl").write_text('{"text": "w1 w2"}\n')
-    data, (out, _) = tmp_path / "data.jsonl", pruned(wrapper, tmp_path / "out", experts_per_layer=4)
-    with pytest.raises(HealingError, match="can be scored and pruned, but not healed"):
-        moeits.heal(out, data=data, output=tmp_path / "healed")
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_routers_and_experts_of_its_text_model_are_healed_and_nothing_else(wrapper: Path, tmp_path: Path) -> None:
+    write_letters(wrapper)
+    plan = moeits.plan(moeits.score(wrapper), experts_per_layer=5)
+    kept = {layer: tuple(range(3 + at)) for at, layer in enumerate(plan.kept)}
+    out = tmp_path / "out"
+    moeits.prune(wrapper, plan=replace(plan, kept=kept, order={}), output=out)
+    rows = [{"text": spelt((start + at) % 62 for at in range(12))} for start in range(24)]
+    data, asked = write_rows(tmp_path / "data.jsonl", rows), {"recipe": "small", "rank": 4, "batch_size": 4, "steps": 6}
+    asked |= {"sequence_length": 16, "packing": False, "learning_rate": 1e-2, "keep_adapter": True}
+    if not can_be_healed(architecture_of(read_config(wrapper))):
+        with pytest.raises(HealingError, match="can be scored and pruned, but not healed"):
+            moeits.heal(out, data=data, output=tmp_path / "healed", **asked)
+        return
+    healing = moeits.heal(out, data=data, output=tmp_path / "healed", **asked)
+    assert healing.loss_after is not None
+    assert healing.loss_before is not None
+    assert healing.loss_after < healing.loss_before
+    assert healing.loss_merged == pytest.approx(healing.loss_after, abs=1e-5)
+    before, after = read_tensors(out), read_tensors(tmp_path / "healed")
+    layers = MoELayout.of(Checkpoint.open(out)).layers.values()
+    asked_for = {name for moe in layers for name in (next(iter(moe.router)), *moe.fused.values())}
+    asked_for |= {name for moe in layers for tensors in moe.experts.values() for name in tensors.values()}
+    assert {name for name in before if before[name].tobytes() != after[name].tobytes()} == asked_for
+    assert read_config(tmp_path / "healed") == read_config(out)
+    base = moeits.load(out).eval()
+    adapted = logits(
+        pytest.importorskip("peft").PeftModel.from_pretrained(base, tmp_path / "healed" / "adapter"), TOKENS
+    )
+    assert (adapted - logits(moeits.load(tmp_path / "healed"), TOKENS)).abs().max() < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_attention_of_the_text_model_is_adapted_and_that_of_a_tower_is_not(tmp_path: Path) -> None:
+    """Kimi-K2.5 names its layers in files in another way than in memory."""
+    toy = make_wrapper(tmp_path / "toy", "kimi_k25")
+    targets = targets_of(Checkpoint.open(toy), MoELayout.of(Checkpoint.open(toy)), ("attention", "shared_experts"))
+    known = dict(moeits.load(toy).named_modules())
+    assert targets
+    for target in targets:
+        assert target.module.startswith("model.language_model.layers.")
+        assert tuple(known[target.module].weight.shape) == target.weights["weight"][1:]
+        assert target.tensor is not None
+        assert target.tensor.startswith("language_model.model.layers.")
+
+
+def test_it_writes_on_with_its_cache_as_without(wrapper: Path, tmp_path: Path) -> None:
+    plan = moeits.plan(moeits.score(wrapper), experts_per_layer=5)
+    kept = {layer: tuple(range(3 + at)) for at, layer in enumerate(plan.kept)}
+    moeits.prune(wrapper, plan=replace(plan, kept=kept, order={}), output=tmp_path / "out")
+    model = moeits.load(tmp_path / "out").eval()
+    told = continuation(model, TOKENS)
+    ids, ends = TOKENS, [end for end in (model.generation_config.eos_token_id,) if end is not None]
+    with torch.no_grad():
+        for _ in range(told.shape[1] - TOKENS.shape[1]):
+            scores = model(input_ids=ids, use_cache=False).logits[:, -1:]
+            scores[..., ends] = -torch.inf  # as generate does until it has written enough
+            ids = torch.cat([ids, scores.argmax(-1)], 1)
+    assert torch.equal(told, ids)
 
 
 def test_a_config_without_the_part_is_a_sentence(wrapper: Path) -> None:

@@ -94,7 +94,7 @@ def load_checked(checkpoint: Checkpoint, **kwargs: Any) -> Any:
 
 def _check_number_of_layers(checkpoint: Checkpoint) -> None:
     """The last layer of config.json has tensors: transformers would build thousands of layers before it missed them."""
-    layers = _text_config(checkpoint).get("num_hidden_layers")
+    layers = text_config(checkpoint).get("num_hidden_layers")
     if isinstance(layers, int) and not any(f".{layers - 1}." in name for name in checkpoint.tensors):
         raise CheckpointError(
             f"config.json of {checkpoint.source} has num_hidden_layers {layers!r:.40}, but no tensor is of its last "
@@ -116,7 +116,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
         if not tokenizer("a", add_special_tokens=False, verbose=True)["input_ids"]:
             raise ValueError("it has not a single token")
         largest = max(tokenizer.get_vocab().values())
-    vocabulary = _text_config(checkpoint).get("vocab_size", largest + 1)
+    vocabulary = text_config(checkpoint).get("vocab_size", largest + 1)
     if not isinstance(vocabulary, int) or largest >= vocabulary:
         raise CheckpointError(
             f"The tokenizer of {checkpoint.source} has a token {largest}, but the model has {vocabulary!r:.40} tokens, "
@@ -127,7 +127,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 
 def context_of(checkpoint: Checkpoint) -> int | None:
     """Tokens that the model reads at once; None where its config.json does not say. Raises CheckpointError."""
-    context = _text_config(checkpoint).get("max_position_embeddings")
+    context = text_config(checkpoint).get("max_position_embeddings")
     if context is not None and (not isinstance(context, int) or isinstance(context, bool) or context < 1):
         raise CheckpointError(
             f"config.json of {checkpoint.source} has max_position_embeddings {context!r:.40}, which is not a number of "
@@ -136,7 +136,7 @@ def context_of(checkpoint: Checkpoint) -> int | None:
     return context
 
 
-def _text_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
+def text_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
     """The config of the model that reads and writes text, which may be one of several."""
     family = known_family(checkpoint.config)
     if family is not None:

@@ -178,8 +178,14 @@ def check_same_weights(model: Any, targets: Iterable[Target], checkpoint: Checkp
 
     Compares the first row of every target (of experts: of the last one's down projection). Raises HealingError.
     """
+    known = dict(model.named_modules())
     for target in targets:
-        module = model.get_submodule(target.module)
+        if target.module not in known:
+            raise HealingError(
+                f"The stock model has no {target.module} to adapt. In the description of the family, the name that the "
+                "block has in memory comes last among blocks."
+            )
+        module = known[target.module]
         if target.tensor is None:
             assert target.layer is not None
             last, stacked = target.weights["down"][0] - 1, [*moe.architecture.fused][-1].rpartition(".")[2]

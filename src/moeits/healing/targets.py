@@ -8,15 +8,17 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from moeits.checkpoint.reading import Checkpoint
+from moeits.checkpoint.reading import Checkpoint, TensorInfo
 from moeits.errors import HealingError
-from moeits.experts.families import Architecture
+from moeits.experts.families import Architecture, architecture_of
+from moeits.experts.finding import by_layer
 from moeits.experts.layer import MoELayer
 from moeits.experts.layout import MoELayout
 
 # Modules of a decoder layer that belong to attention. Layers of some families have something else in its place.
 _ATTENTION = "self_attn."
-_LAYER = re.compile(r"\blayers\.(\d+)\.")
+_LAYER = re.compile(r"^.*?\.\d+\.")
+"""What a name begins with, up to the number of its layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +52,7 @@ def targets_of(checkpoint: Checkpoint, moe: MoELayout, groups: tuple[str, ...]) 
         "shared_experts": [
             target for layer in moe.layers.values() for target in _shared(moe.architecture, checkpoint, layer)
         ],
-        "attention": list(_attention(checkpoint)),
+        "attention": list(_attention(moe.architecture, checkpoint)),
     }
     for group in groups:
         if not found[group]:
@@ -64,20 +66,18 @@ def targets_of(checkpoint: Checkpoint, moe: MoELayout, groups: tuple[str, ...]) 
 
 def can_be_healed(architecture: Architecture) -> bool:
     """Whether transformers holds the experts of a family as they are adapted here: `experts.gate_up_proj` (E, 2 I, H)
-    and `experts.down_proj` (E, H, I), without biases, taken from files that have them one by one; and whether its model
-    is one by itself."""
+    and `experts.down_proj` (E, H, I), without biases, taken from files that have them one by one."""
     usual = {"experts.gate_up_proj": ("gate", "up"), "experts.down_proj": ("down",)}
-    held = architecture.fused == usual and architecture.stacking == "rows"
-    return bool(architecture.projections) and held and not architecture.part
+    return bool(architecture.projections) and architecture.fused == usual and architecture.stacking == "rows"
 
 
 def without_attention(checkpoint: Checkpoint, groups: tuple[str, ...]) -> list[str]:
     """A note on the layers that `attention` does not reach, since they mix tokens in another way; else none."""
     if "attention" not in groups:
         return []
-    layers = {match[1] for name in checkpoint.tensors if (match := _LAYER.search(name))}
-    reached = {match[1] for target in _attention(checkpoint) if (match := _LAYER.search(target.module))}
-    if layers == reached:
+    layers = by_layer(architecture_of(checkpoint.config), checkpoint.tensors)
+    reached = [layer for layer, tensors in layers.items() if any(map(_is_attention, tensors.values()))]
+    if len(layers) == len(reached):
         return []
     return [
         f"--targets attention reaches {len(reached)} of {len(layers)} layers: the others mix tokens in another way, "
@@ -115,7 +115,7 @@ def _experts(moe: MoELayout, checkpoint: Checkpoint, layer: MoELayer) -> Target:
         module=block_in_memory(moe.architecture, layer.index) + fused.rpartition(".")[0],
         weights={
             projection: (layer.num_experts, *_expert_shape(moe.architecture, checkpoint, layer, projection))
-            for projection in moe.architecture.projections
+            for projection in moe.architecture.projection_names
         },
         tensor=None,
         layer=layer.index,
@@ -143,10 +143,18 @@ def _shared(architecture: Architecture, checkpoint: Checkpoint, layer: MoELayer)
             yield _linear("shared_experts", module, checkpoint, tensor)
 
 
-def _attention(checkpoint: Checkpoint) -> Iterator[Target]:
-    for tensor, info in checkpoint.tensors.items():
-        if f".{_ATTENTION}" in tensor and tensor.endswith(".weight") and len(info.shape) == 2:
-            yield _linear("attention", tensor.removesuffix(".weight"), checkpoint, tensor)
+def _attention(architecture: Architecture, checkpoint: Checkpoint) -> Iterator[Target]:
+    """Of the model with the experts alone: a vision tower may have attention too."""
+    in_memory = architecture.blocks[-1].partition("{layer}")[0]
+    for layer, tensors in by_layer(architecture, checkpoint.tensors).items():
+        for tensor, info in tensors.items():
+            if _is_attention(info):
+                inside = _LAYER.sub("", tensor, count=1).removesuffix(".weight")
+                yield _linear("attention", f"{in_memory}{layer}.{inside}", checkpoint, tensor)
+
+
+def _is_attention(info: TensorInfo) -> bool:
+    return f".{_ATTENTION}" in info.name and info.name.endswith(".weight") and len(info.shape) == 2
 
 
 def _linear(group: str, module: str, checkpoint: Checkpoint, tensor: str) -> Target:

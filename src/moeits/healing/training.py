@@ -259,7 +259,8 @@ def load_model(checkpoint: Checkpoint, dtype: str) -> Any:
         dtype = "bfloat16" if torch.cuda.is_available() else "float32"
     model = load_checked(checkpoint, dtype=getattr(torch, dtype))
     # Stock models add their own balance term to the loss where this is set; it means nothing for unequal layers.
-    model.config.output_router_logits = False
+    for config in (model.config, model.config.get_text_config(decoder=True)):
+        config.output_router_logits = False
     return model
 
 

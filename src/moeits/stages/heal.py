@@ -28,7 +28,7 @@ from moeits.healing.settings import Rows, Training
 from moeits.healing.targets import targets_of, without_attention
 from moeits.healing.template import Template
 from moeits.progress import Progress, silent
-from moeits.runtime import context_of, load_tokenizer, processes, quiet
+from moeits.runtime import context_of, load_tokenizer, processes, quiet, text_config
 from moeits.settings import Given, with_settings
 from moeits.surgery.card import Afterwards, model_card
 from moeits.surgery.healing_card import healed
@@ -200,7 +200,7 @@ def _teacher(
     if teacher is None:
         return None
     opened = source.described(teacher, known=recorded_family(student.config))
-    sizes = opened.config.get("vocab_size"), student.config.get("vocab_size")
+    sizes = [text_config(each).get("vocab_size") for each in (opened, student)]
     if sizes[0] != sizes[1]:
         raise HealingError(
             f"--teacher {opened.source} has a vocabulary of {sizes[0]} tokens, the pruned model {sizes[1]}. The "
