@@ -12,7 +12,7 @@ from moeits.choosing.pruning_plan import PruningPlan
 from moeits.edits import EDITS, Edit, edit_named
 from moeits.errors import SettingError
 from moeits.evidence import Evidence
-from tests.toys import random_redundancy, toy_evidence
+from tests.toys import make_toy, random_redundancy, toy_evidence
 
 COUNTS = {0: 7, 2: 4, 3: 1}
 
@@ -72,5 +72,12 @@ def test_a_plan_with_it_keeps_the_experts_of_a_plan_without(edit: Edit, tmp_path
     assert PruningPlan.load(tmp_path / "plan.json") == plan
 
 
-def test_the_card_has_a_sentence_for_it(edit: Edit) -> None:
-    assert edit.weights.endswith(".") or edit.name == "none"
+def test_the_card_of_what_it_makes_says_what_became_of_the_weights(edit: Edit, tmp_path) -> None:
+    toy = make_toy(tmp_path / "toy")
+    plan = moeits.plan(moeits.score(toy), tau=0.0, edit=edit.name)
+    moeits.prune(toy, plan=plan, output=tmp_path / "out")
+    card = " ".join((tmp_path / "out" / "README.md").read_text().split())
+    untouched = "The weights that are left are those of the source, bit for bit; nothing was trained."
+    assert (edit.name == "none") == (untouched in card)
+    assert edit.weights in card
+    assert edit.weights or edit.name == "none"

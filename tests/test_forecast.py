@@ -172,3 +172,21 @@ def test_experts_that_no_token_reached_are_said(found: moeits.Forecast, capsys: 
     assert "no token reached" not in shown
     assert f"{found.sizes[-1].pruned.rise:+.4f}" in shown
     assert "with a refit, not even 25.0% can go" in shown
+
+
+def test_what_is_fitted_on_self_written_text_is_judged_by_other_text(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By default too: what a model writes is too easy for a model that was fitted on it."""
+    asked_for = {"reductions": "0.5", "data": "self", **SMALL, "criterion": "random"}
+    told = moeits.forecast(place / "toy", judge=str(place / "own.jsonl"), **asked_for)
+    assert told.data["judge"] == "own.jsonl"
+    by_default = moeits.forecast(place / "toy", **asked_for)
+    assert by_default.data["judge"] == "bundled"
+    assert "speeches" in by_default.data["judged_by"]
+    assert by_default.unpruned != told.unpruned
+    assert by_default.sizes[0].layers == told.sizes[0].layers, "who judges changes no fit"
+    show_forecast(by_default, {})
+    assert "of jargon, kjv, novels, shakespeare, speeches, which nothing was fitted on" in capsys.readouterr().out
+    with pytest.raises(CalibrationError, match=r"--judge .*own.jsonl is fitted as well: give text"):
+        moeits.forecast(place / "toy", **asked(place, judge=str(place / "own.jsonl")))

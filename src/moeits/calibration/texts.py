@@ -126,6 +126,26 @@ def windows_of(checkpoint: Checkpoint, settings: Tokens, progress: Progress) -> 
     return replace(made, facts=facts)
 
 
+def judged_on(source: str, windows: Windows, checkpoint: Checkpoint, settings: Tokens) -> Windows:
+    """The same windows, but those that judge are of documents of another text, of which nothing is fitted or chooses.
+
+    Raises CalibrationError if it has too little text, or is fitted too.
+    """
+    if source in settings.sources() or source == "self":
+        raise CalibrationError(
+            f"--judge {printable(source, _LONGEST_NAME)} is fitted as well: give text that is in no part of --data."
+        )
+    documents: dict[str, list[str]] = {}
+    for document, told in _documents(source).items():
+        documents.setdefault(told, []).append(document)
+    count, length = windows.judging.shape
+    judging, judged_by = _cut_each(_tokenizer(checkpoint), documents, count, length, settings)
+    made = replace(windows, judging=judging, judged_by=judged_by)
+    names = sorted(set(judged_by))
+    told_facts = {"judge": _names([source])[0], "judged_by": names, "sha256": made.digest}
+    return replace(made, facts={**windows.facts, **told_facts})
+
+
 def _of_documents(checkpoint: Checkpoint, tokenizer: Any, settings: Tokens, length: int, progress: Progress) -> Windows:
     """Windows of which those held out are other documents of the same sources."""
     sources = settings.sources()

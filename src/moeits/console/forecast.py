@@ -44,7 +44,7 @@ def _numbers(found: Prediction) -> tuple[str, ...]:
 
 def _judges(data: Any) -> str:
     held_out = f"about {data['held_out_tokens'] // 2:,} held-out tokens"
-    if data["held_out_by"] == "source":
+    if data["held_out_by"] == "source" or "judge" in data:
         return f"{held_out} of {', '.join(data['judged_by'])}, which nothing was fitted on"
     return f"{held_out}, other documents of {', '.join(data['sources'])}"
 

@@ -87,9 +87,7 @@ def forecast(
     moe = MoELayout.of(checkpoint)
     check_floats(checkpoint)
     _check_within_reach(Inventory.of(checkpoint, moe), sizes)
-    from moeits.calibration.texts import windows_of
-
-    windows = windows_of(checkpoint, texts, progress)
+    windows = _windows(checkpoint, texts, sizes, progress)
     check_enough(windows.fit.size, moe)
     check_memory(checkpoint, windows.fit.size, parse_size(machine.memory, "--memory"))
     settings = {"criterion": sizes.criterion, **asdict(fitting)}
@@ -101,6 +99,13 @@ def forecast(
         if output is not None:
             write_whole(output, (json.dumps(made.facts(), indent=1) + "\n").encode())
     return made
+
+
+def _windows(checkpoint: Checkpoint, texts: Tokens, sizes: Forecasting, progress: Progress) -> Any:
+    from moeits.calibration.texts import judged_on, windows_of
+
+    windows, judge = windows_of(checkpoint, texts, progress), sizes.judge_of(texts.sources())
+    return windows if judge is None else judged_on(judge, windows, checkpoint, texts)
 
 
 def _check_within_reach(inventory: Inventory, sizes: Forecasting) -> None:

@@ -1,9 +1,10 @@
 """What is tried, and on what."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from moeits.calibration.settings import BUNDLED
 from moeits.choosing.criteria import CRITERIA, criterion_named
 from moeits.choosing.settings import Choice, finite, numbers, share
 from moeits.errors import SettingError
@@ -34,6 +35,13 @@ class Forecasting:
         panel=WHAT,
         choices=tuple(each.name for each in CRITERIA),
     )
+    judge: str | None = setting(
+        None,
+        help="Text that judges, instead of a part of --data: bundled, or a .jsonl.",
+        panel=WHAT,
+        metavar="bundled|FILE",
+        shown_default="bundled where --data is self alone",
+    )
     budget: float = setting(
         0.05, help="A size is called safe while the loss rises by less, in nats per token.", panel=WHAT
     )
@@ -44,6 +52,13 @@ class Forecasting:
             raise SettingError(f"--budget {self.budget:g} is out of range: it is above 0, in nats per token.")
         if not self.shares:
             raise SettingError(f"--reductions names no size: write {_EXAMPLE}, or a list such as 25%,50%.")
+
+    def judge_of(self, sources: Sequence[str]) -> str | None:
+        """The text that judges what was fitted on these sources; None for a part of them.
+
+        What a model writes is too easy for a model that was fitted on it.
+        """
+        return self.judge or (BUNDLED if set(sources) == {"self"} else None)
 
     @property
     def shares(self) -> tuple[float, ...]:
