@@ -1,5 +1,6 @@
 """A refit from the first layer to the last, and the losses at its end."""
 
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -51,16 +52,22 @@ def fit_all(
             if known is not None:
                 run.layer(i, known={e: torch.from_numpy(w) for e, w in known[1].items()})
             else:
-                weights: dict[int, np.ndarray] = {}
-
-                def store(layer: int, expert: int, weight: Any, into: dict[int, np.ndarray] = weights) -> Any:
-                    into[expert] = fitted.rounded(layer, expert, weight.cpu().numpy())
-                    return torch.from_numpy(into[expert])
-
-                fit = run.layer(i, store)
-                for checkpoint in (whole, pruned):
-                    checkpoint.check_unchanged()
-                if fit is not None:
-                    fitted.put(i, fit.facts(), weights)
+                _fit_one(run, i, fitted, (whole, pruned))
             progress("refitting layers", i + 1, count)
         return run.losses(progress)
+
+
+def _fit_one(run: Any, i: int, fitted: FittedLayers, checkpoints: Iterable[Checkpoint]) -> None:
+    """Fit one layer, and keep what comes of it if the checkpoints are still what they were."""
+    torch = need("torch", extra="load")
+    weights: dict[int, np.ndarray] = {}
+
+    def store(layer: int, expert: int, weight: Any) -> Any:
+        weights[expert] = fitted.rounded(layer, expert, weight.cpu().numpy())
+        return torch.from_numpy(weights[expert])
+
+    fit = run.layer(i, store)
+    for checkpoint in checkpoints:
+        checkpoint.check_unchanged()
+    if fit is not None:
+        fitted.put(i, fit.facts(), weights)
