@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from struct import pack
 
@@ -119,6 +118,29 @@ def test_an_order_that_was_written_is_taken_in_again(model: Path, tmp_path: Path
         moeits.plan(evidence, experts_per_layer=3, criterion="reap", write_order=order, output=order)
 
 
+SELECTIONS: dict[str, Callable[[dict[str, list[int]]], object]] = {
+    "layer and experts": lambda kept: kept,
+    "below a name": lambda kept: {"model": "org/name", "retained_experts": kept},
+    "a list of layers": lambda kept: {
+        "layers": [{"layer": int(i), "retained_expert_ids": ids} for i, ids in kept.items()]
+    },
+    "objects": lambda kept: {"selection": {i: {"kept": ids, "pruned": []} for i, ids in kept.items()}},
+}
+
+
+@pytest.mark.parametrize("form", SELECTIONS)
+def test_a_selection_is_replayed_as_an_order(form: str, model: Path, tmp_path: Path) -> None:
+    """Of reap_selection.json no real file was seen: these forms are guesses."""
+    kept = {"1": [5, 0, 3], "2": [1, 2, 4]}
+    path = written(tmp_path / "reap_selection.json", SELECTIONS[form](kept))
+    evidence = moeits.calibrate(model, statistics=path)
+    plan = moeits.plan(evidence, criterion="order", experts_per_layer=3)
+    assert {layer: list(ids) for layer, ids in plan.kept.items()} == {1: [0, 3, 5], 2: [1, 2, 4]}
+    assert moeits.plan(evidence, criterion="order", experts_per_layer=2).kept[1] == (0, 5), (
+        "the first ones stay longest"
+    )
+
+
 class Foreign:
     """What a pickle could run."""
 
@@ -140,7 +162,18 @@ def test_the_command_says_what_was_found(model: Path, tmp_path: Path, capsys: py
 def test_what_cannot_be_taken_in_is_said(model: Path, tmp_path: Path) -> None:
     refused(model, tmp_path / "missing.pt", "There is no file")
     refused(model, written(tmp_path / "a.txt", {}), "no ending by which it is known")
-    refused(model, written(tmp_path / "b.json", {"counts": []}), "no logical_count")
+    refused(model, written(tmp_path / "b.json", {"counts": []}), "'counts' is not the number of a layer")
+    refused(model, written(tmp_path / "b.json", {"model": "a", "top": 3}), "neither a logical_count nor kept experts")
+    refused(model, written(tmp_path / "b.json", {"kept": {"1": [0, 1]}}), "it has no order of layer 2")
+    refused(
+        model, written(tmp_path / "b.json", {"1": [0, 6], "2": [0]}), "of layer 1 are not ids from 0 to 5, each once"
+    )
+    refused(
+        model, written(tmp_path / "b.json", {"1": [0, 0], "2": [0]}), "of layer 1 are not ids from 0 to 5, each once"
+    )
+    refused(
+        model, written(tmp_path / "b.json", {"1": [], "2": [True]}), "of layer 1 are not ids from 0 to 5, each once"
+    )
     refused(model, written(tmp_path / "c.json", {"logical_count": [[1, 2], [3]]}), "not an array of numbers")
     refused(
         model, written(tmp_path / "d.json", {"logical_count": [[1, 2]]}), "counts 1 layers, and this model has .* 2"
@@ -179,9 +212,17 @@ def test_no_damaged_gguf_gets_further_than_a_sentence(model: Path, tmp_path: Pat
     for cut in range(0, len(whole) - 64, 7):  # what comes last is of no interest
         path.write_bytes(whole[:cut])
         refused(model, path, "cannot be taken in")
+    taken = 0
     for _ in range(300):
         damaged = bytearray(whole)
         damaged[rng.integers(len(whole))] = rng.integers(256)
         path.write_bytes(bytes(damaged))
-        with suppress(CalibrationError):
-            moeits.calibrate(model, statistics=path)
+        try:
+            found = moeits.calibrate(model, statistics=path).signals["frequency"]
+        except CalibrationError:
+            continue
+        taken += 1
+        for layer in (1, 2):
+            assert found[layer].min() >= 0
+            assert np.isfinite(found[layer]).all()
+    assert 0 < taken < 300, "some bytes are of no consequence, and others are"

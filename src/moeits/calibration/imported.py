@@ -4,6 +4,10 @@
     SGLang's recorder      a .json or .pt with `logical_count`, (layers, experts) or that for each step
     llama.cpp's imatrix    a .gguf with `blk.<layer>.ffn_down_exps.weight.counts`
     an order               a .jsonl of {"<layer>": [best, ..., worst]}, as vLLM's port for Ascend prunes by
+    a selection            a .json of layer -> experts that were kept, such as reap_selection.json, as an order
+
+No file of the last kind was seen: what is known of it is its purpose, so several spellings of it are taken, and another
+one is refused.
 
 A number that cannot be is refused, and so is a file of other layers or other counts than the model's.
 """
@@ -30,7 +34,13 @@ _OF_REAP = {
     "reap": "reap",
     "max_activations": "largest-activation",
 }
-_KINDS = "REAP's observer (.pt), SGLang's recorder (.json, .pt), an imatrix (.gguf), an order (.jsonl)"
+# What a selection may call its layers, and the experts that a layer keeps.
+_LAYERS = ("layers", "selection", "kept", "keep", "retained", "kept_experts", "retained_experts")
+_KEPT = ("kept", "keep", "retained", "kept_experts", "retained_experts", "kept_expert_ids", "retained_expert_ids")
+_KINDS = (
+    "REAP's observer (.pt), SGLang's recorder (.json, .pt), a selection (.json of layer and kept experts), an imatrix "
+    "(.gguf), an order (.jsonl)"
+)
 _REMEDY = f"Give one of these: {_KINDS}."
 
 
@@ -78,12 +88,38 @@ def _numbers(held: Any) -> np.ndarray:
 def _from_json(path: Path, inventory: Inventory) -> Signals:
     held = read_typed(path, dict[str, Any], error=CalibrationError, what="statistics of experts", remedy=_REMEDY)
     if "logical_count" not in held:
-        raise NotOfItsType("it has no logical_count")
+        return _from_selection(held, inventory)
     try:
         counts = np.array(held["logical_count"], np.float64)
     except (TypeError, ValueError):
         raise NotOfItsType("its logical_count is not an array of numbers") from None
     return _counts(counts, inventory)
+
+
+def _from_selection(held: Any, inventory: Inventory) -> Signals:
+    """Kept experts of each layer as an order: those that went before the others, kept ones in the order of the file."""
+    layers = next((held[name] for name in _LAYERS if isinstance(held.get(name), dict | list)), held)
+    if isinstance(layers, list):
+        layers = {each.get("layer"): each for each in layers if isinstance(each, dict)}
+    order: dict[int, np.ndarray] = {}
+    for name, kept in layers.items():
+        if isinstance(kept, dict):
+            kept = next((kept[key] for key in _KEPT if key in kept), None)
+        if not isinstance(kept, list):
+            raise NotOfItsType("it has neither a logical_count nor kept experts of each layer")
+        layer = _layer(name)
+        if layer in inventory.layers:
+            order[layer] = _order_of(kept, inventory.layers[layer].num_experts, layer)
+    return {"order": order}
+
+
+def _order_of(kept: list[Any], experts: int, layer: int) -> np.ndarray:
+    """(E,): the later an expert goes, the larger."""
+    ids = [expert for expert in kept if type(expert) is int and 0 <= expert < experts]
+    if not ids or len(set(ids)) != len(kept):
+        raise NotOfItsType(f"what it keeps of layer {layer} are not ids from 0 to {experts - 1}, each once")
+    gone = [expert for expert in range(experts) if expert not in set(ids)]
+    return np.argsort([*gone, *reversed(ids)]).astype(np.float64)
 
 
 def _counts(counts: np.ndarray, inventory: Inventory) -> Signals:
