@@ -36,6 +36,7 @@ def test_it_has_the_tensors_and_the_config_of_what_is_written(
     moeits.prune(folder, plan=plan, output=tmp_path / "pruned")
     there, nowhere = Checkpoint.open(tmp_path / "pruned"), unwritten(source, plan)
     assert nowhere.config == there.config
+    assert nowhere.coverage(full=True) == source.coverage(full=True), "its bytes are its source's"
     assert nowhere.tensors.keys() == there.tensors.keys()
     for name, info in there.tensors.items():
         assert (info.dtype, info.shape, info.nbytes) == tuple(

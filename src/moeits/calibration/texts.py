@@ -8,7 +8,7 @@ watched on windows that are fitted or choose settings, so those that judge are n
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -104,14 +104,37 @@ def windows_of(checkpoint: Checkpoint, settings: Tokens, progress: Progress) -> 
 
     Raises CalibrationError if a source has too little text, or repeats itself.
     """
-    tokenizer = _tokenizer(checkpoint)
-    length = min(settings.window, context_of(checkpoint) or settings.window)
+    tokenizer, length = _tokenizer(checkpoint), _length(checkpoint, settings)
+    return _windows(
+        tokenizer,
+        settings,
+        length,
+        lambda count: _self_written(checkpoint, tokenizer, count, length, settings.seed, progress),
+    )
+
+
+def check_texts(checkpoint: Checkpoint, settings: Tokens) -> None:
+    """There are tokens enough for these windows, which is known before any work. Raises what `windows_of` raises."""
+    length = _length(checkpoint, settings)
+    # What the model writes itself is always enough.
+    _windows(_tokenizer(checkpoint), settings, length, lambda count: np.zeros((count, length), np.int64))
+
+
+Writer = Callable[[int], np.ndarray]
+"""Number of windows -> so many that the model wrote itself."""
+
+
+def _length(checkpoint: Checkpoint, settings: Tokens) -> int:
+    return min(settings.window, context_of(checkpoint) or settings.window)
+
+
+def _windows(tokenizer: Any, settings: Tokens, length: int, written: Writer) -> Windows:
     # Whoever weighs sources wants all of them fitted.
     share = None if settings.weights else _by_source(tokenizer, settings, length)
     if share is not None:
-        made = _of_shares(checkpoint, tokenizer, share, settings, length, progress)
+        made = _of_shares(tokenizer, share, settings, length, written)
     else:
-        made = _of_documents(checkpoint, tokenizer, settings, length, progress)
+        made = _of_documents(tokenizer, settings, length, written)
     facts = {
         "sources": list(made.sources),
         "tokens": int(made.fit.size),
@@ -146,7 +169,7 @@ def judged_on(source: str, windows: Windows, checkpoint: Checkpoint, settings: T
     return replace(made, facts={**windows.facts, **told_facts})
 
 
-def _of_documents(checkpoint: Checkpoint, tokenizer: Any, settings: Tokens, length: int, progress: Progress) -> Windows:
+def _of_documents(tokenizer: Any, settings: Tokens, length: int, write: Writer) -> Windows:
     """Windows of which those held out are other documents of the same sources."""
     sources = settings.sources()
     weights = settings.weights or (1.0,) * len(sources)
@@ -156,7 +179,7 @@ def _of_documents(checkpoint: Checkpoint, tokenizer: Any, settings: Tokens, leng
         fit_windows = max(1, round(settings.tokens / length * weight / sum(weights)))
         held_windows = max(2, round(settings.held_out / length * weight / sum(weights)))
         if source == "self":
-            written = _self_written(checkpoint, tokenizer, fit_windows + held_windows, length, settings.seed, progress)
+            written = write(fit_windows + held_windows)
             fit.append(written[:fit_windows])
             held_out.append(written[fit_windows:])
         else:
@@ -196,9 +219,7 @@ def _by_source(tokenizer: Any, settings: Tokens, length: int) -> Shares | None:
     return share_out(documents, held_out=held, fit=fit, written=written)
 
 
-def _of_shares(
-    checkpoint: Checkpoint, tokenizer: Any, share: Shares, settings: Tokens, length: int, progress: Progress
-) -> Windows:
+def _of_shares(tokenizer: Any, share: Shares, settings: Tokens, length: int, write: Writer) -> Windows:
     """Windows of which those held out are of other sources."""
     sources = settings.sources()
     count = max(1, round(settings.tokens / length))
@@ -208,7 +229,7 @@ def _of_shares(
         written = count
     fit, by = np.empty((0, length), np.int64), np.empty((0, length), np.str_)
     if written:
-        fit = _self_written(checkpoint, tokenizer, written, length, settings.seed, progress)
+        fit = write(written)
         by = np.full(fit.shape, "self")
     if count > written:
         documents = list(share.fit)
@@ -319,8 +340,9 @@ def _cut(
         return np.array(ids, np.int64).reshape(count, length), np.array(numbers).reshape(count, length)
     # Four fifths of a text are there to be fitted on, one fifth is held out.
     raise CalibrationError(
-        f"{printable(name, _LONGEST_NAME)} has {len(ids)} tokens where {needed} are asked for, each document "
-        f"counted once and every {_HELD_OUT}th held out. Give more text, or ask for fewer with --tokens and --held-out."
+        f"{printable(name, _LONGEST_NAME)} has {len(ids)} tokens where {needed} are asked for, in {len(documents)} "
+        f"different documents: each counts once, and every {_HELD_OUT}th is held out. Give more text, or ask for fewer "
+        "with --tokens and --held-out."
     )
 
 

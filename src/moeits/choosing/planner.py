@@ -155,7 +155,7 @@ class Planner:
             settings=settings,
             kept=kept,
             order=self._orders_to_floor,
-            summary={**summary, "floored_layers": floored, **self._above_noise},
+            summary={**summary, "floored_layers": floored, **self._above_noise, **self._unreached},
             layers=self.evidence.layers,
             coverage=self.evidence.inventory.coverage,
             family=self.evidence.inventory.family,
@@ -171,6 +171,14 @@ class Planner:
             return tuple(zip(order.removed[:most], rounded, strict=True))
 
         return {layer: steps(order, self.most_steps[layer]) for layer, order in self.orders.items()}
+
+    @cached_property
+    def _unreached(self) -> dict[str, Any]:
+        """Experts of which watching tokens says nothing, since none of them was sent there."""
+        shares = self.evidence.of_experts("frequency") if watches_tokens(self.criterion) else {}
+        found = {layer: [int(e) for e in np.flatnonzero(share == 0)] for layer, share in shares.items()}
+        unreached = {str(layer): experts for layer, experts in found.items() if experts}
+        return {"unreached": unreached} if unreached else {}
 
     @cached_property
     def _above_noise(self) -> dict[str, Any]:

@@ -202,6 +202,7 @@ class _Summary(Struct):
     reduction_of_all: _Positive = 0
     floored_layers: list[_Layer] = []
     layers_on_noise_floor: list[_Layer] = []
+    unreached: dict[_Layer, list[_Expert]] = {}
 
 
 def _check_kept(kept: Mapping[int, Sequence[int]], layers: Mapping[int, LayerFacts]) -> None:

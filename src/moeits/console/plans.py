@@ -74,6 +74,12 @@ def _notes(plan: PruningPlan) -> Iterator[str]:
     for setting, name in (("protected", "protected experts"), ("super_experts", "super experts")):
         if experts := plan.settings.get(setting):
             yield f"{name} stay: {of_layers(experts)}."
+    if unreached := plan.summary.get("unreached"):
+        count = sum(map(len, unreached.values()))
+        yield (
+            f"no token reached {count} of {plan.summary['experts_before']} experts ({of_layers(unreached)}), so "
+            "nothing is known of them: calibrate on more tokens, or other text, if that is much."
+        )
     if plan.edit:
         edited = sum(map(len, plan.edit.groups.values()))
         yield f"{edited} kept experts are made of several ({plan.edit.name}): compare with the plan without --edit."

@@ -13,6 +13,9 @@ from moeits.progress import Progress
 from moeits.surgery.as_pruned import check_as_pruned
 from moeits.surgery.history import History
 
+TOKENS_OF_AN_EXPERT = 4
+"""An expert is sent so many on average, at the least, or it is not fitted."""
+
 
 def check_pair(pruned: Checkpoint, parent: Checkpoint, verifying: Verifying, progress: Progress) -> None:
     """The parent is what the plan was made for, and the pruned checkpoint what the plan left.
@@ -52,6 +55,6 @@ def check_floats(checkpoint: Checkpoint) -> None:
 
 def check_enough(tokens: int, layout: MoELayout) -> None:
     """An expert is sent four tokens on average at the least. Raises CalibrationError."""
-    need_most = max(4 * moe.num_experts // moe.top_k for moe in layout.layers.values())
+    need_most = max(TOKENS_OF_AN_EXPERT * moe.num_experts // moe.top_k for moe in layout.layers.values())
     if tokens < need_most:
         raise CalibrationError(f"{tokens} tokens are too few for a fit: give --tokens {need_most} or more.")

@@ -7,6 +7,7 @@ from typing import Any
 from moeits.calibration.settings import Machine, Tokens
 from moeits.checkpoint.opening import Source
 from moeits.checkpoint.reading import Checkpoint
+from moeits.choosing.needs import watches
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.criteria_file import CriteriaFile
 from moeits.evidence import Evidence
@@ -99,6 +100,10 @@ def _check(checkpoint: Checkpoint, contest: Contest, texts: Tokens) -> None:
     if contest.refit != "no":
         check_floats(checkpoint)
         check_enough(texts.tokens, MoELayout.of(checkpoint))
+    if contest.refit != "no" or any(watches(criterion) for criterion, _ in contest.entrants):
+        from moeits.calibration.texts import check_texts
+
+        check_texts(checkpoint, texts)
 
 
 def _size(checkpoint: Checkpoint, contest: Contest) -> PruningPlan:

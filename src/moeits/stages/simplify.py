@@ -23,7 +23,7 @@ from moeits.finished import Workplace, workplace
 from moeits.left_over import beside, check_room_for_healing, check_room_for_refit, is_left_over
 from moeits.progress import Progress, silent
 from moeits.refitting.memory import check_memory, held_bytes
-from moeits.refitting.requirements import check_floats, check_pair
+from moeits.refitting.requirements import check_enough, check_floats, check_pair
 from moeits.refitting.settings import Fitting
 from moeits.scoring.rehearsal import Rehearsal, rehearse
 from moeits.settings import with_settings
@@ -231,6 +231,15 @@ def _check_treatment(
         check_floats(checkpoint)
         check_memory(checkpoint, watching.tokens, parse_size(resources.memory, "--memory"))
         check_room_for_refit(checkpoint, pruned, output, overwrite=overwrite)
+        _check_tokens(checkpoint, watching)
     elif heal is not None:
         check_room_for_healing(checkpoint, pruned, output, heal, recipe, overwrite=overwrite)
         check_healing(checkpoint, data=heal, recipe=recipe)
+
+
+def _check_tokens(checkpoint: Checkpoint, watching: Watching) -> None:
+    """There are tokens enough for a refit. Raises CalibrationError."""
+    from moeits.calibration.texts import check_texts
+
+    check_enough(watching.tokens, MoELayout.of(checkpoint))
+    check_texts(checkpoint, watching.texts(seed=0))

@@ -231,7 +231,8 @@ Criterion `{plan.criterion}`; {_settings_sentence(plan.settings)}.{by_hand}
 `plan.json` is {repeats}: anybody with the source can prune it again with
 `moeits prune SOURCE --plan plan.json --output OUTPUT`. The plan was made for the
 fingerprint `{plan.fingerprint[:16]}`, taken over the names, dtypes, shapes and a sample of the bytes of all tensors.
-{_coverage_note(plan)}{quantized_card.other_form_note(plan)}{_estimated_note(plan)}{_noise_note(plan)}{notes}""".rstrip()
+{_coverage_note(plan)}{quantized_card.other_form_note(plan)}{_estimated_note(plan)}{_noise_note(plan)}\
+{_unreached_note(plan)}{notes}""".rstrip()
 
 
 def _coverage_note(plan: PruningPlan) -> str:
@@ -323,6 +324,17 @@ def _noise_note(plan: PruningPlan) -> str:
         f"\nIn {len(on_floor)} of {len(plan.kept)} layers no pair of experts is {NOISE_MARGIN:.0%} more redundant than "
         "independent weights would show;\nthere scores say little of who is redundant, and a random choice may be as "
         "good or better.\n"
+    )
+
+
+def _unreached_note(plan: PruningPlan) -> str:
+    unreached = plan.summary.get("unreached") or {}
+    if not unreached:
+        return ""
+    count = sum(map(len, unreached.values()))
+    return (
+        f"\nNo token of the calibration reached {count} of the experts, in {len(unreached)} layers, so nothing was\n"
+        "known of them.\n"
     )
 
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from moeits.checkpoint.fingerprints import Coverage
 from moeits.checkpoint.reading import DTYPES, Checkpoint, TensorInfo, contiguous
 from moeits.checkpoint.sources import read_range
 from moeits.checkpoint.writing import ByteRange, NewTensor
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import CheckpointError, PlanError
 from moeits.experts.layout import MoELayout
+from moeits.progress import Progress, silent
 from moeits.surgery.carried_out import carried_out, check_plan
 from moeits.surgery.settings import Writing
 
@@ -48,6 +50,10 @@ class Unwritten(Checkpoint):
         for name, ranges in sorted(self._ranges.items()):
             digest.update(f"{name} {[(r.shard.name, r.offset, r.length) for r in ranges]}".encode())
         return digest.hexdigest()
+
+    def coverage(self, *, full: bool = False, progress: Progress = silent) -> Coverage:
+        """Of its source, all of whose bytes it may have: its own are in pieces, and written nowhere."""
+        return self._of.coverage(full=full, progress=progress)
 
     def check_unchanged(self) -> None:
         """Its source's shards are still those that were opened."""
