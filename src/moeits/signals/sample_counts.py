@@ -26,12 +26,11 @@ def joint_sums(a: np.ndarray, b: np.ndarray, bins_a: int, bins_b: int) -> np.nda
     terms, scale = _terms(a.size)
     sums = np.zeros(3, np.int64)
     for table, wrapped in tables(a, b, bins_a, bins_b):
-        cells, times = np.unique(wrapped, return_counts=True)
-        many = 256 * times + table[cells]
-        table[cells] = 0
+        if wrapped.size:
+            cells, times = np.unique(wrapped, return_counts=True)
+            sums += _large_terms(256 * times + table[cells], scale)
+            table[cells] = 0
         sums += _add_small(table, terms)
-        if many.size:
-            sums += _large_terms(many, scale)
     return sums / scale
 
 

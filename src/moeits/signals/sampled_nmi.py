@@ -330,10 +330,9 @@ def _on_curves(a: SampledCodes, columns: Sequence[SampledCodes], steepness: np.n
     at = np.clip(at, 0, _STEPS - 1.001)
     lower = at.astype(np.int64)
     upper_share = at - lower
-    curves = np.stack([(a.curve + b.curve) / 2 for b in columns], 1)
-    each = np.arange(len(columns))
-    values = curves[:, each, lower] * (1 - upper_share) + curves[:, each, lower + 1] * upper_share
-    return tuple(values)
+    around = np.array([b.curve[:, k : k + 2] for b, k in zip(columns, lower.tolist(), strict=True)])
+    below, above = (a.curve[:, lower] + around[:, :, 0].T) / 2, (a.curve[:, lower + 1] + around[:, :, 1].T) / 2
+    return tuple(below * (1 - upper_share) + above * upper_share)
 
 
 def _own_variance(a: SampledCodes, b: SampledCodes, nmi: float, under_independence: float) -> float:
