@@ -315,6 +315,8 @@ def _estimates(a: SampledCodes, columns: Sequence[SampledCodes]) -> np.ndarray:
     by_chance = ((1 + k) ** 2 * ff - 4 * (1 + k) * k * fg + 4 * k**2 * gg) / n**2
     by_chance += all_ff / entries**2 - 2 * shared / (n * entries)
     variance = np.clip(share, 0.0, 1.0) * np.maximum(by_chance, 0.0) + (_MISFIT * misfit * falls) ** 2
+    # On the way from one correction to the other it is not known which of them is right.
+    variance += 2 * own * (1 - own) * ((per_slope * steepness - 1) * falls) ** 2
     for at in map(int, np.flatnonzero(above > LOOKED_AT_AGAIN)):
         variance[at] += _own_variance(a, columns[at], nmi[at], share[at] * (squares[at] - excess[at] ** 2 / n))
     return np.stack([nmi, np.sqrt(variance) / scale])
