@@ -11,7 +11,8 @@ import moeits
 from moeits.calibration.activations import Activations, batches
 from moeits.calibration.layered import LayeredModel
 from moeits.checkpoint.reading import Checkpoint
-from moeits.errors import CheckpointError
+from moeits.errors import CalibrationError, CheckpointError
+from tests.healing_toys import spelt, write_letters, write_rows
 from tests.toys import MODEL_TYPES, fuse, make_toy, read_config, read_tensors, write_checkpoint
 
 
@@ -38,13 +39,13 @@ def as_a_whole(folder: Path) -> torch.Tensor:
 
 
 # Files of these name what is outside the experts in another way than memory does, or a layer hands on more.
-NOT_BY_LAYER = ("glm_moe_dsa", "hy_v4")
+NOT_BY_LAYER = ("glm_moe_dsa", "hy_v4", "inkling2_text", "openai_privacy_filter", "qwen4_exp_text", "zaya")
 
 
 @pytest.mark.parametrize("family", NOT_BY_LAYER)
 def test_what_cannot_be_run_layer_by_layer_is_a_sentence(family: str, tmp_path: Path) -> None:
     make_toy(tmp_path / "toy", family)
-    with pytest.raises(CheckpointError, match=r"which the embeddings|layer by layer|by transformers"):
+    with pytest.raises(CheckpointError, match=r"layer by layer|by transformers|which layer 0 needs|no next token"):
         layer_by_layer(tmp_path / "toy")
 
 
@@ -52,6 +53,25 @@ def test_what_cannot_be_run_layer_by_layer_is_a_sentence(family: str, tmp_path: 
 def test_layer_by_layer_is_the_whole_model(family: str, tmp_path: Path) -> None:
     make_toy(tmp_path / "toy", family)
     torch.testing.assert_close(layer_by_layer(tmp_path / "toy"), as_a_whole(tmp_path / "toy"), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("nemotron_h", "has no gate beside up"),
+        ("kolibri1", "has its experts beside other parts of the layer"),
+        ("qwen4_exp_text", "more than one residual stream"),
+        ("zaya", "hand on more than hidden states"),
+    ],
+)
+def test_what_cannot_be_followed_is_a_sentence_of_calibrate(family: str, said: str, tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "toy", family, dtype="float32")
+    write_letters(toy)
+    rows = [{"text": spelt(row)} for row in np.random.default_rng(0).integers(62, size=(300, 12))]
+    data = write_rows(tmp_path / "data.jsonl", rows)
+    with pytest.raises((CalibrationError, CheckpointError), match=said) as error:
+        moeits.calibrate(toy, data=str(data), tokens=256, held_out=256, window=16)
+    assert "\n" not in str(error.value)
 
 
 def test_fused_experts_and_tied_embeddings_are_read_too(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ class Filling:
         if moe is not None and moe.experts:
             of_experts = {name for tensors in moe.experts.values() for name in tensors.values()}
             for name, stacked in self.layout.architecture.fused.items():
-                self._put(f"{prefix}{block}.{name}", self._stacked(moe, stacked), what)
+                self._put(prefix + f"{block}.{name}".lstrip("."), self._stacked(moe, stacked), what)
         foreign = self._load([name for name in self._by_layer[i] if name not in of_experts], what)
         if foreign:
             raise CheckpointError(

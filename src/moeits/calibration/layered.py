@@ -81,6 +81,11 @@ class LayeredModel:
                     f"The layers of {type(self.model).__name__} hand on more than hidden states, so {what[4:]} cannot "
                     "be run layer by layer. Choose by criteria of weights, such as moeits or router-norm."
                 ) from None
+        if first[0].shape != (*tokens.shape, self.hidden_size):
+            raise CheckpointError(
+                f"Between the layers of {type(self.model).__name__} there is more than one residual stream, so "
+                f"{what[4:]} cannot be run layer by layer. Choose by criteria of weights, such as moeits."
+            )
         return first[0], seen
 
     @torch.no_grad()
@@ -93,6 +98,11 @@ class LayeredModel:
         with self._every_layer(stand_in):
             found = self.model(input_ids=tokens.to(self.device), use_cache=False).logits
         assert isinstance(found, torch.Tensor)
+        if found.shape[-1] <= int(tokens.max()):
+            raise CheckpointError(
+                f"{type(self.model).__name__} tells {found.shape[-1]} classes of text and no next token, so nothing is "
+                "lost or gained in nats per token."
+            )
         return found
 
     @contextmanager
@@ -103,7 +113,8 @@ class LayeredModel:
         try:
             with refusals_as_sentences(f"Layer {i} of {self.checkpoint.source}"):
                 self._filling.fill_layer(i, module, block)
-            yield LiveLayer(module, module.get_submodule(block) if block else None, self.layout.layers.get(i))
+            moe = self.layout.layers.get(i)
+            yield LiveLayer(module, None if moe is None else module.get_submodule(block), moe)
         finally:
             module.to("meta")
 
@@ -152,14 +163,21 @@ class LiveLayer:
     def run(self, hidden: torch.Tensor, arguments: Arguments) -> torch.Tensor:
         """(n, length, H) -> the same shape."""
         args, kwargs = arguments
-        out = self.module(hidden, *args, **kwargs)
+        with refusals_as_sentences(f"A layer of the class {type(self.module).__name__}, run by itself,"):
+            out = self.module(hidden, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
 
     @property
     def experts(self) -> Any:
         """The module of all routed experts."""
         assert self.block is not None
-        return self.block.get_submodule("experts")
+        found = getattr(self.block, "experts", None)
+        if found is None:
+            raise CalibrationError(
+                f"{type(self.block).__name__} has its experts beside other parts of the layer, which calibrate and "
+                "refit do not follow yet. Choose by criteria of weights, such as moeits or router-norm."
+            )
+        return found
 
     @property
     def router(self) -> Any:
@@ -171,6 +189,11 @@ class LiveLayer:
     def watched(self) -> Iterator["Watched"]:
         """What goes into the routed experts and comes out of them, at every `run` in the block."""
         watched = Watched()
+        if not hasattr(self.experts, "gate_up_proj"):
+            raise CalibrationError(
+                f"{type(self.experts).__name__} has no gate beside up, which calibrate and refit do not follow yet. "
+                "Choose by criteria of weights, such as moeits or router-norm."
+            )
         handles = [
             self.experts.register_forward_hook(watched.see, with_kwargs=True),
             self.router.register_forward_hook(watched.see_router, with_kwargs=True),
