@@ -186,6 +186,8 @@ def test_what_is_fitted_on_self_written_text_is_judged_by_other_text(
     assert "speeches" in by_default.data["judged_by"]
     assert by_default.unpruned != told.unpruned
     assert by_default.sizes[0].layers == told.sizes[0].layers, "who judges changes no fit"
+    assert by_default.sizes[0].accepted == told.sizes[0].accepted, "nor whether it is accepted"
+    assert by_default.sizes[0].pruned != told.sizes[0].pruned
     show_forecast(by_default, {})
     assert "of jargon, kjv, novels, shakespeare, speeches, which nothing was fitted on" in capsys.readouterr().out
     with pytest.raises(CalibrationError, match=r"--judge .*own.jsonl is fitted as well: give text"):

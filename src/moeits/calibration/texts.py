@@ -55,6 +55,8 @@ class Windows:
     chosen_by: tuple[str, ...] = ()
     """Of which source each window of `choosing` is; of `judging` alike. Nothing where sources are not told apart."""
     judged_by: tuple[str, ...] = ()
+    judged_apart: int = 0
+    """So many of the last windows of `judging` are of another text: they say what a size costs, and accept no refit."""
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -150,7 +152,7 @@ def _windows(tokenizer: Any, settings: Tokens, length: int, written: Writer) -> 
 
 
 def judged_on(source: str, windows: Windows, checkpoint: Checkpoint, settings: Tokens) -> Windows:
-    """The same windows, but those that judge are of documents of another text, of which nothing is fitted or chooses.
+    """The same windows, and after those that judge as many of another text, of which nothing is fitted or chooses.
 
     Raises CalibrationError if it has too little text, or is fitted too.
     """
@@ -163,7 +165,7 @@ def judged_on(source: str, windows: Windows, checkpoint: Checkpoint, settings: T
         documents.setdefault(told, []).append(document)
     count, length = windows.judging.shape
     judging, judged_by = _cut_each(_tokenizer(checkpoint), documents, count, length, settings)
-    made = replace(windows, judging=judging, judged_by=judged_by)
+    made = replace(windows, judging=np.concatenate([windows.judging, judging]), judged_apart=count)
     names = sorted(set(judged_by))
     told_facts = {"judge": _names([source])[0], "judged_by": names, "sha256": made.digest}
     return replace(made, facts={**windows.facts, **told_facts})

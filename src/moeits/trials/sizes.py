@@ -71,8 +71,11 @@ def forecast_size(
     fitted = FittedLayers(FinishedParts(None), MoELayout.of(pruned), pruned)
     most_bytes, device = parse_size(machine.memory, "--memory"), checked_device(machine.device)
     losses = fit_all(parent, pruned, windows, fitting, fitted, beside, most_bytes, device, progress)
-    _, accepted = judged(losses)
-    found = {name: _prediction(losses, name) for name in ("pruned", "refitted")}
+    own = len(windows.judging) - windows.judged_apart
+    # Whether a refit is accepted is decided as `moeits refit` would; what it costs is told by who judges.
+    _, accepted = judged({**losses, **_of_windows(losses, slice(0, own))})
+    told = _of_windows(losses, slice(own if windows.judged_apart else 0, None))
+    found = {name: _prediction(told, name) for name in ("pruned", "refitted")}
     forecast = SizeForecast(
         reduction=reduction,
         summary=plan.summary,
@@ -81,7 +84,13 @@ def forecast_size(
         refitted=found["refitted" if accepted else "pruned"],
         accepted=accepted,
     )
-    return float(np.mean(losses["nats"]["unpruned"])), forecast
+    return float(np.mean(told["nats"]["unpruned"])), forecast
+
+
+def _of_windows(losses: Mapping[str, Any], some: slice) -> dict[str, Mapping[str, Sequence[float]]]:
+    """What three models say of some of the windows that judge."""
+    names = ("nats", "kl_to_parent", "same_first_choice")
+    return {name: {model: values[some] for model, values in losses[name].items()} for name in names}
 
 
 def _prediction(losses: Mapping[str, Mapping[str, Sequence[float]]], name: str) -> Prediction:
