@@ -22,7 +22,14 @@ from tests.healing_toys import spelt, write_letters, write_rows
 from tests.masked import TOLERANCE, continuation, logits, routers_masked
 from tests.test_layered import as_a_whole, layer_by_layer
 from tests.toys import read_config, read_tensors, write_checkpoint
-from tests.wrappers import EXPERTS, REOPENED_UNDER_HUB_NAMES_ONLY, WRAPPERS, make_wrapper, stock_class
+from tests.wrappers import (
+    EXPERTS,
+    LIKE_THEIR_TEXT_MODEL,
+    REOPENED_UNDER_HUB_NAMES_ONLY,
+    WRAPPERS,
+    make_wrapper,
+    stock_class,
+)
 
 TOKENS = torch.arange(2, 26).view(2, 12)
 LOADERS = ("auto_map", "moeits")
@@ -30,7 +37,21 @@ WEIGHTED_BEFORE = {"llama4"}
 """Experts of these are given tokens times gates, which calibrate and refit do not follow."""
 
 
-@pytest.fixture(scope="module", params=WRAPPERS)
+NOT_BY_LAYERS = {"glm5_next", "inkling2", "mistral_large4", "nemotron_h_omni"}
+"""Their layers hand on more than hidden states, or transformers converts more than moeits follows: a sentence."""
+
+
+def not_by_layers(wrapper: Path) -> bool:
+    return read_config(wrapper)["model_type"] in NOT_BY_LAYERS
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.every_family] if name in LIKE_THEIR_TEXT_MODEL else [])
+        for name in WRAPPERS
+    ],
+)
 def wrapper(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_wrapper(tmp_path_factory.mktemp(request.param) / "toy", request.param)
 
@@ -125,7 +146,8 @@ def test_everything_else_is_as_it_was(wrapper: Path, tmp_path: Path, budget: dic
         key: value for key, value in before.items() if key not in (*LOADERS, part)
     }
     changed = {key for key in before[part] if before[part][key] != after[part].get(key)}
-    assert after[part].keys() == before[part].keys()
+    added = set(after["moeits"].get("added_keys", ()))  # other spellings, for older readers
+    assert after[part].keys() - added == before[part].keys() - added
     assert changed <= {*architecture_of(before).count_keys(before[part])}
     layers = MoELayout.of(Checkpoint.open(wrapper)).layers.values()
     tensors, others = read_tensors(wrapper), read_tensors(out)
@@ -180,16 +202,25 @@ def test_experts_in_columns_are_scored_and_opened_as_those_in_rows(tmp_path: Pat
 
 
 def test_layer_by_layer_its_text_model_is_the_whole(wrapper: Path) -> None:
+    if not_by_layers(wrapper):
+        with pytest.raises(CheckpointError):
+            layer_by_layer(wrapper)
+        return
     torch.testing.assert_close(layer_by_layer(wrapper), as_a_whole(wrapper), rtol=0, atol=1e-5)
 
 
 def test_no_other_tower_is_read_to_run_it(wrapper: Path) -> None:
+    if not_by_layers(wrapper):
+        pytest.skip("it is not run layer by layer")
     model = LayeredModel(Checkpoint.open(wrapper)).model
     filled = {name for name, value in model.named_parameters() if not value.is_meta}
-    assert {name.rpartition(".")[0].rpartition(".")[2] for name in filled} == {"embed_tokens", "norm", "lm_head"}
+    assert {"embed_tokens", "lm_head"} <= {name.rpartition(".")[0].rpartition(".")[2] for name in filled}
+    assert not [name for name in filled if any(part in name for part in ("vision", "visual", "audio", "projector"))]
 
 
 def test_layers_of_unequal_counts_are_run_with_their_own(wrapper: Path, tmp_path: Path) -> None:
+    if not_by_layers(wrapper):
+        pytest.skip("it is not run layer by layer")
     plan = moeits.plan(moeits.score(wrapper), experts_per_layer=5)
     kept = {layer: tuple(range(2 + at)) for at, layer in enumerate(plan.kept)}
     moeits.prune(wrapper, plan=replace(plan, kept=kept, order={}), output=tmp_path / "out")
@@ -198,6 +229,8 @@ def test_layers_of_unequal_counts_are_run_with_their_own(wrapper: Path, tmp_path
 
 def test_it_is_calibrated_refitted_and_evaluated_by_text(wrapper: Path, tmp_path: Path) -> None:
     """Only down projections of experts are other than before, and what was fitted is nearer to the parent."""
+    if not_by_layers(wrapper):
+        pytest.skip("it is not run layer by layer")
     write_letters(wrapper)
     words = np.random.default_rng(0).integers(62, size=(300, 12))
     data = write_rows(tmp_path / "data.jsonl", [{"text": spelt(row)} for row in words])

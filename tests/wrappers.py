@@ -18,6 +18,12 @@ EXPERTS, LAYERS = 6, 3
 REOPENED_UNDER_HUB_NAMES_ONLY = {"kimi_k25"}
 """What transformers 5.23 saves of these, it does not open again: it takes the text model's layers for the tower's."""
 
+LIKE_THEIR_TEXT_MODEL = {
+    *("dots3_note", "glm5_next", "inkling2", "internvl", "lfm2_vl", "mistral3", "nemotron_h_omni", "qwen4_exp"),
+    *("qwen3_omni_moe_thinker", "unlimited_ocr"),
+}
+"""Those whose text model is pruned by itself in test_contract_surgery, or is described as another wrapper's."""
+
 # What makes the config of a vision tower small, where its class has such a key.
 _SMALL_TOWER: Mapping[str, Any] = {
     "hidden_size": 16,
@@ -39,7 +45,112 @@ _SMALL_TOWER: Mapping[str, Any] = {
     "deepstack_visual_indexes": [0],
 }
 
-_PECULIAR_TEXT: Mapping[str, Mapping[str, Any]] = {"kimi_k25": {"q_lora_rank": 16}}
+_PECULIAR_TEXT: Mapping[str, Mapping[str, Any]] = {
+    "deepseek_ocr2": {"num_experts_per_tok": 2, "mlp_layer_types": ["dense", "sparse", "sparse"]},
+    "glm5_next": {
+        "q_lora_rank": 16,
+        "qk_rope_head_dim": 0,
+        "linear_head_dim": 8,
+        "linear_num_heads": 2,
+        "index_n_heads": 2,
+        "index_head_dim": 16,
+        "index_topk": 16,
+        "index_kpool": 2,
+        "hc_mult": 2,
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+        "layer_types": ["linear_attention", "indexed_attention", "linear_attention"],
+    },
+    "internvl": {"model_type": "qwen3_moe"},
+    "kimi_k25": {"q_lora_rank": 16},
+    "lfm2_vl": {"model_type": "lfm2_moe"},
+    "mistral3": {"model_type": "mistral4"},
+    "muse_spark": {"moe_hidden_size": 16},
+    "step3p7": {
+        "mlp_layer_types": ["dense", "sparse", "sparse"],
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        "sliding_window": 8,
+        "share_expert_dim": 12,
+        "per_layer_config": {},
+    },
+    "mistral_large4": {"q_lora_rank": 16, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 64},
+}
+_SAM: Mapping[str, Any] = {
+    "hidden_size": 16,
+    "output_channels": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 4,
+    "window_size": 2,
+    "global_attn_indexes": [0],
+    "mlp_dim": 16,
+    "downsample_channels": [8, 16],
+}
+_PECULIAR_PARTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "dots3_note": {
+        "vision_config": {
+            "moe_intermediate_size": 8,
+            "mlp_layer_types": ["sparse"],
+            "num_local_experts": 4,
+            "adapter_in_dim": 16,
+            "adapter_out_dim": 32,
+            "adapter_merge_size": 1,
+            "per_layer_config": {},
+        },
+        "audio_config": {
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "downsample_hidden_size": 4,
+            "adapter_input_size": 16,
+            "adapter_out_dim": 32,
+            "conv_output_size": 64,
+        },
+    },
+    "deepseek_ocr2": {
+        "vision_config": {
+            "sam_config": _SAM,
+            "encoder_config": {
+                "vocab_size": 8,
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+            },
+        }
+    },
+    "glm5_next": {"vision_config": {"projection_intermediate_size": 16}},
+    "inkling2": {"vision_config": {"text_hidden_size": 32, "projection_hidden_dim": 16, "posemb_grid_size": 2}},
+    "muse_spark": {
+        "": {"out_hidden_size": 16, "projector_hidden_size": 16},
+        "vision_config": {"pos_emb_height": 2, "pos_emb_width": 2, "max_position_embeddings": 4},
+        "audio_config": {
+            "patch_sizes": [4],
+            "hidden_sizes": [8],
+            "depths": [1],
+            "num_hidden_layers": 1,
+            "out_hidden_size": 32,
+        },
+    },
+    "nemotron_h_omni": {
+        "": {"projector_hidden_size": 16, "vision_hidden_size": 16},
+        "vision_config": {"max_img_size": 16, "video_temporal_patch_size": 2, "patch_dim": 48, "video_patch_dim": 96},
+    },
+    "step3p7": {"vision_config": {"max_position_embeddings": 4}},
+    "unlimited_ocr": {
+        "vision_config": {
+            "sam_config": _SAM,
+            "encoder_config": {
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 8,
+                "patch_size": 4,
+            },
+        }
+    },
+}
 
 
 def _small(config: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,6 +158,7 @@ def _small(config: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _small_text(config: Any) -> dict[str, Any]:
+    config.allow_global_per_layer_attribute_access = True
     small = _small(config, _SMALL)
     if "moe_intermediate_size" not in small:
         small["intermediate_size"] = WIDTH
@@ -54,8 +166,9 @@ def _small_text(config: Any) -> dict[str, Any]:
     small |= _small(config, dict.fromkeys(counts, EXPERTS))
     small |= _small(config, dict.fromkeys(("num_experts_per_tok", "moe_topk"), 2))
     small |= {"num_hidden_layers": LAYERS, "pad_token_id": 1, **_PECULIAR.get(config.model_type, {})}
-    if kinds := small.get("layer_types"):
-        small["layer_types"] = [kinds[layer % len(kinds)] for layer in range(LAYERS)]
+    for key in ("layer_types", "layers_block_type", "mlp_layer_types"):
+        if kinds := small.get(key):
+            small[key] = [kinds[layer % len(kinds)] for layer in range(LAYERS)]
     return small
 
 
@@ -71,12 +184,16 @@ def _config(model_type: str) -> Any:
     from transformers import AutoConfig
 
     usual = AutoConfig.for_model(model_type)
-    own = _PECULIAR_TEXT.get(model_type, {})
+    own, others = _PECULIAR_TEXT.get(model_type, {}), _PECULIAR_PARTS.get(model_type, {})
+    text = AutoConfig.for_model(own["model_type"]) if "model_type" in own else usual.text_config
     parts = {
-        name: {**_small_text(part), **own} if name == "text_config" else _small(part, _SMALL_TOWER)
+        name: {**_small_text(text), **own}
+        if name == "text_config"
+        else {**_small(part, _SMALL_TOWER), **others.get(name, {})}
         for name in usual.sub_configs
         if (part := getattr(usual, name, None)) is not None
     }
+    parts |= others.get("", {})
     return AutoConfig.for_model(model_type, **json.loads(json.dumps(parts)), tie_word_embeddings=False)
 
 
