@@ -15,9 +15,10 @@ from moeits.errors import NonFiniteWeight, UnscorableWeight
 from moeits.experts.codecs import codec_of
 from moeits.experts.codecs.fp8 import Fp8
 from moeits.experts.codecs.mxfp4 import Mxfp4
+from tests.masked import TOLERANCE, logits, routers_masked
 from tests.packed import FORMS, pack, packed_copies, raw_tensors, unpack, write_packed
 from tests.quantizers import QUANTIZERS, codec_parts, headers
-from tests.toys import make_toy, read_config
+from tests.toys import make_toy, num_experts, read_config
 
 BF16 = {"dtype": "bfloat16"}
 TOYS = {
@@ -196,6 +197,22 @@ def test_what_was_pruned_packed_opens_in_transformers_with_the_numbers_of_what_w
         states[copy] = moeits.load(output, dtype=torch.bfloat16).state_dict()
     assert states["bf16"].keys() == states[packed].keys()
     assert all(torch.equal(value, states[packed][name]) for name, value in states["bf16"].items())
+
+
+@pytest.mark.parametrize("form", ["qwen3_moe fp8", "gpt_oss mxfp4"])
+def test_logits_of_a_pruned_release_are_those_of_the_masked_release(tmp_path: Path, form: str) -> None:
+    """Both opened by transformers from their codes; in float32 afterwards, so that only the order of sums differs."""
+    model_type, packed = form.split()
+    release = packed_copies(make_toy(tmp_path / "toy", model_type, **TOYS[model_type]), tmp_path)[packed]
+    plan = moeits.plan(moeits.score(release), experts_per_layer=3)
+    moeits.prune(release, plan=plan, output=tmp_path / "out")
+    original, pruned = (moeits.load(folder, dtype=torch.bfloat16).float() for folder in (release, tmp_path / "out"))
+    tokens = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+    with routers_masked(original, plan.kept, num_experts(read_config(release))):
+        wanted = logits(original, tokens)
+    allowed = TOLERANCE * wanted.abs().max()
+    assert (logits(pruned, tokens) - wanted).abs().max() <= allowed
+    assert (logits(original, tokens) - wanted).abs().max() > 10 * allowed
 
 
 # ---------------------------------------------------------------------------------------------- what does not fit

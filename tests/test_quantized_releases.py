@@ -13,9 +13,10 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.experts.layout import MoELayout
 from moeits.measurement.files import parameters_of, sparsity_of
+from tests.masked import TOLERANCE, logits, routers_masked
 from tests.packed import raw_tensors
 from tests.quantizers import QUANTIZERS, quantized_copy
-from tests.toys import make_toy, read_config
+from tests.toys import make_toy, num_experts, read_config
 
 WIDE = {"hidden_size": 64, "moe_intermediate_size": 64}
 KEPT = {0: (0, 3, 5), 1: (1, 2, 4)}
@@ -108,3 +109,21 @@ def test_the_quantizers_settings_are_kept_and_the_card_names_whose_plan_it_was(
     parents = (tmp_path / "parent/README.md").read_text()
     assert "quantized" not in parents
     assert "another form" not in parents
+
+
+def test_a_stock_loader_opens_what_was_pruned_of_compressed_tensors_and_computes_the_masked_release(
+    toy: Path, plan: PruningPlan, tmp_path: Path
+) -> None:
+    """transformers dequantizes it where there is no GPU; in float32 afterwards only the order of sums differs."""
+    packed, plain = quantized_copy(toy, tmp_path, "compressed-tensors int4")
+    moeits.prune(packed, plan=plan, output=tmp_path / "out", any_fingerprint=True)
+    original, pruned, numbers = (
+        torch.nn.Module.float(moeits.load(folder, dtype=torch.bfloat16)) for folder in (packed, tmp_path / "out", plain)
+    )
+    assert all(torch.equal(value, numbers.state_dict()[name]) for name, value in original.state_dict().items())
+    tokens = torch.tensor([[3, 1, 4, 1, 5, 9, 2, 6]])
+    with routers_masked(original, plan.kept, num_experts(read_config(packed))):
+        wanted = logits(original, tokens)
+    allowed = TOLERANCE * wanted.abs().max()
+    assert (logits(pruned, tokens) - wanted).abs().max() <= allowed
+    assert (logits(original, tokens) - wanted).abs().max() > 10 * allowed
