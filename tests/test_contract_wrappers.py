@@ -37,7 +37,7 @@ WEIGHTED_BEFORE = {"llama4"}
 """Experts of these are given tokens times gates, which calibrate and refit do not follow."""
 
 
-NOT_BY_LAYERS = {"glm5_next", "inkling2", "mistral_large4", "nemotron_h_omni"}
+NOT_BY_LAYERS = {"glm5_next", "inkling2", "mistral_large4", "nemotron_h_omni", "qwen4_exp"}
 """Their layers hand on more than hidden states, or transformers converts more than moeits follows: a sentence."""
 
 
