@@ -74,7 +74,7 @@ def test_text_that_will_not_do_is_said_before_any_work(command: str, text: str, 
     with pytest.raises(CalibrationError, match=match) as caught:
         COMMANDS[command](place, tmp_path / "out", asked)
     assert "\n" not in str(caught.value)
-    assert set(worked) <= {"hashing every byte"}, "that the parent is the plan's comes first"
+    assert set(worked) <= {"hashing every byte", "comparing with the parent"}, "that it is the parent comes first"
     assert {found.name for found in tmp_path.iterdir()} <= {"texts.jsonl"}, "nothing is left"
 
 
