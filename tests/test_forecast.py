@@ -158,7 +158,7 @@ def test_what_cannot_be_is_said_before_anything_is_run(place: Path, tmp_path: Pa
     with pytest.raises(CalibrationError, match="tokens where"):
         moeits.forecast(place / "toy", **asked(place, tokens=10**6))
     repeated = write_jsonl(tmp_path / "repeated.jsonl", [{"text": "to be or not to be"}] * 10000)
-    with pytest.raises(CalibrationError, match="each document counted once"):
+    with pytest.raises(CalibrationError, match="in 0 different documents: each counts once"):
         moeits.forecast(place / "toy", **asked(place, data=str(repeated)))
 
 

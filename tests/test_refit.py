@@ -22,7 +22,7 @@ from moeits.progress import silent
 from moeits.refitting.features import ExpertFeatures, Routed, before_down, down_of
 from moeits.refitting.judgement import judged
 from moeits.refitting.layer import LayerData, LayerFit, _search, refit_layer
-from moeits.refitting.ridge import LayerProblem, predicted
+from moeits.refitting.ridge import LayerProblem, grid, predicted
 from moeits.refitting.shared import SharedExpert
 from moeits.refitting.solvers import solver_for
 from moeits.refitting.symmetric import RidgeTooSmall, Symmetric
@@ -201,7 +201,7 @@ def test_the_search_ends_after_three_weaker_ridges_without_a_gain() -> None:
         def keep(self, share: float) -> None: ...
 
     told: Any = Told()
-    left, ridge, *_ = _search(told, told, 2.0, (0.0,), 10.0)
+    left, ridge, *_ = _search(told, told, 2.0, (0.0,), grid(10.0))
     assert tried == [20, 6, 2, 0.6, 0.2, 0.06, 0.02]
     assert (float(left[0]), ridge) == (0.7, 0.3)
 
@@ -493,7 +493,7 @@ def test_what_cannot_be_refitted_is_said(place: Path, tmp_path: Path) -> None:
     refused(PlanError, "was pruned from", parent=tmp_path / "other")
     refused(PlanError, "has no plan.json", model=tmp_path / "other")
     (tmp_path / "same.jsonl").write_text('{"text": "again and again"}\n' * 500)
-    refused(CalibrationError, "each document counted once", data=str(tmp_path / "same.jsonl"))
+    refused(CalibrationError, "in 0 different documents: each counts once", data=str(tmp_path / "same.jsonl"))
     refused(CalibrationError, "There is no text", data=str(tmp_path / "missing.jsonl"))
     refused(SettingError, "--tokens 3 is out of range", tokens=3)
     refused(SettingError, "--drift 2 is out of range", drift=2.0)

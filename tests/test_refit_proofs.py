@@ -171,7 +171,7 @@ def test_text_of_one_repeated_line_is_refused_and_text_of_one_character_is_fitte
 ) -> None:
     parent, pruned = pair
     again = write_jsonl(tmp_path / "again.jsonl", [{"text": "the same line"}] * 300)
-    with pytest.raises(CalibrationError, match="each document counted once"):
+    with pytest.raises(CalibrationError, match="in 0 different documents: each counts once"):
         moeits.calibrate(parent, data=str(again), **SMALL)
     # Documents that differ in their length alone: of features there is one.
     alike = write_jsonl(tmp_path / "alike.jsonl", [{"text": "a" * n} for n in range(20, 120)])
