@@ -33,8 +33,13 @@ from tests.wrappers import (
 
 TOKENS = torch.arange(2, 26).view(2, 12)
 LOADERS = ("auto_map", "moeits")
-WEIGHTED_BEFORE = {"llama4"}
-"""Experts of these are given tokens times gates, which calibrate and refit do not follow."""
+NOT_CALIBRATED = {
+    "gemma4": "cannot be asked again with experts gone",
+    "llama4": "weights tokens before the experts",
+    "muse_spark": "computes its experts in a way of its own",
+    "step3p7": "computes its experts in a way of its own",
+}
+"""Families that are run layer by layer, but whose experts or routers calibrate does not follow: what it says."""
 
 
 NOT_BY_LAYERS = {"glm5_next", "inkling2", "mistral_large4", "nemotron_h_omni", "qwen4_exp"}
@@ -235,8 +240,8 @@ def test_it_is_calibrated_refitted_and_evaluated_by_text(wrapper: Path, tmp_path
     words = np.random.default_rng(0).integers(62, size=(300, 12))
     data = write_rows(tmp_path / "data.jsonl", [{"text": spelt(row)} for row in words])
     some: dict[str, Any] = {"data": str(data), "tokens": 256, "held_out": 256, "window": 16}
-    if read_config(wrapper)["model_type"] in WEIGHTED_BEFORE:
-        with pytest.raises(CalibrationError, match="weights tokens before the experts"):
+    if (said := NOT_CALIBRATED.get(read_config(wrapper)["model_type"])) is not None:
+        with pytest.raises(CalibrationError, match=said):
             moeits.calibrate(wrapper, **some)
         return
     signals = moeits.calibrate(wrapper, **some)

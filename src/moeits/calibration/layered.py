@@ -194,6 +194,11 @@ class LiveLayer:
                 f"{type(self.experts).__name__} has no gate beside up, which calibrate and refit do not follow yet. "
                 "Choose by criteria of weights, such as moeits or router-norm."
             )
+        if not hasattr(self.experts, "is_transposed") or hasattr(self.experts, "post_expert_norm"):
+            raise CalibrationError(
+                f"{type(self.experts).__name__} computes its experts in a way of its own, which calibrate and refit do "
+                "not follow yet. Choose by criteria of weights, such as moeits or router-norm."
+            )
         handles = [
             self.experts.register_forward_hook(watched.see, with_kwargs=True),
             self.router.register_forward_hook(watched.see_router, with_kwargs=True),

@@ -9,7 +9,7 @@ from typing import Any
 from moeits.experts import families
 from moeits.experts.explaining.layer_rules import group_rule, layer_rule
 from moeits.experts.explaining.patterns import NUMBER
-from moeits.experts.explaining.recognition import Patterns, Recognition
+from moeits.experts.explaining.recognition import UNCLEAR, Patterns, Recognition
 from moeits.experts.explaining.weights import fused_of, projections_of
 
 
@@ -49,6 +49,7 @@ def _names(found: Recognition, patterns: Patterns) -> tuple[dict[str, Any], list
     """Block, experts, router and shared experts."""
     block = found.block.replace(NUMBER, "{layer}", 1)
     keys: dict[str, Any] = {"blocks": [block]}
+    beside = [name for name, (role, _) in found.roles.items() if role == UNCLEAR and not name.startswith(found.block)]
     if found.expert_list:
         inside = found.expert_list.removeprefix(f"{found.block}.")
         keys["expert"] = f"{inside}.{{expert}}.{{tensor}}"
@@ -59,6 +60,9 @@ def _names(found: Recognition, patterns: Patterns) -> tuple[dict[str, Any], list
         keys["projections"] = {}
         keys["fused"], stacking, doubts = fused_of(found, patterns)
         keys |= {"stacking": stacking} if stacking != "rows" else {}
+    if found.block.endswith(f".{NUMBER}"):
+        doubts = [*doubts, "which tensors of the layer are of shared experts, for its experts lie beside all the rest"]
+    doubts = [*doubts, *(f"whether {name} is of the router, for it lies outside the block" for name in beside)]
     keys["router"] = found.router
     keys |= {"expert_axis": found.expert_axis} if found.expert_axis else {}
     keys |= {"shared": found.shared} if found.shared else {}

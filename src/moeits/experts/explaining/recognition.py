@@ -210,6 +210,9 @@ def _give_roles(found: Recognition, patterns: Patterns) -> None:
     # The weight first: it is what must be there.
     found.router.sort(key=lambda name: not (_is_router(inside[name], found.part, found.experts)))
     for name, pattern in patterns.items():
+        if pattern.layers & found.layers and pattern.all_have(1, found.experts) and _OF_A_ROUTER.search(name):
+            why = f"outside the block, with an entry for each of {found.experts} experts, and named as of a router"
+            found.roles.setdefault(name, (UNCLEAR, why))
         found.roles.setdefault(name, (OTHER, "not in a MoE block" if pattern.layers else "has no number of a layer"))
 
 

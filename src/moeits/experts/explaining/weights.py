@@ -61,7 +61,8 @@ def fused_of(found: Recognition, patterns: Patterns) -> tuple[dict[str, list[str
     narrow = shapes[down[0]][3 - width]
     if shapes[others[0]][width] == narrow:
         return {others[0]: ["up"], down[0]: ["down"]}, stacking, []
-    turns = [] if stacking == "rows" else ['whether gate and up take turns (stacking "alternating columns")']
+    named = stacking == "rows" and "gate_up" in others[0]
+    turns = [] if named else [f'whether gate and up take turns (stacking "alternating {stacking}")']
     return {others[0]: ["gate", "up"], down[0]: ["down"]}, stacking, turns
 
 
