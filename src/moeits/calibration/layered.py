@@ -194,11 +194,6 @@ class LiveLayer:
                 f"{type(self.experts).__name__} has no gate beside up, which calibrate and refit do not follow yet. "
                 "Choose by criteria of weights, such as moeits or router-norm."
             )
-        if not hasattr(self.experts, "is_transposed") or hasattr(self.experts, "post_expert_norm"):
-            raise CalibrationError(
-                f"{type(self.experts).__name__} computes its experts in a way of its own, which calibrate and refit do "
-                "not follow yet. Choose by criteria of weights, such as moeits or router-norm."
-            )
         handles = [
             self.experts.register_forward_hook(watched.see, with_kwargs=True),
             self.router.register_forward_hook(watched.see_router, with_kwargs=True),
@@ -230,11 +225,16 @@ class Watched:
         self.beside = (*args, *kwargs.values())[1:]
 
     def see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> None:
-        """A forward hook. Raises CalibrationError for experts that are not given tokens, choices and gates."""
+        """A forward hook. Raises CalibrationError for experts not given tokens, choices and gates, or of another make."""
         if len(args) + len(kwargs) != 3:
             raise CalibrationError(
                 f"{type(module).__name__} weights tokens before the experts, which calibrate and refit do not follow "
                 "yet. Choose by criteria of weights, such as moeits or router-norm."
+            )
+        if not hasattr(module, "is_transposed") or hasattr(module, "post_expert_norm"):
+            raise CalibrationError(
+                f"{type(module).__name__} computes its experts in a way of its own, which calibrate and refit do "
+                "not follow yet. Choose by criteria of weights, such as moeits or router-norm."
             )
         hidden, chosen, gates = (*args, *kwargs.values())
         self.hidden, self.chosen, self.gates = hidden.reshape(-1, hidden.shape[-1]), chosen, gates

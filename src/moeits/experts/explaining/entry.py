@@ -62,7 +62,13 @@ def _names(found: Recognition, patterns: Patterns) -> tuple[dict[str, Any], list
         keys |= {"stacking": stacking} if stacking != "rows" else {}
     if found.block.endswith(f".{NUMBER}"):
         doubts = [*doubts, "which tensors of the layer are of shared experts, for its experts lie beside all the rest"]
-    doubts = [*doubts, *(f"whether {name} is of the router, for it lies outside the block" for name in beside)]
+    doubts = [
+        *doubts,
+        *(
+            f"whether {name.replace(NUMBER, '{layer}', 1)} is of the router, for it lies outside the block"
+            for name in beside
+        ),
+    ]
     keys["router"] = found.router
     keys |= {"expert_axis": found.expert_axis} if found.expert_axis else {}
     keys |= {"shared": found.shared} if found.shared else {}
