@@ -225,7 +225,7 @@ class Watched:
         self.beside = (*args, *kwargs.values())[1:]
 
     def see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> None:
-        """A forward hook. Raises CalibrationError for experts not given tokens, choices and gates, or of another make."""
+        """A forward hook. Raises CalibrationError for experts not given tokens, choices and gates, or peculiar ones."""
         if len(args) + len(kwargs) != 3:
             raise CalibrationError(
                 f"{type(module).__name__} weights tokens before the experts, which calibrate and refit do not follow "
