@@ -22,6 +22,7 @@ from moeits.command_line.examples import EXAMPLES
 from moeits.demo import MODEL
 from tests.evaluation_toys import make_speaking_toy
 from tests.healing_toys import texts, write_rows
+from tests.evaluation_toys import give_tokenizer
 from tests.toys import make_toy
 
 STAGES = {name: cli.stage_of(name) for name in cli.COMMANDS}
@@ -547,7 +548,7 @@ def test_a_dry_run_of_simplify_says_what_will_be_left_and_writes_nothing(
 def test_a_dry_run_counts_what_lies_beside_a_refit_and_says_what_only_scores_tell(
     run: Callable[..., tuple[str, str]],
 ) -> None:
-    toy = make_toy(Path("toy"))
+    give_tokenizer(toy := make_toy(Path("toy")))
     refitted = json.loads(
         run("simplify", toy, "--reduction", 0.4, "--refit", "--output", "smaller", "--dry-run", "--json")[0]
     )

@@ -47,7 +47,7 @@ def test_evidence_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_evidence_of_every_architecture_is_read_back_and_planned_from(tmp_path: Path, model_type: str) -> None:
-    evidence = score(make_toy(tmp_path / "toy", model_type, layers=2), output=tmp_path / "evidence")
+    evidence = score(make_toy(tmp_path / "toy", model_type), output=tmp_path / "evidence")
     read = Evidence.load(tmp_path / "evidence")
     assert_same(read, evidence)
     assert plan(tmp_path / "evidence", tau=0.5) == plan(evidence, tau=0.5)

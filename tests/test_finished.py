@@ -368,7 +368,7 @@ def test_what_cannot_be_refitted_is_said_before_anything_is_scored(tmp_path: Pat
     toy = talking_toy(tmp_path / "toy", layers=1)
     config = json.loads((toy / "config.json").read_text())
     (toy / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "fp8"}}))
-    with pytest.raises(CalibrationError, match="is quantised"):
+    with pytest.raises(CalibrationError, match="is quantized"):
         moeits.simplify(toy, output=tmp_path / "out", refit=True, reduction=0.5, progress=no_work)
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
 

@@ -18,6 +18,7 @@ from safetensors.numpy import save
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError, NonFiniteWeight, OutputError, SettingError, UnscorableWeight
 from moeits.evidence import Evidence
+from moeits.experts.families import architecture_of
 from moeits.experts.layout import MoELayout
 from moeits.signals import Memory
 from moeits.signals.aimer import Aimer
@@ -49,6 +50,9 @@ def naive_redundancy(folder: Path, layer: int, weights: dict[str, float]) -> np.
     """Equation 10 over the naive NMI, from the tensors as stock safetensors reads them."""
     config, tensors = read_config(folder), read_tensors(folder)
     count = num_experts(config)
+    there = architecture_of(config).projections
+    whole = sum(weight for projection, weight in weights.items() if projection in there)
+    weights = {projection: weight / whole for projection, weight in weights.items() if projection in there}
     found = np.zeros((count, count))
     for i in range(count):
         for j in range(count):

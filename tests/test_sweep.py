@@ -87,6 +87,10 @@ def test_taus_that_make_no_sense_are_refused(text: str) -> None:
         parse_taus(text)
 
 
+def _folder(model: Path | Checkpoint) -> Path:
+    return model.folder if isinstance(model, Checkpoint) else model
+
+
 class Stages:
     """Stand-ins of evaluate, heal and measure, which write what the real ones write and remember whom they met."""
 
@@ -104,24 +108,24 @@ class Stages:
             raise KeyboardInterrupt
         self.done.append(step)
 
-    def evaluate(self, model: Path, *, output: Path, **arguments: Any) -> None:
-        assert (model / "config.json").exists()
+    def evaluate(self, model: Path | Checkpoint, *, output: Path, **arguments: Any) -> None:
+        assert (_folder(model) / "config.json").exists()
         assert (arguments["tasks"], arguments["num_fewshot"]) == ("continuation", 15)
         self._begin("evaluate", output)
         output.write_text("{}")
 
-    def heal(self, model: Path, *, output: Path, resume: bool, data: str, recipe: str, **_: Any) -> None:
+    def heal(self, model: Path | Checkpoint, *, output: Path, resume: bool, data: str, recipe: str, **_: Any) -> None:
         assert (data, recipe, resume) == ("data.jsonl", "small", False)
         self._begin("heal", output)
-        shutil.copytree(model, output)
+        shutil.copytree(_folder(model), output)
         (output / "healing.json").write_text('{"format": 1, "recipe_name": "small", "fingerprint": "x"}')
 
     def check_healing(self, checkpoint: Checkpoint, *, data: str, recipe: str) -> None:
         assert checkpoint.tensors
         assert (data, recipe) == ("data.jsonl", "small")
 
-    def measure(self, model: Path, *, output: Path, **_: Any) -> None:
-        assert (model / "config.json").exists()
+    def measure(self, model: Path | Checkpoint, *, output: Path, **_: Any) -> None:
+        assert (_folder(model) / "config.json").exists()
         self._begin("measure", output)
         output.write_text("{}")
 

@@ -7,6 +7,7 @@ import pytest
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.experts.layout import MoELayout
+from moeits.experts.families import architecture_of
 from tests.toys import DTYPES, MODEL_TYPES, ONE_BY_ONE, fuse, make_toy, moe_layers, read_config, read_tensors, reshard
 
 
@@ -28,7 +29,8 @@ def test_fused_and_resharded_toys_hold_the_same_numbers(tmp_path: Path, model_ty
     assert all(np.array_equal(tensors[name], other[name]) for name in tensors)
     fused = read_tensors(fuse(toy, tmp_path / "fused"))
     assert sum(t.size for t in fused.values()) == sum(t.size for t in tensors.values())
-    assert len([name for name in fused if "gate_up_proj" in name]) == len(moe_layers(read_config(toy)))
+    ends = tuple(architecture_of(read_config(toy)).fused)
+    assert len([name for name in fused if name.endswith(ends)]) == len(ends) * len(moe_layers(read_config(toy)))
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -36,5 +38,6 @@ def test_stock_transformers_finds_every_tensor_of_a_toy(tmp_path: Path, model_ty
     transformers = pytest.importorskip("transformers")
     toy = make_toy(tmp_path / "toy", model_type, dtype="float32")
     for folder in (toy, *([fuse(toy, tmp_path / "fused")] if model_type in ONE_BY_ONE else [])):
-        _, found = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+        stock = getattr(transformers, architecture_of(read_config(folder)).auto_class)
+        _, found = stock.from_pretrained(folder, output_loading_info=True)
         assert not any(found.values()), found

@@ -12,7 +12,7 @@ import moeits
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError
 from moeits.experts.layout import MoELayout
-from moeits.stages import prune as stage
+from moeits.surgery import carried_out
 from moeits.surgery.written import check_written
 from tests.toys import make_toy, read_config, read_tensors, write_checkpoint
 
@@ -73,8 +73,10 @@ def test_a_draft_head_of_another_count_does_not_pass_in_a_uniform_output(tmp_pat
 @pytest.mark.parametrize("layout", ["uniform", "per-layer"])
 def test_a_tensor_lost_in_surgery_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str) -> None:
     toy = make_toy(tmp_path / "toy")
-    whole = stage.new_tensors
-    monkeypatch.setattr(stage, "new_tensors", lambda *of, **named: [t for t in whole(*of, **named) if t.name != EXPERT])
+    whole = carried_out.new_tensors
+    monkeypatch.setattr(
+        carried_out, "new_tensors", lambda *of, **named: [t for t in whole(*of, **named) if t.name != EXPERT]
+    )
     with pytest.raises(CheckpointError, match="Layer 1, expert 2 has no down_proj"):
         moeits.simplify(toy, experts_per_layer=4, output=tmp_path / "deep/out", layout=layout)
     assert list(tmp_path.iterdir()) == [toy]

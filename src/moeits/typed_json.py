@@ -84,7 +84,7 @@ def decode_typed(text: bytes | str, of: type[Typed]) -> Typed:
 def convert_typed(value: object, of: type[Typed]) -> Typed:
     """A value that was read already (JSON within JSON, YAML) as one of type `of`. Raises NotOfItsType."""
     try:
-        return msgspec.convert(value, type=of)
+        return msgspec.convert(value, type=of, str_keys=True)
     except RecursionError:
         raise NotOfItsType("it is nested too deeply") from None
     except (msgspec.MsgspecError, ValueError) as error:
