@@ -20,9 +20,8 @@ from moeits import console
 from moeits.command_line import app as cli
 from moeits.command_line.examples import EXAMPLES
 from moeits.demo import MODEL
-from tests.evaluation_toys import make_speaking_toy
+from tests.evaluation_toys import give_tokenizer, make_speaking_toy
 from tests.healing_toys import texts, write_rows
-from tests.evaluation_toys import give_tokenizer
 from tests.toys import make_toy
 
 STAGES = {name: cli.stage_of(name) for name in cli.COMMANDS}

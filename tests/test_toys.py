@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from moeits.checkpoint.reading import Checkpoint
-from moeits.experts.layout import MoELayout
 from moeits.experts.families import architecture_of
+from moeits.experts.layout import MoELayout
 from tests.toys import DTYPES, MODEL_TYPES, ONE_BY_ONE, fuse, make_toy, moe_layers, read_config, read_tensors, reshard
 
 
