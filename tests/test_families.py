@@ -3,15 +3,25 @@
 import re
 import runpy
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
 from hatchling.builders.wheel import WheelBuilder
+from huggingface_hub.errors import StrictDataclassError
 
 from moeits.errors import FamilyError, UnknownArchitecture
-from moeits.experts.families import ARCHITECTURES, REFUSED, TABLE, Architecture, architecture_of, read_families
+from moeits.experts.families import (
+    ARCHITECTURES,
+    COUNT_KEYS,
+    REFUSED,
+    TABLE,
+    Architecture,
+    architecture_of,
+    read_families,
+)
 
 ROOT = Path(__file__).parents[1]
 DEFAULTS = "\n[".join(TABLE.read_text(encoding="utf-8").split("\n[")[:2])
@@ -81,6 +91,29 @@ def test_every_family_says_which_models_are_of_it() -> None:
 def test_the_page_of_families_is_what_the_table_makes() -> None:
     page = runpy.run_path(str(ROOT / "scripts" / "families_page.py"))["page"]()
     assert (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8") == page
+
+
+def names_experts(config: Any) -> bool:
+    """Whether a config of transformers, or one in it, counts experts."""
+    config.allow_global_per_layer_attribute_access = True
+    inner = (getattr(config, name, None) for name in config.sub_configs)
+    return any(getattr(config, key, None) for key in COUNT_KEYS) or any(
+        names_experts(part) for part in inner if isinstance(part, transformers.PreTrainedConfig)
+    )
+
+
+def test_every_family_of_transformers_with_experts_is_known_or_told_why_not() -> None:
+    autos = ("CausalLM", "ImageTextToText", "TokenClassification", "Seq2SeqLM")
+    opened = {config for auto in autos for config in getattr(transformers, f"AutoModelFor{auto}")._model_mapping}
+    there = set()
+    for model_type, config in transformers.CONFIG_MAPPING.items():
+        # A few configs have no defaults that their own class accepts, none of them of experts.
+        with suppress(ValueError, StrictDataclassError):
+            if config in opened and names_experts(config()):
+                there.add(model_type)
+    ours = {architecture.model_type for architecture in ARCHITECTURES}
+    assert len(there) > 70
+    assert there <= {*ours, *REFUSED}
 
 
 def test_readme_counts_the_families() -> None:
