@@ -136,6 +136,7 @@ _PECULIAR_PARTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "": {"projector_hidden_size": 16, "vision_hidden_size": 16},
         "vision_config": {"max_img_size": 16, "video_temporal_patch_size": 2, "patch_dim": 48, "video_patch_dim": 96},
     },
+    "qwen3_omni_moe_thinker": {"": {"vision_start_token_id": 61}},
     "step3p7": {"vision_config": {"max_position_embeddings": 4}},
     "unlimited_ocr": {
         "vision_config": {

@@ -71,6 +71,19 @@ def can_be_healed(architecture: Architecture) -> bool:
     return bool(architecture.projections) and architecture.fused == usual and architecture.stacking == "rows"
 
 
+# transformers opens them under other names than peft writes: peft finds no adapter of the experts in its own files.
+_WITHOUT_ADAPTER = frozenset({"deepseek_ocr2", "unlimited_ocr"})
+
+
+def check_adapter(architecture: Architecture) -> None:
+    """peft can read back an adapter of the family. Raises HealingError."""
+    if architecture.model_type in _WITHOUT_ADAPTER:
+        raise HealingError(
+            f"--keep-adapter is not for {architecture.model_type}: peft does not find its experts in the adapter again. "
+            "Leave it out; the healed checkpoint has all of it merged."
+        )
+
+
 def without_attention(checkpoint: Checkpoint, groups: tuple[str, ...]) -> list[str]:
     """A note on the layers that `attention` does not reach, since they mix tokens in another way; else none."""
     if "attention" not in groups:

@@ -25,7 +25,7 @@ from moeits.healing.merging import merged_tensors
 from moeits.healing.recipe import HealingRecipe, recipe_named
 from moeits.healing.run import HealingRun
 from moeits.healing.settings import Rows, Training
-from moeits.healing.targets import targets_of, without_attention
+from moeits.healing.targets import check_adapter, targets_of, without_attention
 from moeits.healing.template import Template
 from moeits.progress import Progress, silent
 from moeits.runtime import context_of, load_tokenizer, processes, quiet, text_config
@@ -119,6 +119,8 @@ def heal(
     History.of(checkpoint.folder).told(HEALING_NAME)
     moe = MoELayout.of(checkpoint)
     _check_floats(checkpoint)
+    if keep_adapter:
+        check_adapter(moe.architecture)
     chosen, notes = _fit_context(recipe_named(recipe, moe.architecture).changed(changes), changes, checkpoint)
     notes += without_attention(checkpoint, chosen.targets)
     taught_by = _teacher(teacher, chosen, checkpoint, source)
