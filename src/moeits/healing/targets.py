@@ -79,7 +79,7 @@ def check_adapter(architecture: Architecture) -> None:
     """peft can read back an adapter of the family. Raises HealingError."""
     if architecture.model_type in _WITHOUT_ADAPTER:
         raise HealingError(
-            f"--keep-adapter is not for {architecture.model_type}: peft does not find its experts in the adapter again. "
+            f"{architecture.model_type} has no --keep-adapter: peft does not find its experts in the adapter again. "
             "Leave it out; the healed checkpoint has all of it merged."
         )
 
