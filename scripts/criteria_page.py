@@ -1,0 +1,102 @@
+"""docs/validity/README.md, made from the files beside it: `python scripts/criteria_page.py > docs/validity/README.md`.
+
+The files are the criteria.json of run folders of `moeits compare-criteria`.
+"""
+
+from pathlib import Path
+
+from moeits.criteria_file import CriteriaFile, ShownRow, read_criteria, shown_rows
+
+FOLDER = Path(__file__).parents[1] / "docs" / "validity"
+STATES = ("pruned", "refitted", "healed", "refitted, healed")
+
+HEAD = """\
+# Criteria compared, at half
+
+Every number of this page is of a file beside it, the `criteria.json` of a run folder of `moeits compare-criteria`
+(`scripts/criteria_page.py` makes the page, and a test compares the two). Half of the experts are removed. Rise of the
+loss over the unpruned model, nats per token, with its paired 95 % interval over documents; of random choices the mean
+of the seeds, the least and the most. The best refitted choice stands first. What it all says is in
+[validity.md](../validity.md).
+
+The judging text is every eighth document of `../shared/data/text/valid.jsonl`, which holds all of its ten sources
+(`awk 'NR%8==0'`), and for the demo model the held-out text that the package carries. Each is one seed of tokens, by one
+thread of two cores that had other work to do, so that the seconds say little.
+"""
+
+KINDS = {
+    "criteria": """
+## All criteria, refitted without the shared expert
+
+    moeits compare-criteria MODEL --keep 0.5 --data self --tokens 8192 --also none --perplexity TEXT --output RUN \\
+        --criteria moeits,random:8,reap,reconstruction,chance-corrected,ean-mean,ean-sum,frequency,router-score,aimer,\\
+    weight-norm,router-norm,router-cosine
+""",
+    "shared": """
+## Refitted as by default, with the shared expert
+
+Texts of 128 tokens, of which as many tokens are more texts. The Mixtral type has no shared expert.
+
+    moeits compare-criteria MODEL --keep 0.5 --data self --tokens 8192 --window 128 --perplexity TEXT --output RUN \\
+        --criteria moeits,random:2,reap,reconstruction
+""",
+    "healed": """
+## Healed, refitted, and both
+
+`small`, on 100 x 4 x 256 tokens of the text that the model was trained on. The Qwen2-MoE type is refitted as in the
+section above, the others as in the first one.
+
+    moeits compare-criteria MODEL --keep 0.5 --data self --tokens 8192 --perplexity TEXT --output RUN \\
+        --criteria moeits,reconstruction --heal ../shared/data/text/train.jsonl
+""",
+    "tokens": """
+## How many tokens, and whose
+
+As in the second section, with `--data self` or `--data bundled`, and with other numbers of `--tokens`.
+""",
+}
+
+
+def cell(row: ShownRow | None) -> str:
+    """A rise with its interval."""
+    if row is None:
+        return ""
+    refused = ", refused" if row.refused else ""
+    return f"{row.rise:.3f} ({row.low:.3f} to {row.high:.3f}){refused}"
+
+
+def lines_of(run: CriteriaFile) -> tuple[list[str], list[str]]:
+    """The states that a run has, and a line for each choice."""
+    table: dict[str, dict[str, ShownRow]] = {}
+    for row in shown_rows(run["rows"]):
+        table.setdefault(row.label, {})[row.state] = row
+    states = [state for state in STATES if any(state in of_choice for of_choice in table.values())]
+    order = sorted(table, key=lambda label: table[label]["refitted"].rise)
+    return states, [f"| {label} | {' | '.join(cell(table[label].get(state)) for state in states)} |" for label in order]
+
+
+def section(file: Path) -> str:
+    """The table of one file."""
+    run = read_criteria(file)
+    states, lines = lines_of(run)
+    text = run["text"]
+    assert text is not None
+    facts = (
+        f"[{file.name}]({file.name}): {run['source']}, {run['experts_kept']} of {run['experts_before']} experts kept; "
+        f"unpruned {text['nats_per_token']:.4f}, {text['documents']} documents, {text['tokens']} tokens."
+    )
+    return "\n".join(
+        ["", facts, "", f"| choice | {' | '.join(states)} |", f"| --- |{' ---: |' * len(states)}", *lines, ""]
+    )
+
+
+def page() -> str:
+    """The page as it should be on disk."""
+    parts = [HEAD]
+    for kind, head in KINDS.items():
+        parts += [head, *(section(file) for file in sorted(FOLDER.glob(f"{kind}-*.json")))]
+    return "".join(parts)
+
+
+if __name__ == "__main__":
+    print(page(), end="")
