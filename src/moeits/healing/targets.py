@@ -75,9 +75,9 @@ def can_be_healed(architecture: Architecture) -> bool:
 _WITHOUT_ADAPTER = frozenset({"deepseek_ocr2", "unlimited_ocr"})
 
 
-def check_adapter(architecture: Architecture) -> None:
-    """peft can read back an adapter of the family. Raises HealingError."""
-    if architecture.model_type in _WITHOUT_ADAPTER:
+def check_adapter(architecture: Architecture, *, kept: bool) -> None:
+    """peft can read back an adapter of the family, if it is kept. Raises HealingError."""
+    if kept and architecture.model_type in _WITHOUT_ADAPTER:
         raise HealingError(
             f"{architecture.model_type} has no --keep-adapter: peft does not find its experts in the adapter again. "
             "Leave it out; the healed checkpoint has all of it merged."

@@ -119,14 +119,12 @@ def heal(
     History.of(checkpoint.folder).told(HEALING_NAME)
     moe = MoELayout.of(checkpoint)
     _check_floats(checkpoint)
-    if keep_adapter:
-        check_adapter(moe.architecture)
+    check_adapter(moe.architecture, kept=keep_adapter)
     chosen, notes = _fit_context(recipe_named(recipe, moe.architecture).changed(changes), changes, checkpoint)
     notes += without_attention(checkpoint, chosen.targets)
     taught_by = _teacher(teacher, chosen, checkpoint, source)
     job = _job(checkpoint, moe, chosen, data=data, output=output, rows=rows, training=training, teacher=taught_by)
-    if training.goes_on and job.run.saved_nothing():
-        notes.append("No state was saved before the interruption, so the training began anew.")
+    notes += _begun_anew(job, training)
     from moeits.healing.training import generators_restored, train
 
     with quiet(), generators_restored(), workplace(None if processes() > 1 else output, progress=progress):
@@ -137,6 +135,12 @@ def heal(
         healing = _write(job, trained, healing, plan, output, keep_adapter, overwrite=overwrite, progress=progress)
     job.run.remove()
     return healing
+
+
+def _begun_anew(job: Job, training: Training) -> list[str]:
+    if training.goes_on and job.run.saved_nothing():
+        return ["No state was saved before the interruption, so the training began anew."]
+    return []
 
 
 def _job(
