@@ -137,7 +137,7 @@ def heal(
     return healing
 
 
-def _begun_anew(job: Job, training: Training) -> list[str]:
+def _begun_anew(job: HealingJob, training: Training) -> list[str]:
     if training.goes_on and job.run.saved_nothing():
         return ["No state was saved before the interruption, so the training began anew."]
     return []
