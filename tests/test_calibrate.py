@@ -52,11 +52,13 @@ def one_by_one(folder: Path, tokens: np.ndarray) -> dict[int, dict[str, np.ndarr
 
 def _sums(module: Any, calls: list[Any]) -> dict[str, np.ndarray]:
     count, gates, norms, gated = (np.zeros(module.num_experts) for _ in range(4))
+    outputs: list[Any] = [0.0] * module.num_experts
     for hidden, chosen, weights in calls:
         for x, experts, own in zip(hidden.reshape(-1, hidden.shape[-1]), chosen, weights, strict=True):
             for e, gate in zip(experts.tolist(), own.tolist(), strict=True):
                 # The stock class itself, asked for one token and one expert with a gate of 1.
-                norm = module(x[None], torch.tensor([[e]]), torch.ones(1, 1)).norm().item()
+                out = module(x[None], torch.tensor([[e]]), torch.ones(1, 1))[0]
+                norm, outputs[e] = out.norm().item(), outputs[e] + out.double().numpy()
                 count[e], gates[e], norms[e], gated[e] = (
                     count[e] + 1,
                     gates[e] + gate,
@@ -67,6 +69,7 @@ def _sums(module: Any, calls: list[Any]) -> dict[str, np.ndarray]:
     return {
         "frequency": count / count.sum(),
         "router-score": gates,
+        "mean-output": np.stack(np.broadcast_arrays(*outputs)) / reached[:, None],
         "ean-sum": norms,
         "ean-mean": norms / reached,
         "reap": gated / reached,
@@ -76,7 +79,9 @@ def _sums(module: Any, calls: list[Any]) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("family", [*FAMILIES, *ODD])
 def test_signals_equal_a_slow_transcription_on_the_whole_model(family: str, tmp_path: Path) -> None:
     folder = toy(tmp_path / "toy", family)
-    found = moeits.calibrate(folder, device="cpu", selection=64, **SMALL)
+    written = tmp_path / "signals.safetensors"
+    moeits.calibrate(folder, device="cpu", selection=64, mean_outputs=True, output=written, **SMALL)
+    found = Evidence.load(written)
     tokens = windows_of(Checkpoint.open(folder), Tokens(**SMALL), silent).watched
     for layer, signals in one_by_one(folder, tokens).items():
         for name, values in signals.items():
@@ -92,7 +97,8 @@ def test_experts_that_get_tokens_weighted_before_are_refused_in_a_sentence(tmp_p
 def test_the_same_numbers_with_activations_on_disk_and_after_an_interruption(tmp_path: Path) -> None:
     folder = toy(tmp_path / "toy", "qwen2_moe")
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
-    moeits.calibrate(folder, output=one, device="cpu", **SMALL)
+    asked = {"device": "cpu", "mean_outputs": True, **SMALL}
+    moeits.calibrate(folder, output=one, **asked)
 
     class Stop(Exception):
         pass
@@ -102,9 +108,9 @@ def test_the_same_numbers_with_activations_on_disk_and_after_an_interruption(tmp
             raise Stop
 
     with pytest.raises(Stop):
-        moeits.calibrate(folder, output=two, device="cpu", memory="16KiB", progress=stop, **SMALL)
+        moeits.calibrate(folder, output=two, memory="16KiB", progress=stop, **asked)
     assert list(tmp_path.glob("two.safetensors.partial/*/layer-1.safetensors"))
-    moeits.calibrate(folder, output=two, device="cpu", memory="16KiB", **SMALL)
+    moeits.calibrate(folder, output=two, memory="16KiB", **asked)
     assert one.read_bytes() == two.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.safetensors", "toy", "two.safetensors"]
 

@@ -22,6 +22,9 @@ from moeits.typed_json import Count, NotOfItsType, decode_typed
 
 FORMAT = 1
 
+# The one signal that is a vector of each expert: (E, H).
+MEAN_OUTPUT = "mean-output"
+
 
 def error_of(name: str) -> str:
     """The name of the standard errors of a signal, or of "redundancy", where it was estimated."""
@@ -368,7 +371,10 @@ def _signals(inventory: Inventory, tensors: Mapping[str, np.ndarray]) -> dict[st
             values = tensors[before + name]
             if values.dtype.kind == "f":  # half a float could not be compared with MOST
                 values = values.astype(np.float64)
-            if values.dtype.kind != "f" or values.shape not in {(count,), (count, count)}:
+            fits = values.shape in {(count,), (count, count)}
+            if name == MEAN_OUTPUT:
+                fits = values.ndim == 2 and len(values) == count
+            if values.dtype.kind != "f" or not fits:
                 raise NotOfItsType(
                     f"{_line(before + name)} does not hold a number for each of {count} experts or pairs"
                 )

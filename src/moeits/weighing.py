@@ -9,13 +9,13 @@ from math import isfinite
 import numpy as np
 
 from moeits.errors import EvidenceError, SettingError
-from moeits.evidence import Evidence
+from moeits.evidence import MEAN_OUTPUT, Evidence
 
 SUMS = ("count", "gates", "norms", "gated")
 """Of each expert, over the tokens of a source that chose it: how many, gates, norms of the output, gate times norm."""
 
 # They are of the tokens as they were drawn: an order of removal that was tried out, and who is chosen with whom.
-_NOT_SUMS = ("reconstruction", "reconstruction-error", "coactivation")
+_NOT_SUMS = ("reconstruction", "reconstruction-error", "coactivation", MEAN_OUTPUT)
 _ITEM = re.compile(r"(.+?):([^:,]*)(?:,|$)")
 
 

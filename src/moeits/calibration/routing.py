@@ -8,6 +8,7 @@ import torch
 
 from moeits.calibration.layered import LiveLayer, Watched
 from moeits.errors import CalibrationError
+from moeits.evidence import MEAN_OUTPUT
 from moeits.refitting.features import before_down, down_of
 from moeits.weighing import SUMS, own_sums, signals_of
 
@@ -15,9 +16,10 @@ from moeits.weighing import SUMS, own_sums, signals_of
 class Sums:
     """The token signals of one layer, taken in batch by batch, with sums of each source; float64."""
 
-    def __init__(self, experts: int, sources: int = 1) -> None:
+    def __init__(self, experts: int, sources: int = 1, *, mean_outputs: bool = False) -> None:
         self.own = {name: torch.zeros(sources, experts, dtype=torch.float64) for name in SUMS}
         self.largest = torch.zeros(experts, dtype=torch.float64)
+        self.outputs = [torch.zeros(1, dtype=torch.float64)] * experts if mean_outputs else None
         self.together = torch.zeros(experts, experts, dtype=torch.float64)
 
     def take(self, layer: LiveLayer, seen: Watched, by: torch.Tensor | None = None) -> None:
@@ -35,17 +37,23 @@ class Sums:
                 norm, gate = out.norm(dim=1).double().cpu(), seen.gates[tokens, slot].double().cpu()
                 for name, values in (("gates", gate), ("norms", norm), ("gated", gate * norm)):
                     self.own[name][:, e].index_add_(0, by[tokens.cpu()], values)
+                if self.outputs is not None:
+                    self.outputs[e] = self.outputs[e] + out.sum(0, dtype=torch.float64).cpu()
                 self.largest[e] = torch.maximum(self.largest[e], out.abs().max().double().cpu())
 
     def signals(self) -> dict[str, Any]:
-        """Name -> (E,) or (E, E)."""
+        """Name -> (E,) or (E, E), and of mean outputs (E, H)."""
         sums = {name: values.numpy() for name, values in self.own.items()}
-        return {
+        signals = {
             **signals_of(sums),
             "largest-activation": self.largest.numpy(),
             "coactivation": self.together.fill_diagonal_(0).numpy(),
             **own_sums(sums),
         }
+        if self.outputs is not None:
+            count = self.own["count"].sum(0).clamp(min=1)[:, None]
+            signals[MEAN_OUTPUT] = (torch.stack(torch.broadcast_tensors(*self.outputs)) / count).numpy()
+        return signals
 
 
 def output_of(experts: Any, expert: int, hidden: torch.Tensor) -> torch.Tensor:

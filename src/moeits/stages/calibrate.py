@@ -1,6 +1,7 @@
 """Checkpoint x tokens -> token signals of every expert, from the stock model's own layers, run one at a time."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from moeits.calibration.settings import Machine, Tokens
 from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CalibrationError, SettingError
-from moeits.evidence import Evidence
+from moeits.evidence import MEAN_OUTPUT, Evidence
 from moeits.experts.families import architecture_of, check_stock_class
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
@@ -35,6 +36,7 @@ def calibrate(
     machine: Machine,
     opening: Opening,
     selection: int = SELECTION,
+    mean_outputs: bool = False,
     statistics: str | Path | None = None,
     fresh: bool = False,
     progress: Progress = silent,
@@ -46,7 +48,7 @@ def calibrate(
     largest-activation, and reconstruction, by backward elimination on `selection` of the tokens. They are those that
     `refit` with the same settings fits on or chooses by, and none that judges there. A killed run goes on where it was
     unless `fresh`. With `statistics` (REAP's observer, SGLang's recorder, an imatrix, a JSONL order) the signals are
-    those that another tool found, and nothing is run.
+    those that another tool found, and nothing is run. `mean_outputs` adds mean-output, E x H numbers a layer.
 
     Raises CalibrationError for unfit tokens, CheckpointError, OutputError.
     """
@@ -58,7 +60,8 @@ def calibrate(
     if statistics is not None:
         return _taken_in(Path(statistics), checkpoint, output)
     with workplace(output, fresh=fresh, progress=progress) as place:
-        evidence = calibrated(checkpoint, place, texts, machine, opening, selection, progress)
+        asked = (texts, machine, opening, selection, progress)
+        evidence = calibrated(checkpoint, place, *asked, mean_outputs=mean_outputs)
         if output is not None:
             evidence.save(output)
     return evidence
@@ -72,6 +75,8 @@ def calibrated(
     opening: Opening,
     selection: int,
     progress: Progress,
+    *,
+    mean_outputs: bool = False,
 ) -> Evidence:
     """The evidence of a checkpoint, of which finished layers are kept in `place`. Raises what `calibrate` raises."""
     layout = MoELayout.of(checkpoint)
@@ -87,12 +92,15 @@ def calibrated(
         "selection": min(selection, int(by.size)),
         "watched": names,
         "watched_tokens": np.bincount(by.ravel(), minlength=len(names)).tolist(),
+        **({"mean_outputs": True} if mean_outputs else {}),
     }
     of = {"fingerprint": checkpoint.fingerprint, "shards": checkpoint.stamps, "device": device}
     finished = place.parts(stage="calibrate", **of, **settings)
-    layers = _all_layers(
-        checkpoint, windows.watched, by, settings["selection"], finished, most_bytes, place.scratch(), device, progress
-    )
+    from moeits.calibration.routing import Sums
+
+    sums_of = partial(Sums, sources=len(names), mean_outputs=mean_outputs)
+    few, beside = settings["selection"], place.scratch()
+    layers = _all_layers(checkpoint, windows.watched, by, few, sums_of, finished, most_bytes, beside, device, progress)
     checkpoint.check_unchanged()
     return Evidence(
         inventory=Inventory.of(checkpoint, layout, coverage=opening.coverage(checkpoint, progress)),
@@ -132,6 +140,7 @@ def _all_layers(
     tokens: np.ndarray,
     by: np.ndarray,
     selection: int,
+    sums_of: Callable[[int], Any],
     finished: FinishedParts,
     most_bytes: int,
     beside: Path,
@@ -144,19 +153,18 @@ def _all_layers(
     from moeits.calibration.stream import Stream
 
     layers: dict[int, dict[str, np.ndarray]] = {}
-    sources = int(by.max()) + 1
     with Activations(most_bytes=most_bytes, beside=beside) as room, need("torch", extra="load").no_grad():
         stream = Stream.begin(LayeredModel(checkpoint, device=device), tokens, room)
         for i in range(len(stream.model)):
             with stream.model.layer(i) as live:
                 known = finished.arrays(f"layer-{i}") if live.moe is not None else None
-                if known is not None and live.moe is not None and not _are_whole(known, live.moe.num_experts, sources):
+                if known is not None and live.moe is not None and not _are_whole(known, sums_of(live.moe.num_experts)):
                     known = None
                 if live.moe is None or known is not None:
                     for part in stream.parts():
                         stream.hidden[part] = stream.run(live, i, part).cpu()
                 else:
-                    known = _watch(stream, live, i, selection, by, sources)
+                    known = _watch(stream, live, i, selection, by, sums_of(live.moe.num_experts))
                     checkpoint.check_unchanged()
                     finished.keep_arrays(f"layer-{i}", known)
                 if known is not None:
@@ -165,29 +173,27 @@ def _all_layers(
     return layers
 
 
-def _are_whole(arrays: Mapping[str, np.ndarray], experts: int, sources: int) -> bool:
+def _are_whole(arrays: Mapping[str, np.ndarray], sums: Any) -> bool:
     """Whether these can be the signals of a layer, all of them: what lies on a disk may be damaged."""
-    from moeits.calibration.routing import Sums
-
-    shapes = {name: values.shape for name, values in Sums(experts, sources).signals().items()}
+    experts = len(sums.largest)
+    shapes = {name: values.shape for name, values in sums.signals().items()}
     shapes |= dict.fromkeys(("reconstruction", "reconstruction-error"), (experts,))
+    if MEAN_OUTPUT in shapes and MEAN_OUTPUT in arrays:  # of a width that only the layer tells
+        shapes[MEAN_OUTPUT] = (experts, arrays[MEAN_OUTPUT].shape[-1])
     return {name: values.shape for name, values in arrays.items()} == shapes and all(
         values.dtype == np.float64 and np.isfinite(values).all() for values in arrays.values()
     )
 
 
-def _watch(stream: Any, live: Any, i: int, selection: int, by: np.ndarray, sources: int) -> dict[str, np.ndarray]:
+def _watch(stream: Any, live: Any, i: int, selection: int, by: np.ndarray, sums: Any) -> dict[str, np.ndarray]:
     """Run a layer on all tokens, and keep what it shows."""
-    from moeits.calibration.routing import Sums, reconstruction
+    from moeits.calibration.routing import reconstruction
 
     torch = need("torch", extra="load")
-
-    sums, steps = Sums(live.moe.num_experts, sources), None
     few = slice(0, -(-selection // stream.tokens.shape[1]))
     with live.watched() as seen:
-        picked = stream.run(live, i, few)
+        stream.run(live, i, few)
         steps = reconstruction(live, seen)
-        del picked
         for part in stream.parts():
             stream.hidden[part] = stream.run(live, i, part).cpu()
             sums.take(live, seen, torch.from_numpy(by[part].reshape(-1)))
