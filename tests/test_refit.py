@@ -1,6 +1,7 @@
 """The refit: its algebra against joint normal equations, and what it does to checkpoints."""
 
 import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from moeits.calibration.texts import _cut_each, _tokenizer, windows_of
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CalibrationError, MoeitsError, PlanError, SettingError
 from moeits.progress import silent
+from moeits.refitting.by_tokens import ByTokens
 from moeits.refitting.features import ExpertFeatures, Routed, before_down, down_of
 from moeits.refitting.judgement import judged
 from moeits.refitting.layer import LayerData, LayerFit, _search, refit_layer
@@ -214,6 +216,46 @@ def test_a_solution_that_is_cut_short_is_said(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("moeits.refitting.by_features._MOST_SWEEPS", 1)
     cut, _ = refitted(wishing(1, more, ONE), wishing(2, more, ONE))
     assert cut.facts()["converged"] is False
+
+
+def four_tokens_again_and_again(count: int, g: torch.Generator) -> LayerData:
+    """What they want beside what they get is almost all of the kind that equal tokens do not agree on."""
+    experts, which = stock_experts(), torch.arange(count) % 4
+    seen = Routed(
+        hidden=torch.randn(4, HIDDEN, generator=torch.Generator().manual_seed(1))[which],
+        chosen=torch.stack([which, (which + 1) % 4], 1),
+        gates=torch.full((count, 2), 0.5),
+        weight=torch.ones(count),
+    )
+    features = ExpertFeatures(experts, seen, Activations(most_bytes=0, beside=Path("nowhere")))
+    wanted = predicted(features, {e: down_of(experts, e) for e in range(EXPERTS)}, torch.zeros(count, HIDDEN))
+    noise = torch.randn(count, HIDDEN, generator=g)
+    for each in range(4):
+        noise[which == each] -= noise[which == each].mean(0)
+    wanted += noise + 1e-4
+    return LayerData(routed=seen, at_hand=wanted, back=wanted, source=torch.zeros(count, dtype=torch.long))
+
+
+def test_a_layer_whose_best_ridge_gives_no_weights_keeps_its_old_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What can be gained is lost in the rounding of what cannot, which only the weights' own solution notices."""
+    monkeypatch.setattr("moeits.refitting.layer.solver_for", partial(solver_for, most_at_once=0))
+    lost: list[BaseException] = []
+
+    def noticed(self: ByTokens) -> Iterator[tuple[int, torch.Tensor]]:
+        try:
+            yield from weights(self)
+        except RidgeTooSmall as error:
+            lost.append(error)
+            raise
+
+    weights = ByTokens.weights
+    monkeypatch.setattr(ByTokens, "weights", noticed)
+    g = torch.Generator().manual_seed(0)
+    fit, untouched = refitted(four_tokens_again_and_again(20, g), four_tokens_again_and_again(8, g))
+    assert lost
+    assert (fit.ridge, fit.drift, fit.shared) == (None, None, False)
+    assert fit.error_after == fit.error_before
+    assert not untouched
 
 
 def test_a_loss_that_does_not_fall_for_certain_is_not_accepted() -> None:

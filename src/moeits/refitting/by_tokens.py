@@ -96,7 +96,7 @@ class ByTokens:
         self._kept = self._strength, share
 
     def weights(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Expert and its weights (I, H), of what was kept."""
+        """Expert and its weights (I, H), of what was kept. Raises RidgeTooSmall, before the first of them."""
         problem, (strength, share) = self._problem, self._kept
         wanted = self._room.array(problem.tokens, problem.width)
         for rows in runs(problem.tokens):

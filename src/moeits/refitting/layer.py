@@ -156,9 +156,8 @@ def refit_layer(
     solver = solver_for(problem, judge.features, room)
     ridges = grid(largest_ridge, smallest_ridge)
     after, ridge, drift, sweeps, converged = _search(solver, judge, problem.mean_diagonal, drifts, ridges)
-    if ridge is not None:
-        for expert, down in solver.weights():
-            put(expert, down / features.shared_scale if expert == SHARED else down)
+    if ridge is not None and not _put_weights(solver, features.shared_scale, put):
+        after, ridge, drift = judge.before, None, None
     return LayerFit(
         layer=layer,
         tokens=len(fit.routed.hidden),
@@ -172,6 +171,16 @@ def refit_layer(
         unreached=tuple(e for e in old if e not in reached),
         shared=SHARED in reached and ridge is not None,
     )
+
+
+def _put_weights(solver: Solver, shared_scale: float, put: Callable[[int, torch.Tensor], None]) -> bool:
+    """Whether there are weights of the best ridge; if not, none was `put`."""
+    try:
+        for expert, down in solver.weights():
+            put(expert, down / shared_scale if expert == SHARED else down)
+    except RidgeTooSmall:
+        return False
+    return True
 
 
 def _shared_scale(features: ExpertFeatures, reached: Mapping[int, torch.Tensor], routed: Routed) -> float:

@@ -26,7 +26,8 @@ class Solver(Protocol):
 
     def keep(self, share: float) -> None: ...
 
-    def weights(self) -> Iterator[tuple[int, torch.Tensor]]: ...
+    def weights(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Expert and its weights (I, H), of what was kept. Raises RidgeTooSmall, before the first of them."""
 
 
 def solver_for(
