@@ -114,6 +114,26 @@ def test_tensors_that_the_class_has_not_are_named(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    ("family", "missing"),
+    [
+        ("gemma4_text", "model.embed_tokens.weight"),
+        ("mixtral", "model.norm.weight"),
+        ("mixtral", "model.layers.1.self_attn.q_proj.weight"),
+    ],
+)
+def test_a_weight_that_the_checkpoint_lacks_is_named_and_never_made_up(
+    family: str, missing: str, tmp_path: Path
+) -> None:
+    """Gemma 4's embeddings hold a number that is computed beside the weight."""
+    make_toy(tmp_path / "toy", family)
+    tensors = read_tensors(tmp_path / "toy")
+    del tensors[missing]
+    write_checkpoint(tmp_path / "less", read_config(tmp_path / "toy"), tensors)
+    with pytest.raises(CheckpointError, match=rf"has no {missing}, which .* needs\. Download it again\.$"):
+        layer_by_layer(tmp_path / "less")
+
+
 def test_activations_are_the_same_on_disk_and_gone_afterwards(tmp_path: Path) -> None:
     values = torch.randn(5, 3, 4)
     with Activations(most_bytes=0, beside=tmp_path / "new") as room:

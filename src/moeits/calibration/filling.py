@@ -110,10 +110,15 @@ class Filling:
         return stacked.astype(np.float32, copy=False)
 
     def _compute_buffers(self, modules: Iterable[torch.nn.Module]) -> None:
-        """What is computed from the config and stored nowhere, such as rotary frequencies."""
+        """What is computed from the config and stored nowhere, such as rotary frequencies.
+
+        What is stored stays without numbers, so that what the checkpoint lacks is noticed.
+        """
         for module in modules:
+            for name in module._non_persistent_buffers_set:
+                buffer = module._buffers.get(name)
+                module._buffers[name] = None if buffer is None else torch.empty_like(buffer, device=self.device)
             if module._non_persistent_buffers_set:
-                module.to_empty(device=self.device, recurse=False)
                 self.model._init_weights(module)
 
     def _check_filled(self, names: Collection[str], what: str) -> None:
