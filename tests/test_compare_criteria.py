@@ -114,7 +114,7 @@ def test_what_is_finished_is_not_done_again_and_criteria_are_added(
     before = {path: path.stat().st_mtime_ns for path in again.rglob("*.json") if path.name not in of_run}
     assert len(before) > 5
     record = sys.modules["moeits.trials.record"]
-    for name in ("score", "calibrate"):
+    for name in ("score", "calibrated"):
         monkeypatch.setattr(record, name, lambda *_, **__: pytest.fail("done twice"))
     moeits.compare_criteria(place / "toy", output=again, **asked(place))
     assert {path: path.stat().st_mtime_ns for path in before} == before

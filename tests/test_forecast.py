@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import moeits
@@ -190,5 +191,39 @@ def test_what_is_fitted_on_self_written_text_is_judged_by_other_text(
     assert by_default.sizes[0].pruned != told.sizes[0].pruned
     show_forecast(by_default, {})
     assert "of jargon, kjv, novels, shakespeare, speeches, which nothing was fitted on" in capsys.readouterr().out
-    with pytest.raises(CalibrationError, match=r"--judge .*own.jsonl is fitted as well: give text"):
-        moeits.forecast(place / "toy", **asked(place, judge=str(place / "own.jsonl")))
+    for spelling in (place / "own.jsonl", f"{place}/../{place.name}/own.jsonl"):
+        with pytest.raises(CalibrationError, match=r"--judge .*own.jsonl is fitted as well: give text"):
+            moeits.forecast(place / "toy", **asked(place, judge=str(spelling)))
+
+
+@pytest.mark.parametrize("command", ["forecast", "simplify", "compare-criteria"])
+def test_the_model_writes_its_own_text_once(
+    place: Path, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_for: list[int] = []
+
+    def write(*of: Any) -> np.ndarray:
+        count, length = of[2:4]
+        asked_for.append(count)
+        return np.random.default_rng(0).integers(2, 12, (count, length))
+
+    monkeypatch.setattr("moeits.calibration.texts._self_written", write)
+    texts = {"data": "self", "tokens": SMALL["tokens"]}
+    if command == "simplify":
+        choice = {"criterion": "reap", "reduction": 0.5, "refit": True}
+        moeits.simplify(place / "toy", output=tmp_path / "out", **choice, **texts)
+    elif command == "forecast":
+        moeits.forecast(place / "toy", reductions="0.5", criterion="reap", judge=None, **{**SMALL, **texts})
+    else:
+        text = str(place / "own.jsonl")
+        moeits.compare_criteria(
+            place / "toy",
+            output=tmp_path / "run",
+            criteria="reap",
+            refit="yes",
+            perplexity=text,
+            limit=2,
+            **SMALL,
+            data="self",
+        )
+    assert len(asked_for) == 1

@@ -14,9 +14,10 @@ from safetensors.numpy import load_file
 
 import moeits
 from moeits.calibration.activations import Activations
+from moeits.calibration.cutting import cut_each
 from moeits.calibration.settings import Tokens
 from moeits.calibration.shares import share_out
-from moeits.calibration.texts import _cut_each, _tokenizer, windows_of
+from moeits.calibration.texts import _tokenizer, windows_of
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CalibrationError, MoeitsError, PlanError, SettingError
 from moeits.progress import silent
@@ -348,16 +349,16 @@ def test_a_source_that_lost_refuses_the_refit_of_all() -> None:
 def test_windows_of_each_source_are_told_apart_and_what_is_too_little_is_one_source(place: Path) -> None:
     tokenizer = _tokenizer(Checkpoint.open(place / "toy"))
     documents = {"long": ["a" * 100] * 20, "short": ["b" * 100] * 5, "tiny": ["c" * 20], "small": ["d" * 100]}
-    ids, names = _cut_each(tokenizer, documents, 20, 32, Tokens())
+    ids, names = cut_each(tokenizer, documents, 20, 32, Tokens())
     assert ids.shape == (20, 32)
     assert names == ("long",) * 9 + ("others",) * 3 + ("short",) * 8
     for name, letters in (("long", "a"), ("short", "b"), ("others", "cd")):
         own = ids[[name == each for each in names]]
         assert set(np.unique(own)) == {0, *(2 + CHARACTERS.index(letter) for letter in letters)}
-    _, together = _cut_each(tokenizer, {name: ["e" * 30] for name in "abcdefgh"}, 7, 32, Tokens())
+    _, together = cut_each(tokenizer, {name: ["e" * 30] for name in "abcdefgh"}, 7, 32, Tokens())
     assert together == ("others",) * 7
     with pytest.raises(CalibrationError, match="Give more text, or ask for fewer"):
-        _cut_each(tokenizer, {"a": ["f" * 30]}, 7, 32, Tokens())
+        cut_each(tokenizer, {"a": ["f" * 30]}, 7, 32, Tokens())
 
 
 def test_sources_are_held_out_whole_where_they_suffice() -> None:

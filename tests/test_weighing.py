@@ -1,5 +1,6 @@
 """Several sources of tokens: each has sums of its own, and a user can weigh them."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import moeits
 from moeits.calibration.settings import Tokens
 from moeits.calibration.texts import windows_of
 from moeits.checkpoint.reading import Checkpoint
-from moeits.errors import EvidenceError, SettingError
+from moeits.errors import CalibrationError, EvidenceError, SettingError
 from moeits.evidence import Evidence
 from moeits.progress import silent
 from moeits.weighing import SUMS, weights_of
@@ -132,6 +133,34 @@ def test_a_weight_that_cannot_be_is_one_sentence(weight: str, both: Evidence) ->
         Tokens(data=f"bundled:{weight}")
     with pytest.raises(SettingError, match=r"--weights chat.jsonl:\S+ is out of range: a weight is above 0"):
         moeits.plan(both, criterion="reap", experts_per_layer=4, weights=f"chat.jsonl:{weight}")
+
+
+def test_the_first_windows_are_of_all_sources_by_their_weights(place: Path, tmp_path: Path) -> None:
+    """Backward elimination tries who can go on the first ones."""
+    folder = Checkpoint.open(place / "toy")
+    names, by = windows_of(folder, Tokens(data=data(place, ":3", ":1"), **SMALL), silent).watched_by
+    assert names == ["chat.jsonl", "code.jsonl"]
+    assert np.bincount(by[:8].ravel()).tolist() == [6 * 32, 2 * 32]
+    rows = [{"text": "abcdefg" * 20 + str(i), "source": name} for name in ("a", "b", "c") for i in range(60)]
+    told = write_jsonl(tmp_path / "told.jsonl", rows)
+    names, by = windows_of(folder, Tokens(data=f"self,{told}", **SMALL), silent).watched_by
+    first = {names[i] for i in np.unique(by[:8])}
+    assert "self" in first
+    assert first - {"self"}
+
+
+def test_weights_that_would_change_nothing_are_refused(place: Path, both: Evidence) -> None:
+    scored = moeits.score(place / "toy")
+    with pytest.raises(SettingError, match="which this criterion does not look at: choose by reap"):
+        moeits.plan([scored, both], criterion="moeits", experts_per_layer=4, weights="chat.jsonl:1000")
+
+
+def test_two_files_of_one_name_are_not_weighed(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    shutil.copy(place / "code.jsonl", tmp_path / "other" / "chat.jsonl")
+    texts = Tokens(data=f"{place}/chat.jsonl:3,{tmp_path}/other/chat.jsonl:1", **SMALL)
+    with pytest.raises(CalibrationError, match="weighs two files of one name"):
+        windows_of(Checkpoint.open(place / "toy"), texts, silent)
 
 
 def test_what_cannot_be_weighed_is_said(place: Path, both: Evidence) -> None:

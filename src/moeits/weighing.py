@@ -14,6 +14,9 @@ from moeits.evidence import MEAN_OUTPUT, Evidence
 SUMS = ("count", "gates", "norms", "gated")
 """Of each expert, over the tokens of a source that chose it: how many, gates, norms of the output, gate times norm."""
 
+OF_SUMS = ("frequency", "router-score", "ean-sum", "ean-mean", "reap")
+"""The signals that such sums make."""
+
 # They are of the tokens as they were drawn: an order of removal that was tried out, and who is chosen with whom.
 _NOT_SUMS = ("reconstruction", "reconstruction-error", "coactivation", MEAN_OUTPUT)
 _ITEM = re.compile(r"(.+?):([^:,]*)(?:,|$)")
@@ -79,11 +82,11 @@ def own_sums(sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {f"sources.{i}.{name}": row for name in SUMS for i, row in enumerate(sums[name])}
 
 
-def reweighed(evidence: Evidence, weights: Mapping[str, float], needs: Collection[str] = ()) -> Evidence:
+def reweighed(evidence: Evidence, weights: Mapping[str, float], needs: Collection[str]) -> Evidence:
     """The evidence as if its sources had shares of the tokens by these weights; those not named have the weight 1.
 
     Sums are weighed, so no model is run. The total stays that of all tokens. Raises EvidenceError if there are no sums
-    of each source, SettingError for a source that was not watched, or if the criterion `needs` what is not a sum.
+    of each source, SettingError for a source that was not watched, or if what the criterion `needs` is not of sums.
     """
     names, tokens = _sources_of(evidence)
     if unknown := [name for name in weights if name not in names]:
@@ -92,6 +95,11 @@ def reweighed(evidence: Evidence, weights: Mapping[str, float], needs: Collectio
         raise SettingError(
             "--weights weighs sums, and reconstruction tries out who can go, on tokens as they were drawn: give the "
             "weights to moeits calibrate --data, or choose by reap, ean-sum, ean-mean, frequency or router-score."
+        )
+    if not set(needs) & set(OF_SUMS):
+        raise SettingError(
+            "--weights weighs what tokens show, which this criterion does not look at: choose by reap, ean-sum, "
+            "ean-mean, frequency or router-score."
         )
     wanted = np.array([weights.get(name, 1.0) for name in names])
     factors = (wanted / wanted.sum() * sum(tokens) / np.array(tokens))[:, None]

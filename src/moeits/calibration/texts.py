@@ -8,13 +8,15 @@ watched on windows that are fitted or choose settings, so those that judge are n
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from moeits.calibration.cutting import HELD_OUT, LONGEST_NAME, cut_documents, cut_each, evenly_mixed, first_token
 from moeits.calibration.settings import Tokens
 from moeits.calibration.shares import Shares, share_out
 from moeits.checkpoint.reading import Checkpoint
@@ -26,13 +28,8 @@ from moeits.runtime import context_of, load_opened, load_tokenizer, need, quiet
 
 _BUNDLED = Path(__file__).parents[1] / "demo" / "train.jsonl"
 
-# Of the documents of a text so many are held out: every fifth.
-_HELD_OUT = 5
 # Documents by which it is estimated how many characters a token has.
 _SAMPLE = 50
-_LONGEST_NAME = 60
-# Fewer windows of a source say little of it alone.
-_LEAST_OF_SOURCE = 4
 # Sources that have sums of their own; what is beyond is one source.
 _MOST_SOURCES = 20
 
@@ -156,15 +153,16 @@ def judged_on(source: str, windows: Windows, checkpoint: Checkpoint, settings: T
 
     Raises CalibrationError if it has too little text, or is fitted too.
     """
-    if source in settings.sources() or source == "self":
+    fitted = {_resolved(each) for each in settings.sources()}
+    if source == "self" or _resolved(source) in fitted:
         raise CalibrationError(
-            f"--judge {printable(source, _LONGEST_NAME)} is fitted as well: give text that is in no part of --data."
+            f"--judge {printable(source, LONGEST_NAME)} is fitted as well: give text that is in no part of --data."
         )
     documents: dict[str, list[str]] = {}
     for document, told in _documents(source).items():
         documents.setdefault(told, []).append(document)
     count, length = windows.judging.shape
-    judging, judged_by = _cut_each(_tokenizer(checkpoint), documents, count, length, settings)
+    judging, judged_by = cut_each(_tokenizer(checkpoint), documents, count, length, settings)
     made = replace(windows, judging=np.concatenate([windows.judging, judging]), judged_apart=count)
     names = sorted(set(judged_by))
     told_facts = {"judge": _names([source])[0], "judged_by": names, "sha256": made.digest}
@@ -175,6 +173,11 @@ def _of_documents(tokenizer: Any, settings: Tokens, length: int, write: Writer) 
     """Windows of which those held out are other documents of the same sources."""
     sources = settings.sources()
     weights = settings.weights or (1.0,) * len(sources)
+    if settings.weights and len(set(_names(sources))) < len(sources):
+        raise CalibrationError(
+            f"--data {printable(settings.data, LONGEST_NAME)} weighs two files of one name, which could not be told "
+            "apart afterwards: rename one."
+        )
     fit: list[np.ndarray] = []
     held_out: list[np.ndarray] = []
     for source, weight in zip(sources, weights, strict=True):
@@ -187,18 +190,17 @@ def _of_documents(tokenizer: Any, settings: Tokens, length: int, write: Writer) 
         else:
             documents = list(_documents(source))
             for part, count in ((fit, fit_windows), (held_out, held_windows)):
-                own = [d for i, d in enumerate(documents) if (i % _HELD_OUT == 0) == (part is held_out)]
-                part.append(_cut(tokenizer, own, count, length, _names([source])[0], settings)[0])
+                own = [d for i, d in enumerate(documents) if (i % HELD_OUT == 0) == (part is held_out)]
+                part.append(cut_documents(tokenizer, own, count, length, _names([source])[0], settings)[0])
     held, told = np.concatenate(held_out), tuple(dict.fromkeys(_names(sources)))
+    fit_by = [np.full_like(own, told.index(name)) for own, name in zip(fit, _names(sources), strict=True)]
     return Windows(
-        fit=np.concatenate(fit),
+        fit=evenly_mixed(fit),
         choosing=held[0::2],
         judging=held[1::2],
         sources=_names(sources),
         told=told,
-        fit_by=np.concatenate(
-            [np.full_like(own, told.index(name)) for own, name in zip(fit, _names(sources), strict=True)]
-        ),
+        fit_by=evenly_mixed(fit_by),
     )
 
 
@@ -229,20 +231,22 @@ def _of_shares(tokenizer: Any, share: Shares, settings: Tokens, length: int, wri
     written = count // len(sources) if "self" in sources else 0
     if written and not share.fit:
         written = count
-    fit, by = np.empty((0, length), np.int64), np.empty((0, length), np.str_)
+    fit: list[np.ndarray] = []
+    by: list[np.ndarray] = []
     if written:
-        fit = write(written)
-        by = np.full(fit.shape, "self")
+        fit.append(write(written))
+        by.append(np.full(fit[0].shape, "self"))
     if count > written:
         documents = list(share.fit)
-        cut, numbers = _cut(tokenizer, documents, count - written, length, ", ".join(share.fitted), settings)
+        cut, numbers = cut_documents(tokenizer, documents, count - written, length, ", ".join(share.fitted), settings)
         names = np.array([share.fit[document] for document in documents])
-        fit, by = np.concatenate([fit, cut]), np.concatenate([by, names[numbers]])
-    told, fit_by = _told_apart(by)
-    choosing, chosen_by = _cut_each(tokenizer, share.choosing, held, length, settings)
-    judging, judged_by = _cut_each(tokenizer, share.judging, held, length, settings)
+        fit.append(cut)
+        by.append(names[numbers])
+    told, fit_by = _told_apart(evenly_mixed(by))
+    choosing, chosen_by = cut_each(tokenizer, share.choosing, held, length, settings)
+    judging, judged_by = cut_each(tokenizer, share.judging, held, length, settings)
     return Windows(
-        fit=fit,
+        fit=evenly_mixed(fit),
         choosing=choosing,
         judging=judging,
         sources=_names(sources),
@@ -268,16 +272,14 @@ def _names(sources: Sequence[str]) -> tuple[str, ...]:
     return tuple(source if source in ("bundled", "self") else Path(source).name for source in sources)
 
 
+def _resolved(source: str) -> str:
+    """The same for all spellings of one file."""
+    return source if source in ("bundled", "self") else os.path.realpath(source)
+
+
 def _tokenizer(checkpoint: Checkpoint) -> Any:
     with quiet():
         return load_tokenizer(checkpoint)
-
-
-def _first_token(tokenizer: Any) -> int:
-    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if first is None:
-        raise CalibrationError("The tokenizer has neither a bos nor an eos token, so no text can begin.")
-    return int(first)
 
 
 def _documents(source: str) -> dict[str, str]:
@@ -289,63 +291,8 @@ def _documents(source: str) -> dict[str, str]:
     name = _names([source])[0]
     documents: dict[str, str] = {}
     for document, told in zip(text.documents, text.sources, strict=True):
-        documents.setdefault(document, printable(told.strip())[:_LONGEST_NAME] or name)
+        documents.setdefault(document, printable(told.strip())[:LONGEST_NAME] or name)
     return documents
-
-
-def _cut_each(
-    tokenizer: Any, documents: Mapping[str, Sequence[str]], count: int, length: int, settings: Tokens
-) -> tuple[np.ndarray, tuple[str, ...]]:
-    """(count, length) ids, as many windows of each source as there are, and their sources.
-
-    What is too little to be told apart is one source together, and so is all where that gives more windows.
-    """
-    cut = {name: _as_many(tokenizer, own, count, length, settings) for name, own in documents.items()}
-    apart = {name: windows for name, windows in cut.items() if len(windows) >= _LEAST_OF_SOURCE}
-    rest = [document for name, own in documents.items() if name not in apart for document in own]
-    if rest:
-        apart["others"] = _as_many(tokenizer, rest, count, length, settings)
-    if sum(map(len, apart.values())) < count:
-        everything = [document for own in documents.values() for document in own]
-        return _cut(tokenizer, everything, count, length, ", ".join(documents), settings)[0], ("all",) * count
-    picked = sorted((at, name) for name, windows in apart.items() for at in range(len(windows)))[:count]
-    picked.sort(key=lambda each: (each[1], each[0]))
-    return np.stack([apart[name][at] for at, name in picked]), tuple(name for _, name in picked)
-
-
-def _as_many(tokenizer: Any, documents: Sequence[str], most: int, length: int, settings: Tokens) -> np.ndarray:
-    """(up to `most`, length) ids of shuffled documents."""
-    ids, _ = _joined(tokenizer, documents, most * length, settings.seed)
-    return np.array(ids[: len(ids) // length * length], np.int64).reshape(-1, length)
-
-
-def _joined(tokenizer: Any, documents: Sequence[str], needed: int, seed: int) -> tuple[list[int], list[int]]:
-    """So many ids of shuffled documents, or what there is; and the number of each one's document."""
-    first = _first_token(tokenizer)
-    ids: list[int] = []
-    numbers: list[int] = []
-    for i in np.random.default_rng(seed).permutation(len(documents)):
-        ids += [first, *tokenizer.encode(documents[i], add_special_tokens=False, verbose=False)]
-        numbers += [int(i)] * (len(ids) - len(numbers))
-        if len(ids) >= needed:
-            break
-    return ids[:needed], numbers[:needed]
-
-
-def _cut(
-    tokenizer: Any, documents: Sequence[str], count: int, length: int, name: str, settings: Tokens
-) -> tuple[np.ndarray, np.ndarray]:
-    """(count, length) ids of shuffled documents, and the number of each one's document."""
-    needed = count * length
-    ids, numbers = _joined(tokenizer, documents, needed, settings.seed)
-    if len(ids) == needed:
-        return np.array(ids, np.int64).reshape(count, length), np.array(numbers).reshape(count, length)
-    # Four fifths of a text are there to be fitted on, one fifth is held out.
-    raise CalibrationError(
-        f"{printable(name, _LONGEST_NAME)} has {len(ids)} tokens where {needed} are asked for, in {len(documents)} "
-        f"different documents: each counts once, and every {_HELD_OUT}th is held out. Give more text, or ask for fewer "
-        "with --tokens and --held-out."
-    )
 
 
 def _self_written(
@@ -355,7 +302,7 @@ def _self_written(
     torch = need("torch", extra="load")
     with quiet():
         model = load_opened(checkpoint, dtype="auto" if torch.cuda.is_available() else torch.float32).eval()
-    rows, first, parts = 64, _first_token(tokenizer), []
+    rows, first, parts = 64, first_token(tokenizer), []
     state = torch.random.get_rng_state()
     try:
         torch.manual_seed(seed)

@@ -59,8 +59,11 @@ def calibrate(
         check_file_output(output := Path(output), inputs=[checkpoint.folder, statistics])
     if statistics is not None:
         return _taken_in(Path(statistics), checkpoint, output)
+    check_runs(checkpoint)
     with workplace(output, fresh=fresh, progress=progress) as place:
-        asked = (texts, machine, opening, selection, progress)
+        from moeits.calibration.texts import windows_of
+
+        asked = (windows_of(checkpoint, texts, progress), machine, opening, selection, progress)
         evidence = calibrated(checkpoint, place, *asked, mean_outputs=mean_outputs)
         if output is not None:
             evidence.save(output)
@@ -70,7 +73,7 @@ def calibrate(
 def calibrated(
     checkpoint: Checkpoint,
     place: Workplace,
-    texts: Tokens,
+    windows: Any,
     machine: Machine,
     opening: Opening,
     selection: int,
@@ -78,13 +81,11 @@ def calibrated(
     *,
     mean_outputs: bool = False,
 ) -> Evidence:
-    """The evidence of a checkpoint, of which finished layers are kept in `place`. Raises what `calibrate` raises."""
+    """The evidence of a checkpoint on tokens that are at hand; finished layers are kept in `place`. Raises what
+    `calibrate` raises."""
     layout = MoELayout.of(checkpoint)
     check_runs(checkpoint)
     most_bytes, device = parse_size(machine.memory, "--memory"), checked_device(machine.device)
-    from moeits.calibration.texts import windows_of
-
-    windows = windows_of(checkpoint, texts, progress)
     names, by = windows.watched_by
     settings = {name: fact for name, fact in windows.facts.items() if name != "held_out_tokens"}
     settings |= {

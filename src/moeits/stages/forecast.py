@@ -87,7 +87,11 @@ def forecast(
     moe = MoELayout.of(checkpoint)
     check_floats(checkpoint)
     _check_within_reach(Inventory.of(checkpoint, moe), sizes)
-    windows = _windows(checkpoint, texts, sizes, progress)
+    from moeits.calibration.texts import judged_on, windows_of
+
+    watched = windows_of(checkpoint, texts, progress)
+    judge = sizes.judge_of(texts.sources())
+    windows = watched if judge is None else judged_on(judge, watched, checkpoint, texts)
     check_enough(windows.fit.size, moe)
     check_memory(checkpoint, windows.fit.size, parse_size(machine.memory, "--memory"))
     settings = {"criterion": sizes.criterion, **asdict(fitting)}
@@ -95,17 +99,11 @@ def forecast(
     with workplace(output, fresh=fresh, progress=progress) as place:
         device = checked_device(machine.device)
         finished = place.parts(stage="forecast", shards=checkpoint.stamps, device=device, **made_with)
-        made = _Run(checkpoint, windows, sizes, texts, fitting, machine, place, finished, progress).forecast(settings)
+        tokens = (watched, windows, sizes, texts.seed)
+        made = _Run(checkpoint, *tokens, fitting, machine, place, finished, progress).forecast(settings)
         if output is not None:
             write_whole(output, (json.dumps(made.facts(), indent=1) + "\n").encode())
     return made
-
-
-def _windows(checkpoint: Checkpoint, texts: Tokens, sizes: Forecasting, progress: Progress) -> Any:
-    from moeits.calibration.texts import judged_on, windows_of
-
-    windows, judge = windows_of(checkpoint, texts, progress), sizes.judge_of(texts.sources())
-    return windows if judge is None else judged_on(judge, windows, checkpoint, texts)
 
 
 def _check_within_reach(inventory: Inventory, sizes: Forecasting) -> None:
@@ -129,9 +127,11 @@ class _Run:
     """A forecast under way."""
 
     checkpoint: Checkpoint
+    watched: Any
+    """The windows by which experts are chosen; `windows` may have others that judge."""
     windows: Any
     sizes: Forecasting
-    texts: Tokens
+    seed: int
     fitting: Fitting
     machine: Machine
     place: Workplace
@@ -173,7 +173,7 @@ class _Run:
         return unpruned, tuple(made)
 
     def _one(self, evidence: Evidence, reduction: float) -> dict[str, Any]:
-        chosen = plan(evidence, reduction=reduction, criterion=self.sizes.criterion, seed=self.texts.seed)
+        chosen = plan(evidence, reduction=reduction, criterion=self.sizes.criterion, seed=self.seed)
         unpruned, size = forecast_size(
             self.checkpoint,
             chosen,
@@ -190,9 +190,8 @@ class _Run:
         """What the criterion must know."""
         name = self.sizes.criterion
         if watches(name):
-            return calibrated(
-                self.checkpoint, self.place, self.texts, self.machine, Opening(), SELECTION, self.progress
-            )
+            asked = (self.watched, self.machine, Opening(), SELECTION, self.progress)
+            return calibrated(self.checkpoint, self.place, *asked)
         scoring = scoring_for(name, Scoring())
         if scoring is not None:
             return scored(self.checkpoint, self.place, scoring, Resources(), Opening(), self.progress)

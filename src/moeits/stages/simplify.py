@@ -1,7 +1,10 @@
 """Score or calibrate, plan, prune, and refit or heal, in one go: the paper's Algorithm 1."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from moeits.calibration.settings import Machine, Tokens, Watching
 from moeits.checkpoint.opening import Opening
@@ -29,7 +32,7 @@ from moeits.scoring.rehearsal import Rehearsal, rehearse
 from moeits.settings import with_settings
 from moeits.signals.settings import Resources, Scoring
 from moeits.sizes import format_size, parse_size
-from moeits.stages.calibrate import SELECTION, calibrated
+from moeits.stages.calibrate import SELECTION, calibrated, check_runs
 from moeits.stages.heal import check_healing
 from moeits.stages.heal import heal as heal_stage
 from moeits.stages.plan import plan
@@ -76,15 +79,15 @@ def simplify(
         copies = 1 + (pruned != Path(output))
         return _rehearsed(checkpoint, limits, budget, Path(output), scores, resources, watching, copies)
     with workplace(Path(output), forget_on=Exception, progress=progress) as place:
-        evidence = _evidence(checkpoint, place, limits, scores, resources, watching, opening, progress)
+        windows = cache(partial(_windows, checkpoint, watching.texts(choice.seed), progress))
+        evidence = _evidence(checkpoint, place, limits, scores, resources, windows, opening, progress)
         chosen = plan(evidence, budget=budget, choice=choice)
         _check_removes(checkpoint, chosen, force=watching.force)
         done = carried_out(checkpoint, moe, chosen, writing, chosen.coverage).plan
         if not watching.refit or not is_left_over(pruned, done, output, place):
             prune(checkpoint, plan=chosen, output=pruned, writing=writing, opening=opening, progress=progress)
         if watching.refit:
-            asked = (watching.texts(choice.seed), resources, writing, opening, progress)
-            _refit(pruned, checkpoint, Path(output), place, *asked)
+            _refit(pruned, checkpoint, Path(output), place, windows, resources, writing, opening, progress)
     if heal is not None:
         heal_stage(pruned, data=heal, output=output, recipe=recipe, overwrite=writing.overwrite, progress=progress)
     if pruned != Path(output):
@@ -98,7 +101,7 @@ def _evidence(
     limits: Limits,
     scoring: Scoring | None,
     resources: Resources,
-    watching: Watching,
+    windows: Callable[[], Any],
     opening: Opening,
     progress: Progress,
 ) -> Evidence:
@@ -106,9 +109,17 @@ def _evidence(
     if scoring is not None:
         return scored(checkpoint, place, scoring, resources, opening, progress)
     if criterion_named(limits.choice.criterion).needs:
-        texts, machine = watching.texts(limits.choice.seed), Machine(memory=resources.memory)
-        return calibrated(checkpoint, place, texts, machine, opening, SELECTION, progress)
+        check_runs(checkpoint)
+        asked = (windows(), Machine(memory=resources.memory), opening, SELECTION, progress)
+        return calibrated(checkpoint, place, *asked)
     return Evidence(inventory=replace(limits.inventory, coverage=opening.coverage(checkpoint, progress)))
+
+
+def _windows(checkpoint: Checkpoint, texts: Tokens, progress: Progress) -> Any:
+    """The tokens by which experts are chosen and refitted."""
+    from moeits.calibration.texts import windows_of
+
+    return windows_of(checkpoint, texts, progress)
 
 
 def _check_needed(checkpoint: Checkpoint, limits: Limits, budget: Budget, *, force: bool) -> None:
@@ -170,7 +181,7 @@ def _refit(
     parent: Checkpoint,
     output: Path,
     place: Workplace,
-    texts: Tokens,
+    windows: Callable[[], Any],
     resources: Resources,
     writing: Writing,
     opening: Opening,
@@ -179,11 +190,8 @@ def _refit(
     """Refit what was pruned."""
     left = Checkpoint.open(pruned)
     check_pair(left, parent, opening, progress)
-    from moeits.calibration.texts import windows_of
-
-    windows = windows_of(parent, texts, progress)
     asked = (Fitting(), Machine(memory=resources.memory), progress)
-    refitted(place, windows, left, parent, output, *asked, overwrite=writing.overwrite)
+    refitted(place, windows(), left, parent, output, *asked, overwrite=writing.overwrite)
 
 
 def _within_reach(checkpoint: Checkpoint, moe: MoELayout, budget: Budget, choice: Choice, writing: Writing) -> Limits:

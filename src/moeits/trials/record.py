@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.criteria import criterion_named
 from moeits.choosing.needs import scoring_for, scoring_for_all, watches
@@ -14,9 +15,10 @@ from moeits.evaluation.results import Results
 from moeits.evidence import Evidence, merged
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
+from moeits.finished import workplace
 from moeits.run_files import LedgerEntry
 from moeits.signals.settings import Scoring
-from moeits.stages.calibrate import calibrate
+from moeits.stages.calibrate import SELECTION, calibrated
 from moeits.stages.compare import compare
 from moeits.stages.score import score
 from moeits.trials.rows import (
@@ -58,10 +60,11 @@ def _scored(work: RowWork, run: CriteriaFolder, names: Sequence[str], scoring: S
 def _calibrated(work: RowWork, run: CriteriaFolder) -> Evidence:
     if run.signals.exists():
         return Evidence.load(run.signals)
-    with work.ledger.stage(CALIBRATING):
-        return calibrate(
-            work.checkpoint, output=run.signals, texts=work.texts, machine=work.machine, progress=work.progress
-        )
+    asked = (work.windows, work.machine, Opening(), SELECTION, work.progress)
+    with work.ledger.stage(CALIBRATING), workplace(run.signals, progress=work.progress) as place:
+        evidence = calibrated(work.checkpoint, place, *asked)
+        evidence.save(run.signals)
+    return evidence
 
 
 def empty_record(checkpoint: Checkpoint, like: PruningPlan, settings: Mapping[str, Any]) -> CriteriaFile:
@@ -171,7 +174,7 @@ def _refit_of(row: RowFolder) -> _RefitFile:
 def _entries_of(entries: Sequence[LedgerEntry], row: RowFolder, state: str, criterion: str) -> list[LedgerEntry]:
     """What the ledger says of making one row; what it shares with others is charged to each in full."""
     shared = {SCORING} if scoring_for(criterion, Scoring()) is not None else set()
-    shared |= {CALIBRATING} if watches(criterion) else set()
+    shared |= {TOKENS, CALIBRATING} if watches(criterion) else set()
     own, stages = row.name, {PRUNING}
     if state.startswith("refitted"):
         own, stages, shared = row.refitted.name, {PRUNING, REFITTING}, shared | {TOKENS}
