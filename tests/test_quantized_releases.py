@@ -14,7 +14,7 @@ from moeits.choosing.pruning_plan import PruningPlan
 from moeits.experts.layout import MoELayout
 from moeits.measurement.files import parameters_of, sparsity_of
 from tests.masked import TOLERANCE, logits, routers_masked
-from tests.packed import raw_tensors
+from tests.packed import raw_tensors, write_packed
 from tests.quantizers import QUANTIZERS, quantized_copy
 from tests.toys import make_toy, num_experts, read_config
 
@@ -85,6 +85,18 @@ def test_a_release_has_as_many_parameters_as_what_it_stands_for(
     of_both = ("parameters_before", "parameters_after", "reduction", "reduction_of_all")
     assert len({tuple(made.summary[key] for key in of_both) for made in done.values()}) == 1
     assert moeits.inspect(tmp_path / packed.name).parameters == done[packed].summary["parameters_after"]
+
+
+@pytest.mark.parametrize("model_type", ["inkling_text", "zaya"])
+def test_rows_of_a_router_that_are_of_no_expert_are_not_counted_as_experts(model_type: str, tmp_path: Path) -> None:
+    """In a quantized release as in the model in bf16; its router is in bf16 in both."""
+    toy = make_toy(tmp_path / "toy", model_type)
+    quantization = {"quantization_config": {"quant_method": "fp8", "activation_scheme": "dynamic"}}
+    packed = write_packed(tmp_path / "packed", read_config(toy) | quantization, raw_tensors(toy))
+    ours, theirs = (MoELayout.of(Checkpoint.open(folder)) for folder in (packed, toy))
+    assert [moe.sizes for moe in ours.layers.values()] == [moe.sizes for moe in theirs.layers.values()]
+    plan = moeits.simplify(packed, experts_per_layer=4, output=tmp_path / "out")
+    assert plan.summary["parameters_after"] == moeits.inspect(tmp_path / "out").parameters
 
 
 def test_a_footprint_counts_of_a_release_what_it_stands_for(copies: tuple[str, Path, Path]) -> None:

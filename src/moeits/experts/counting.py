@@ -2,12 +2,10 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 
 from moeits.checkpoint.reading import Checkpoint, TensorInfo
 from moeits.errors import UnscorableWeight
 from moeits.experts.codecs import Part, codec_of
-from moeits.experts.layer import ExpertSizes, MoELayer
 from moeits.experts.quantized import quantized_as
 
 # A linear module's tensors: its weight, what is named after it, or a quantizer's own names.
@@ -58,21 +56,3 @@ def _entries(parts: Mapping[str, TensorInfo], checkpoint: Checkpoint) -> int | N
         return None if codec is None or codec.name == "plain" else of * codec.size(headers, checkpoint.config).entries
     except UnscorableWeight:
         return None
-
-
-def with_parameters(layers: Mapping[int, MoELayer], checkpoint: Checkpoint) -> dict[int, MoELayer]:
-    """Layers whose experts are as large in parameters as what their tensors stand for."""
-    if quantized_as(checkpoint) is None:
-        return dict(layers)
-    counted = parameters_of(checkpoint)
-    return {i: replace(layer, sizes=_sizes(layer, counted)) for i, layer in layers.items()}
-
-
-def _sizes(layer: MoELayer, counted: Mapping[str, int]) -> ExpertSizes:
-    of_experts = layer.experts[0].values() if layer.experts else layer.fused.values()
-    of = 1 if layer.experts else layer.num_experts
-    return replace(
-        layer.sizes,
-        parameters=sum(counted[name] for name in of_experts) // of,
-        router_parameters=sum(counted[name] for name in layer.router) // layer.num_experts,
-    )

@@ -15,7 +15,7 @@ from msgspec import structs
 from moeits.checkpoint.reading import Checkpoint, TensorInfo
 from moeits.errors import CheckpointError, UnscorableWeight
 from moeits.experts import finding, fitting, promises
-from moeits.experts.counting import with_parameters
+from moeits.experts.counting import parameters_of
 from moeits.experts.families import Architecture, architecture_of
 from moeits.experts.layer import BlockTensors, ExpertSizes, MoELayer
 from moeits.experts.mtp import MtpLayers
@@ -43,10 +43,10 @@ class MoELayout:
         expected = promises.moe_layers(architecture, config)
         for i in sorted(set(range(count)) - set(expected)):
             fitting.check_no_router(architecture, i, by_layer[i])
-        layers = {i: _layer(architecture, config, i, by_layer[i]) for i in expected}
+        parameters = parameters_of(checkpoint)
+        layers = {i: _layer(architecture, config, i, by_layer[i], parameters) for i in expected}
         if not layers:
             raise CheckpointError(f"{checkpoint.source} has no MoE layer: there is nothing to simplify.")
-        layers = with_parameters(layers, checkpoint)
         mtp = MtpLayers.of(architecture, count, checkpoint.tensors)
         return cls(architecture=architecture, layers=layers, mtp=mtp)
 
@@ -107,7 +107,11 @@ class MoELayout:
 
 
 def _layer(
-    architecture: Architecture, config: Mapping[str, Any], index: int, tensors: Mapping[str, TensorInfo]
+    architecture: Architecture,
+    config: Mapping[str, Any],
+    index: int,
+    tensors: Mapping[str, TensorInfo],
+    parameters: Mapping[str, int],
 ) -> MoELayer:
     block = finding.block_tensors(architecture, index, tensors, promises.extra_rows(architecture, config))
     fitting.check_roles(architecture, block, tensors)
@@ -121,17 +125,19 @@ def _layer(
         top_k=top_k,
         groups=groups,
         least_per_group=least_per_group,
-        sizes=_sizes(block, count, tensors),
+        sizes=_sizes(block, count, tensors, parameters),
     )
 
 
-def _sizes(block: BlockTensors, count: int, tensors: Mapping[str, TensorInfo]) -> ExpertSizes:
+def _sizes(
+    block: BlockTensors, count: int, tensors: Mapping[str, TensorInfo], parameters: Mapping[str, int]
+) -> ExpertSizes:
+    """What one expert takes; `parameters` of each tensor are those that it stands for, where it is packed."""
     of_experts, of = (block.experts[0].values(), 1) if block.experts else (block.fused.values(), count)
-    weights = [tensors[name] for name in of_experts]
-    rows = [(tensors[name], count + block.extra.get(name, 0)) for name in block.router]
+    rows = [(name, count + block.extra.get(name, 0)) for name in block.router]
     return ExpertSizes(
-        parameters=sum(info.parameters for info in weights) // of,
-        nbytes=sum(info.nbytes for info in weights) // of,
-        router_parameters=sum(info.parameters // entries for info, entries in rows),
-        router_nbytes=sum(info.nbytes // entries for info, entries in rows),
+        parameters=sum(parameters[name] for name in of_experts) // of,
+        nbytes=sum(tensors[name].nbytes for name in of_experts) // of,
+        router_parameters=sum(parameters[name] // entries for name, entries in rows),
+        router_nbytes=sum(tensors[name].nbytes // entries for name, entries in rows),
     )
