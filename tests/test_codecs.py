@@ -200,6 +200,21 @@ def test_what_was_pruned_packed_opens_in_transformers_with_the_numbers_of_what_w
 
 
 @pytest.mark.parametrize("form", ["qwen3_moe fp8", "gpt_oss mxfp4"])
+def test_a_packed_model_may_keep_one_expert_of_each_layer_and_has_as_many_parameters_as_in_bf16(
+    tmp_path: Path, form: str
+) -> None:
+    model_type, packed = form.split()
+    copies = packed_copies(make_toy(tmp_path / "toy", model_type, **TOYS[model_type]), tmp_path)
+    left = {}
+    for copy in ("bf16", packed):
+        output = tmp_path / f"{copy}-pruned"
+        plan = moeits.simplify(copies[copy], experts_per_layer=1, min_experts=1, output=output)
+        left[copy] = moeits.inspect(output).parameters
+        assert left[copy] == plan.summary["parameters_after"]
+    assert left["bf16"] == left[packed]
+
+
+@pytest.mark.parametrize("form", ["qwen3_moe fp8", "gpt_oss mxfp4"])
 def test_logits_of_a_pruned_release_are_those_of_the_masked_release(tmp_path: Path, form: str) -> None:
     """Both opened by transformers from their codes; in float32 afterwards, so that only the order of sums differs."""
     model_type, packed = form.split()

@@ -28,7 +28,7 @@ def parameters_of(checkpoint: Checkpoint) -> dict[str, int]:
         entries = _entries(parts, checkpoint)
         if entries is not None:
             counted |= dict.fromkeys((info.name for info in parts.values()), 0)
-            counted[next(iter(parts.values())).name] = entries
+            counted[_lead(parts).name] = entries
     return counted
 
 
@@ -42,13 +42,18 @@ def _weights(tensors: Mapping[str, TensorInfo]) -> dict[str, dict[str, TensorInf
     return {stem: parts for stem, parts in weights.items() if len(parts) > 1}
 
 
+def _lead(parts: Mapping[str, TensorInfo]) -> TensorInfo:
+    """The part with the numbers themselves: the one that most axes, or else most bytes, go to."""
+    return max(parts.values(), key=lambda info: (len(info.shape), info.nbytes))
+
+
 def _entries(parts: Mapping[str, TensorInfo], checkpoint: Checkpoint) -> int | None:
     """Numbers of a weight, of all experts that are fused in it; None where no codec holds it."""
-    axes = {"blocks": 4}.get(next(iter(parts.keys() & {"blocks"}), ""), 3)
-    lead = max(parts.values(), key=lambda info: len(info.shape))
-    of = lead.shape[0] if len(lead.shape) == axes and lead.shape[0] else 1
+    shape = _lead(parts).shape
+    fused = len(shape) == (4 if "blocks" in parts else 3) and shape[0] > 0
+    of = shape[0] if fused else 1
     headers = {
-        part: Part(dtype=info.dtype, shape=info.shape[1:] if of > 1 else info.shape, nbytes=info.nbytes // of)
+        part: Part(dtype=info.dtype, shape=info.shape[1:] if fused else info.shape, nbytes=info.nbytes // of)
         for part, info in parts.items()
     }
     codec = codec_of(headers)
