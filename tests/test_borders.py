@@ -87,3 +87,20 @@ def test_one_number_for_all_fused_experts_stays_as_it_is(toy: Path, tmp_path: Pa
     assert len(scales) == 4
     assert all(torch.equal(after[name], value) for name, value in scales.items())
     assert all(len(after[name.removesuffix("_input_scale")]) == KEEP for name in scales)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (EXPERTS,)], ids=str)
+def test_a_scale_beside_a_single_fused_expert_is_its_own_whether_it_was_one_of_all_or_of_each(
+    toy: Path, tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    """Shapes do not tell the two apart; the output is taken, and says what it weighs, in either case."""
+    tensors = raw_tensors(fuse(toy, tmp_path / "fused"))
+    scales = {f"{name}_scale": torch.rand(shape) for name in tensors if ".experts." in name}
+    folder = write_packed(tmp_path / "scaled", read_config(toy), {**tensors, **scales})
+    plan = moeits.simplify(folder, criterion="random", experts_per_layer=1, min_experts=1, output=tmp_path / "out")
+    after = raw_tensors(tmp_path / "out")
+    for name, value in scales.items():
+        kept = plan.kept[int(name.split(".")[2])]
+        assert torch.equal(after[name], value[list(kept)] if shape == (EXPERTS,) else value)
+    found = moeits.inspect(tmp_path / "out")
+    assert (found.parameters, found.nbytes) == (plan.summary["parameters_after"], plan.summary["bytes_after"])

@@ -53,9 +53,13 @@ def check_router_is_whole(architecture: Architecture, index: int, tensors: Mappi
             raise _packed_together(packed)
 
 
-def is_of_all(info: TensorInfo) -> bool:
-    """Whether a tensor beside fused experts is one number for all of them."""
-    return info.shape in {(), (1,)}
+def of_all(beside: Sequence[TensorInfo], fused: Sequence[TensorInfo]) -> list[str]:
+    """Which of the tensors beside fused experts are one number for all of them.
+
+    Of a single expert one number is its own, as a scale of each expert is; as a scale of all it is the same number.
+    """
+    single = any(len(info.shape) > 1 and info.shape[0] == 1 for info in (*fused, *beside))
+    return [info.name for info in beside if info.shape == () or (info.shape == (1,) and not single)]
 
 
 def check_fused(fused: Mapping[str, str], count: int, tensors: Mapping[str, TensorInfo]) -> None:

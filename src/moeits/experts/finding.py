@@ -6,7 +6,7 @@ from typing import Literal
 
 from moeits.checkpoint.reading import TensorInfo
 from moeits.errors import CheckpointError
-from moeits.experts.borders import check_router_is_whole, is_of_all, of_router
+from moeits.experts.borders import check_router_is_whole, of_all, of_router
 from moeits.experts.families import Architecture
 from moeits.experts.layer import BlockTensors
 
@@ -56,16 +56,17 @@ def block_tensors(
     weight, *others = architecture.router
     routers = [name for name in (weight, architecture.router_in_memory, *others) if name in inside]
     fused = [name for name in inside if any(belongs_to(name, own) for own in architecture.fused)]
-    of_all = [name for name in fused if name not in architecture.fused and is_of_all(tensors[block + name])]
+    beside = [tensors[block + name] for name in fused if name not in architecture.fused]
+    whole = of_all(beside, [tensors[block + name] for name in fused if name in architecture.fused])
     shared = [name for name in inside if name.startswith(architecture.shared)]
     scales = of_router(routers[0], block, [name for name in inside if name not in {*others, *shared}], tensors)
     return BlockTensors(
         block=block,
         within=within,
         experts=_per_expert(architecture, block, inside),
-        fused={name: block + name for name in fused if name not in of_all},
+        fused={name: block + name for name in fused if block + name not in whole},
         router={block + name: architecture.expert_axis.get(name, 0) for name in (*routers, *scales.rows)},
-        shared=tuple(block + name for name in (*shared, *scales.whole, *of_all)),
+        shared=(*(block + name for name in (*shared, *scales.whole)), *whole),
         extra={block + name: extra[name] for name in routers if extra.get(name)}
         | {block + name: extra[routers[0]] for name in scales.rows if extra.get(routers[0])},
     )

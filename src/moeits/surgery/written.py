@@ -1,10 +1,13 @@
 """The last look at a checkpoint before it gets its name: its headers against its own config and its source."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError
+from moeits.experts.counting import parameters_of
+from moeits.experts.layer import ExpertSizes, MoELayer
 from moeits.experts.layout import MoELayout
 from moeits.experts.promises import needs_loader
 
@@ -19,7 +22,7 @@ def check_written(folder: Path, source: MoELayout, counts: Mapping[int, int] | N
     try:
         checkpoint = Checkpoint(folder, source="output")
         written = MoELayout.of(checkpoint)
-        _check_layers(written, source, counts)
+        _check_layers(checkpoint, written, source, counts)
         uncut = all(counts[i] == layer.num_experts for i, layer in source.layers.items())
         if written.mtp.have_experts and not uncut and not needs_loader(checkpoint.config):
             raise CheckpointError(f"{written.mtp} has other experts than the one number there.")
@@ -31,7 +34,18 @@ def check_written(folder: Path, source: MoELayout, counts: Mapping[int, int] | N
         ) from None
 
 
-def _check_layers(written: MoELayout, source: MoELayout, counts: Mapping[int, int]) -> None:
+def _sizes_as_before(layer: MoELayer, before: MoELayer, checkpoint: Checkpoint) -> ExpertSizes:
+    """Without what was one number for all fused experts, and is the own one of the only expert that is left."""
+    alone = {*layer.fused.values()} - {*before.fused.values()}
+    parameters = parameters_of(checkpoint) if alone else {}
+    return replace(
+        layer.sizes,
+        parameters=layer.sizes.parameters - sum(parameters[name] for name in alone),
+        nbytes=layer.sizes.nbytes - sum(checkpoint.tensors[name].nbytes for name in alone),
+    )
+
+
+def _check_layers(checkpoint: Checkpoint, written: MoELayout, source: MoELayout, counts: Mapping[int, int]) -> None:
     if differing := sorted(set(written.layers) ^ set(counts)):
         raise CheckpointError(f"by config.json not the same layers as before have experts: {differing}.")
     for i, layer in written.layers.items():
@@ -40,7 +54,7 @@ def _check_layers(written: MoELayout, source: MoELayout, counts: Mapping[int, in
                 f"layer {i} has {layer.num_experts} experts by config.json and {next(iter(layer.router))}, "
                 f"where {counts[i]} are kept."
             )
-        if layer.sizes != source.layers[i].sizes:
+        if _sizes_as_before(layer, source.layers[i], checkpoint) != source.layers[i].sizes:
             raise CheckpointError(
                 f"experts or router rows of {layer.block.rstrip('.')} do not have the size that they had."
             )
