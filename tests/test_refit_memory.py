@@ -6,14 +6,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import moeits
-from moeits.calibration.layered import LayeredModel
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CalibrationError
+from moeits.experts.layout import MoELayout
+from moeits.modeling_moeits import decoder_layers
 from moeits.refitting import memory
-from moeits.refitting.memory import down_shape, held_bytes, least_bytes
-from tests.toys import fuse, make_toy
+from moeits.refitting.down_tensors import down_shape
+from moeits.refitting.memory import held_bytes, least_bytes
+from tests.toys import MODEL_TYPES, fuse, make_toy
 
 EXPERTS, WIDTH, HIDDEN, TOKENS, OTHERS = 8, 512, 64, 4096, 512
 ROOM = 8 << 20
@@ -87,17 +90,31 @@ def test_a_regression_holds_no_more_than_its_room_and_what_it_works_on(tmp_path:
     assert spilled <= allowed
 
 
-@pytest.mark.parametrize("family", ["mixtral", "deepseek_v2"])
+def bytes_of(module: torch.nn.Module) -> int:
+    """Of all that is stored of it, each once."""
+    return sum({value.data_ptr(): value.nbytes for value in module.state_dict().values()}.values())
+
+
+@pytest.mark.parametrize("family", MODEL_TYPES)
 def test_the_weights_that_are_run_are_counted(family: str, tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(make_toy(tmp_path / "toy", family))
-    model, held = LayeredModel(checkpoint), []
-    for i in range(len(model)):
-        with model.layer(i):
-            values = {value.data_ptr(): value.nbytes for value in model.model.parameters() if not value.is_meta}
-            held.append(sum(values.values()))
+    model = moeits.load(tmp_path / "toy", dtype=torch.float32)
+    layers = [bytes_of(layer) for layer in decoder_layers(model, model.config.get_text_config(decoder=True))[1]]
+    held = bytes_of(model) - sum(layers) + max(layers)
     counted = held_bytes(checkpoint, 0, refit=False)
-    assert max(held) <= counted <= 1.1 * max(held)
+    assert held <= counted <= 1.1 * held
     assert held_bytes(checkpoint, 1000, refit=True) > 1000 + 2 * counted
+
+
+@pytest.mark.parametrize("family", MODEL_TYPES)
+def test_a_down_projection_leads_back_to_the_residual_stream_however_experts_are_stacked(
+    family: str, tmp_path: Path
+) -> None:
+    checkpoint = Checkpoint.open(make_toy(tmp_path / "toy", family))
+    layout = MoELayout.of(checkpoint)
+    for layer in layout.layers:
+        down = layout.read(checkpoint, layer, 0, "down")
+        assert down_shape(checkpoint, layout, layer, 0) == down.shape
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -106,9 +123,8 @@ def test_a_memory_that_holds_no_expert_is_refused_with_one_that_would_do(
 ) -> None:
     toy = make_toy(tmp_path / "as-it-comes", "mixtral")
     checkpoint = Checkpoint.open(fuse(toy, tmp_path / "toy") if fused else toy.rename(tmp_path / "toy"))
-    layer = memory.MoELayout.of(checkpoint).layers[0]
-    width = checkpoint.config["intermediate_size"]
-    assert down_shape(checkpoint, memory.MoELayout.of(checkpoint), layer) == (checkpoint.config["hidden_size"], width)
+    hidden, width = (checkpoint.config[key] for key in ("hidden_size", "intermediate_size"))
+    assert down_shape(checkpoint, MoELayout.of(checkpoint), 0, 0) == (hidden, width)
     monkeypatch.setattr(memory, "_NOT_COUNTED", 0)
     asked = {"output": tmp_path / "out", "reduction": 0.5, "criterion": "random", "refit": True, "tokens": 1024}
     with pytest.raises(CalibrationError, match=r"^--memory 1.0 MiB is too little to fit one expert .* Give .* or more"):

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from moeits.calibration.activations import Activations
+from moeits.refitting.down_tensors import SHARED
 from moeits.refitting.memory import ROWS
-from moeits.refitting.shared_tensor import SHARED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,9 @@ import numpy as np
 from moeits.checkpoint.reading import DTYPES, Checkpoint, TensorInfo
 from moeits.checkpoint.writing import ByteRange, NewTensor
 from moeits.errors import CalibrationError, CheckpointError
-from moeits.experts.layer import MoELayer
 from moeits.experts.layout import MoELayout
 from moeits.finished import FinishedParts
-from moeits.refitting.shared_tensor import SHARED, shared_down_name
+from moeits.refitting.down_tensors import SHARED, down_name, down_shape, is_alone
 from moeits.typed_json import NotOfItsType, decode_typed
 
 
@@ -59,7 +58,8 @@ class FittedLayers:
         """Expert -> (H, I) float32. Raises NotOfItsType."""
         names = {_key(e): e for e in (SHARED, *range(self._layout.layers[layer].num_experts))}
         weights = {names[name]: value for name, value in kept.items() if name in names}
-        fit = all(value.dtype == np.float32 and value.shape == self._shape(layer, e) for e, value in weights.items())
+        shapes = {e: down_shape(self._checkpoint, self._layout, layer, e) for e in weights}
+        fit = all(value.dtype == np.float32 and value.shape == shapes[e] for e, value in weights.items())
         if len(weights) != len(kept) - 1 or not fit:
             raise NotOfItsType("it holds no such weights")
         return weights
@@ -75,20 +75,16 @@ class FittedLayers:
 
     def computed(self) -> tuple[str, ...]:
         """Names of the tensors that are not the pruned checkpoint's, byte for byte."""
-        names = []
-        for layer, experts in self._experts.items():
-            moe = self._layout.layers[layer]
-            names += [self._name(moe, e) for e in experts]
-        return tuple(sorted(set(names)))
+        return tuple(sorted({down_name(self._layout, i, e) for i, experts in self._experts.items() for e in experts}))
 
     def tensors(self) -> list[NewTensor]:
         """All tensors of the refitted checkpoint, in the order of the pruned one's."""
         made: dict[str, Callable[[], bytes]] = {}
         for layer, experts in self._experts.items():
-            moe = self._layout.layers[layer]
             for e in experts:
-                alone = moe.experts or e == SHARED
-                made[self._name(moe, e)] = partial(self._one, layer, e) if alone else partial(self._all_of_layer, layer)
+                alone = is_alone(self._layout, layer, e)
+                one = partial(self._one, layer, e) if alone else partial(self._all_of_layer, layer)
+                made[down_name(self._layout, layer, e)] = one
         return [
             NewTensor(
                 name=info.name,
@@ -104,8 +100,7 @@ class FittedLayers:
         return self._kept(layer)[_key(expert)].astype(DTYPES[self._info(layer, expert).dtype]).tobytes()
 
     def _all_of_layer(self, layer: int) -> bytes:
-        name = self._fused_name(self._layout.layers[layer])
-        whole = self._checkpoint.read(name).copy()
+        whole = self._checkpoint.read(down_name(self._layout, layer, 0)).copy()
         kept = self._kept(layer)
         for expert in set(self._experts[layer]) - {SHARED}:
             weight = kept[_key(expert)].astype(whole.dtype)
@@ -118,30 +113,8 @@ class FittedLayers:
             raise CheckpointError(f"The fitted weights of layer {layer} are gone. Refit again.")
         return kept
 
-    def _shape(self, layer: int, expert: int) -> tuple[int, ...]:
-        """(H, I) of a down projection."""
-        shape = self._info(layer, expert).shape[-2:]
-        alone = self._layout.layers[layer].experts or expert == SHARED
-        return shape if alone or self._layout.architecture.stacking.endswith("rows") else shape[::-1]
-
     def _info(self, layer: int, expert: int) -> TensorInfo:
-        return self._checkpoint.tensors[self._name(self._layout.layers[layer], expert)]
-
-    def _name(self, moe: MoELayer, expert: int) -> str:
-        """The tensor that holds a down projection, alone or with others. Raises NotOfItsType if there is none."""
-        if expert == SHARED:
-            name = shared_down_name(moe)
-            if name is None:
-                raise NotOfItsType("the layer has no shared expert")
-            return name
-        return self._own_name(moe, expert) if moe.experts else self._fused_name(moe)
-
-    def _own_name(self, moe: MoELayer, expert: int) -> str:
-        return moe.experts[expert][self._layout.architecture.projections["down"]]
-
-    def _fused_name(self, moe: MoELayer) -> str:
-        name = next(name for name, stacked in self._layout.architecture.fused.items() if "down" in stacked)
-        return moe.fused[name]
+        return self._checkpoint.tensors[down_name(self._layout, layer, expert)]
 
 
 def _key(expert: int) -> str:

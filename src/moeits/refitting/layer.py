@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from moeits.calibration.activations import Activations
+from moeits.refitting.down_tensors import SHARED
 from moeits.refitting.features import ExpertFeatures, Routed, down_of, runs
 from moeits.refitting.ridge import LayerProblem, grid, predicted
-from moeits.refitting.shared_tensor import SHARED
 from moeits.refitting.solvers import Solver, solver_for
 from moeits.refitting.symmetric import RidgeTooSmall
 

@@ -7,9 +7,10 @@ Beside it are the weights that are run: embeddings and heads of both models, and
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CalibrationError
-from moeits.experts.layer import MoELayer
+from moeits.experts.families import architecture_of
+from moeits.experts.finding import by_layer
 from moeits.experts.layout import MoELayout
-from moeits.refitting.shared_tensor import shared_down_name
+from moeits.refitting.down_tensors import SHARED, down_shape, shared_down_name
 from moeits.sizes import format_size
 
 # Rows of tokens, and rows and columns of squares, that are worked on at a time.
@@ -35,9 +36,9 @@ def check_memory(checkpoint: Checkpoint, tokens: int, most_bytes: int) -> None:
     """The regression of every layer fits half of `--memory`. Raises CalibrationError with what would do."""
     layout = MoELayout.of(checkpoint)
     for i, moe in layout.layers.items():
-        hidden, width = down_shape(checkpoint, layout, moe)
-        if (shared := shared_down_name(moe)) is not None:
-            width = max(width, checkpoint.tensors[shared].shape[1])
+        hidden, width = down_shape(checkpoint, layout, i, 0)
+        if shared_down_name(moe) is not None:
+            width = max(width, down_shape(checkpoint, layout, i, SHARED)[1])
         least = least_bytes(width, hidden, tokens)
         if least > max(most_bytes // 2, _NOT_COUNTED):
             raise CalibrationError(
@@ -58,21 +59,8 @@ def held_bytes(checkpoint: Checkpoint, most_bytes: int, *, refit: bool) -> int:
     In float32: what is in no layer and the largest layer, of one model or of two, and the fitted down projections of
     that layer; and `--memory`.
     """
-    prefix = MoELayout.of(checkpoint).architecture.blocks[-1].split("{layer}")[0]
-    layers: dict[str, int] = {}
-    for name, info in checkpoint.tensors.items():
-        layer = name.removeprefix(prefix).split(".")[0] if name.startswith(prefix) else ""
-        layers[layer] = layers.get(layer, 0) + _FLOAT * info.parameters
-    rest, largest = layers.pop("", 0), max(layers.values(), default=0)
+    layers = by_layer(architecture_of(checkpoint.config), checkpoint.tensors)
+    each = [sum(info.parameters for info in tensors.values()) for tensors in layers.values()]
+    largest = _FLOAT * max(each, default=0)
+    rest = _FLOAT * (sum(info.parameters for info in checkpoint.tensors.values()) - sum(each))
     return most_bytes + (2 * rest + 7 * largest // 3 if refit else rest + largest)
-
-
-def down_shape(checkpoint: Checkpoint, layout: MoELayout, moe: MoELayer) -> tuple[int, int]:
-    """(H, I) of the down projections of a layer."""
-    architecture = layout.architecture
-    if moe.experts:
-        rows, columns = checkpoint.tensors[moe.experts[0][architecture.projections["down"]]].shape
-        return rows, columns
-    fused = next(name for name, stacked in architecture.fused.items() if "down" in stacked)
-    rows, columns = checkpoint.tensors[moe.fused[fused]].shape[-2:]
-    return (rows, columns) if architecture.stacking == "rows" else (columns, rows)

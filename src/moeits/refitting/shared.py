@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from moeits.calibration.layered import LiveLayer
-from moeits.refitting.shared_tensor import shared_down_name
+from moeits.refitting.down_tensors import shared_down_name
 
 # What the block adds to its routed part is a multiple of what the projection gives, up to rounding; else it is not
 # where the layer adds it, as behind a norm.

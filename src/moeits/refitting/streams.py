@@ -13,11 +13,11 @@ from moeits.calibration.layered import LayeredModel, LiveLayer
 from moeits.calibration.stream import Stream
 from moeits.calibration.texts import Windows
 from moeits.progress import Progress
+from moeits.refitting.down_tensors import SHARED
 from moeits.refitting.features import Routed, down_of
 from moeits.refitting.layer import LayerData, LayerFit, refit_layer
 from moeits.refitting.memory import room_bytes
 from moeits.refitting.shared import SharedExpert
-from moeits.refitting.shared_tensor import SHARED
 
 
 def _put(live: LiveLayer, expert: int, down: torch.Tensor) -> None:
