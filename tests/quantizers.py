@@ -84,15 +84,25 @@ def _int_scheme(**weights: Any) -> dict[str, Any]:
     }
 
 
-def _pack_quantized(bits: int = 4, size: int = 32, *, symmetric: bool = True) -> Callable[..., Parts]:
+def _two_schemes(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """A release whose experts are kept by the first of two schemes, and its attention, say, by the second."""
+    (of_first,), (of_second,) = (scheme["config_groups"].values() for scheme in (first, second))
+    groups = {
+        "group_0": {**of_first, "targets": ["re:.*experts.*"]},
+        "group_1": {**of_second, "targets": ["re:.*self_attn.*"]},
+    }
+    return {**first, "config_groups": groups}
+
+
+def _pack_quantized(bits: int = 4, size: int | None = 32, *, symmetric: bool = True) -> Callable[..., Parts]:
     def write(rng: np.random.Generator, outputs: int, inputs: int) -> Parts:
         parts = {
             ".weight_packed": _words(rng, outputs, inputs * bits // 32),
-            ".weight_scale": _scales(rng, outputs, inputs // size, dtype=torch.bfloat16),
+            ".weight_scale": _scales(rng, outputs, inputs // size if size else 1, dtype=torch.bfloat16),
             ".weight_shape": torch.tensor([outputs, inputs]),
         }
         if not symmetric:
-            parts[".weight_zero_point"] = _words(rng, -(-outputs * bits // 32), inputs // size)
+            parts[".weight_zero_point"] = _words(rng, -(-outputs * bits // 32), inputs // size if size else 1)
         return parts
 
     return write
@@ -260,6 +270,7 @@ def _meant_by_bitsandbytes(parts: Parts) -> torch.Tensor:
 _GPTQ = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False, "sym": True}
 _BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 _ASYMMETRIC, _EIGHT = _int_scheme(symmetric=False), _int_scheme(num_bits=8, group_size=64)
+_ROWS = _int_scheme(num_bits=8, group_size=None, strategy="channel")
 _MODELOPT = {"quant_method": "modelopt", "quant_algo": "NVFP4", "ignore": ["lm_head"]}
 
 QUANTIZERS: Mapping[str, Quantizer] = {
@@ -268,6 +279,12 @@ QUANTIZERS: Mapping[str, Quantizer] = {
         _pack_quantized(symmetric=False), _by_compressed_tensors(_ASYMMETRIC), _ASYMMETRIC
     ),
     "compressed-tensors int8": Quantizer(_pack_quantized(8, 64), _by_compressed_tensors(_EIGHT), _EIGHT),
+    "compressed-tensors int4, others int8": Quantizer(
+        _pack_quantized(), _by_compressed_tensors(_int_scheme()), _two_schemes(_int_scheme(), _ROWS)
+    ),
+    "compressed-tensors int8 by rows, others int4": Quantizer(
+        _pack_quantized(8, None), _by_compressed_tensors(_ROWS), _two_schemes(_ROWS, _int_scheme())
+    ),
     "compressed-tensors nvfp4": Quantizer(_nvfp4, _by_compressed_tensors(_NVFP4), _NVFP4),
     "modelopt nvfp4": Quantizer(
         _modelopt,

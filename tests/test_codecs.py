@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import moeits
 from moeits.errors import NonFiniteWeight, UnscorableWeight
-from moeits.experts.codecs import codec_of
+from moeits.experts.codecs import Part, codec_of
 from moeits.experts.codecs.fp8 import Fp8
+from moeits.experts.codecs.int4 import PackQuantized
 from moeits.experts.codecs.mxfp4 import Mxfp4
 from tests.masked import TOLERANCE, logits, routers_masked
 from tests.packed import FORMS, pack, packed_copies, raw_tensors, unpack, write_packed
@@ -265,6 +266,18 @@ def test_a_scale_that_makes_numbers_infinite_is_named(fp8_copy, scale: float) ->
     folder = changed(*fp8_copy, "1.down_proj.weight_scale_inv", torch.full((2, 1), scale))
     with pytest.raises(NonFiniteWeight, match=r"layers\.0\.mlp\.experts\.1\.down_proj\.weight: .*NaN or infinity"):
         moeits.score(folder)
+
+
+def test_integers_that_two_schemes_fit_are_refused_with_both_widths() -> None:
+    """Rows of one group of 4 bits, or of one scale and 8 bits."""
+    parts = {
+        "packed": Part(dtype="I32", shape=(8, 4), nbytes=128),
+        "scale": Part(dtype="BF16", shape=(8, 1), nbytes=16),
+    }
+    schemes = [{"num_bits": 4, "group_size": 32}, {"num_bits": 8, "strategy": "channel"}]
+    groups = {f"group_{at}": {"weights": weights} for at, weights in enumerate(schemes)}
+    with pytest.raises(UnscorableWeight, match=r"may have 4 or 8 bits, .*; score another release"):
+        PackQuantized().size(parts, {"quantization_config": {"config_groups": groups}})
 
 
 @pytest.mark.parametrize("of", ["scales", "blocks"])

@@ -72,10 +72,18 @@ class PackQuantized:
 def _bits(words: int, groups: int, config: Mapping[str, Any]) -> int:
     """Bits of an integer: the one width of the config's groups by which inputs and scales fit. Raises UnscorableWeight.
 
-    Of several schemes (4 bits here, 8 there) the size of their groups tells them apart.
+    Of several schemes (4 bits here, 8 there) the size of their groups tells them apart; one without groups has one
+    scale for each row.
     """
-    schemes = {(bits, size) for bits, size in _schemes(config) if not size or words * WORD == bits * groups * size}
-    if len(widths := {bits for bits, _ in schemes}) != 1:
+    widths = {
+        bits for bits, size in _schemes(config) if (words * WORD == bits * groups * size if size else groups == 1)
+    }
+    if len(widths) > 1:
+        raise UnscorableWeight(
+            f"by config_groups in config.json an integer may have {' or '.join(map(str, sorted(widths)))} bits, which "
+            "its groups do not tell apart; score another release of the model"
+        )
+    if not widths:
         raise UnscorableWeight(
             "how many bits an integer has is not said by config_groups in config.json in a way that fits; "
             "download config.json again"
