@@ -1,6 +1,8 @@
 """A pruned checkpoint that was edited since is not refitted."""
 
 import re
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 
@@ -10,9 +12,13 @@ import moeits
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import PlanError
+from moeits.experts.layout import MoELayout
 from moeits.progress import silent
 from moeits.refitting.judgement import judged
+from moeits.surgery import as_pruned
 from moeits.surgery.as_pruned import check_as_pruned
+from moeits.surgery.carried_out import carried_out
+from moeits.surgery.settings import Writing
 from tests.evaluation_toys import give_tokenizer
 from tests.toys import fuse, make_toy
 
@@ -81,3 +87,27 @@ def test_everything_that_prune_writes_is_as_it_left_it(edited: str, fused: bool,
     edit(tmp_path / "pruned", name)
     with pytest.raises(PlanError, match=re.escape(name)):
         check_as_pruned(Checkpoint.open(tmp_path / "pruned"), whole, carried, full=True, progress=silent)
+
+
+def test_every_byte_is_compared_a_piece_at_a_time_until_one_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(as_pruned, "_PIECE", 1 << 12)
+    whole = Checkpoint.open(fuse(make_toy(tmp_path / "toy", "mixtral", intermediate_size=512), tmp_path / "fused"))
+    plan = moeits.plan(moeits.score(whole), experts_per_layer=2)
+    moeits.prune(whole, plan=plan, output=tmp_path / "pruned")
+    there = Checkpoint.open(tmp_path / "pruned").tensors
+    made = max(carried_out(whole, MoELayout.of(whole), plan, Writing()).tensors, key=lambda tensor: tensor.nbytes)
+    assert made.nbytes > 10 << 12, "the case is too small to show anything"
+    reads: list[int] = []
+    read = as_pruned.read_from
+    monkeypatch.setattr(as_pruned, "read_from", lambda *asked: (reads.append(asked[1]), read(*asked))[1])
+    tracemalloc.start()
+    assert as_pruned._same(there[made.name], made.parts, full=True)
+    assert tracemalloc.get_traced_memory()[1] < made.nbytes / 2
+    tracemalloc.stop()
+    assert len(reads) == made.nbytes >> 12
+    reads.clear()
+    other = replace(made.parts[0], offset=made.parts[0].offset + 4)
+    assert not as_pruned._same(there[made.name], (other, *made.parts[1:]), full=True)
+    assert len(reads) == 1

@@ -48,26 +48,32 @@ def _edited(pruned: Checkpoint, name: str) -> str:
 
 
 def _same(info: TensorInfo, parts: Sequence[Part], *, full: bool) -> bool:
-    spans = list(_pieces(info.nbytes) if full else sampled_spans(info.nbytes))
+    """Whether the stored bytes are those of the parts, one after the other; only a piece of each is held at a time."""
+    spans, begin = list(_pieces(info.nbytes) if full else sampled_spans(info.nbytes)), 0
     with opened(info.shard) as file:
-        stored = [read_from(file, info.offset + start, length).tobytes() for start, length in spans]
-    return stored == _bytes_of(parts, spans)
+        for part in parts:
+            made = part() if callable(part) else part
+            end = begin + (made.length if isinstance(made, ByteRange) else len(made))
+            for low, high in _within(spans, begin, end):
+                stored = read_from(file, info.offset + low, high - low)
+                if stored.tobytes() != _bytes_of(made, low - begin, high - begin):
+                    return False
+            begin = end
+    return begin == info.nbytes
 
 
-def _bytes_of(parts: Sequence[Part], spans: Sequence[tuple[int, int]]) -> list[bytes]:
-    """What is at these spans, ascending, of some parts put one after the other."""
-    found, begin = [bytearray() for _ in spans], 0
-    for part in parts:
-        made = part if isinstance(part, ByteRange) else part() if callable(part) else part
-        nbytes = made.length if isinstance(made, ByteRange) else len(made)
-        for (start, length), into in zip(spans, found, strict=True):
-            low, high = max(start - begin, 0), min(start + length - begin, nbytes)
-            if low < high and isinstance(made, ByteRange):
-                into += read_range(made.shard, made.offset + low, high - low).tobytes()
-            elif low < high and isinstance(made, bytes):
-                into += made[low:high]
-        begin += nbytes
-    return [bytes(each) for each in found]
+def _within(spans: Sequence[tuple[int, int]], begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """Of spans, (first byte, bytes), what lies from `begin` to `end`: first byte, and the first after it."""
+    for start, length in spans:
+        low, high = max(start, begin), min(start + length, end)
+        if low < high:
+            yield low, high
+
+
+def _bytes_of(made: ByteRange | bytes, low: int, high: int) -> bytes:
+    if isinstance(made, ByteRange):
+        return read_range(made.shard, made.offset + low, high - low).tobytes()
+    return made[low:high]
 
 
 def _pieces(nbytes: int) -> Iterator[tuple[int, int]]:
