@@ -1,5 +1,6 @@
 """A model run one decoder layer at a time is the model."""
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,6 +100,18 @@ def test_only_one_layer_has_weights(tmp_path: Path) -> None:
             live = [j for j, layer in enumerate(model.layers) if not next(layer.parameters()).is_meta]
             assert live == [i]
     assert all(next(layer.parameters()).is_meta for layer in model.layers)
+
+
+def test_experts_are_stacked_with_one_of_them_held_beside(tmp_path: Path) -> None:
+    make_toy(tmp_path / "toy", "mixtral", dtype="float32", experts=16, hidden_size=64, intermediate_size=512)
+    model = LayeredModel(Checkpoint.open(tmp_path / "toy"))
+    filling, moe = model._filling, model.layout.layers[0]
+    tracemalloc.start()
+    stacked = filling._stacked(moe, ("gate", "up"))
+    held = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(stacked) == 16
+    assert held < 1.25 * stacked.nbytes
 
 
 def test_tensors_that_the_class_has_not_are_named(tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ class Filling:
         own = {id(value) for module in modules for value in (*module._parameters.values(), *module._buffers.values())}
         wanted = {name for name, value in self.model.state_dict(keep_vars=True).items() if id(value) in own}
         in_layers = {name for tensors in self._by_layer.values() for name in tensors}
-        sources = [name for name in self.checkpoint.tensors if name not in in_layers and self._held(name) in wanted]
+        held = self._held([name for name in self.checkpoint.tensors if name not in in_layers])
+        sources = [name for name, in_memory in held.items() if in_memory in wanted]
         self._load(sources, _OUTSIDE)
         self.model.tie_weights()
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
@@ -63,14 +64,14 @@ class Filling:
         self._check_filled([name for name in self.model.state_dict() if name.startswith(prefix)], what)
         module.requires_grad_(False)
 
-    def _held(self, name: str) -> str:
-        """What a tensor is called in memory, or the first of what it becomes there."""
+    def _held(self, names: Iterable[str]) -> dict[str, str]:
+        """Tensor -> what it is called in memory, or the first of what it becomes there."""
         loading = need("transformers.core_model_loading", extra="load")
-        state = self.model.state_dict()
+        state, base = self.model.state_dict(), self.model.base_model_prefix
         kinds = (loading.WeightRenaming, loading.WeightConverter)
         renamings, converters = ([each for each in self._conversions if isinstance(each, kind)] for kind in kinds)
-        renamed: str = loading.rename_source_key(name, renamings, converters, self.model.base_model_prefix, state)[0]
-        return name if renamed not in state and name in state else renamed
+        renamed = {name: str(loading.rename_source_key(name, renamings, converters, base, state)[0]) for name in names}
+        return {name: name if own not in state and name in state else own for name, own in renamed.items()}
 
     def _load(self, names: Iterable[str], what: str) -> list[str]:
         """Let transformers put tensors where they belong. Gives those that belong nowhere. Raises CheckpointError."""
@@ -101,13 +102,15 @@ class Filling:
 
     def _stacked(self, moe: MoELayer, projections: tuple[str, ...]) -> np.ndarray:
         """Experts that are stored one by one, as transformers holds them: (E, rows of all projections, inputs)."""
-        stacked = np.stack(
-            [
-                np.concatenate([self.layout.read(self.checkpoint, moe.index, e, name) for name in projections])
-                for e in range(moe.num_experts)
-            ]
-        )
-        return stacked.astype(np.float32, copy=False)
+
+        def one(expert: int) -> np.ndarray:
+            return np.concatenate([self.layout.read(self.checkpoint, moe.index, expert, name) for name in projections])
+
+        first = one(0)
+        stacked = np.empty((moe.num_experts, *first.shape), np.float32)
+        for e in range(moe.num_experts):
+            stacked[e] = first if e == 0 else one(e)
+        return stacked
 
     def _compute_buffers(self, modules: Iterable[torch.nn.Module]) -> None:
         """What is computed from the config and stored nowhere, such as rotary frequencies.
