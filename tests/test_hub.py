@@ -120,14 +120,14 @@ SPELLINGS = (
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_what_is_copied_from_a_folder_is_fetched_from_the_hub(hub: dict[str, Any], name: str) -> None:
     (hub["uploaded"] / name).write_text("{}")
-    assert name in side_files(hub["uploaded"])
-    assert name in side_files(download("org/toy")[0])
+    assert name in side_files(Checkpoint.open(hub["uploaded"]))
+    assert name in side_files(Checkpoint.open("org/toy"))
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "modeling_toy.py", "train.py", "model.gguf", "optimizer.pt"])
 def test_what_is_not_copied_from_a_folder_is_not_fetched(hub: dict[str, Any], name: str) -> None:
     (hub["uploaded"] / name).write_text("{}")
-    assert name not in side_files(hub["uploaded"])
+    assert name not in side_files(Checkpoint.open(hub["uploaded"]))
     assert not (download("org/toy")[0] / name).exists()
 
 

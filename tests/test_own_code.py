@@ -129,6 +129,44 @@ def test_its_code_is_fetched_from_the_hub_too(toy: Path, monkeypatch: pytest.Mon
     assert {name for name in asked if name.endswith(".py")} == {*CODE} - {"convert_weights.py"}
 
 
+def described(toy: Path, folder: Path) -> Path:
+    """The toy under a type that nobody knows, and a description that says of it what moeits knows of kimi_k2."""
+    (toy / "config.json").write_text(json.dumps(read_config(toy) | {"model_type": "mine"}))
+    (folder / "mine.toml").write_text('[mine]\nlike = "kimi_k2"\nmodels = "Mine"\n')
+    return folder / "mine.toml"
+
+
+def test_a_described_family_brings_its_code_along_as_one_of_the_table_does(toy: Path, tmp_path: Path) -> None:
+    mine, own = described(toy, tmp_path), {*CODE} - {"convert_weights.py"}
+    for again in (False, True):  # the second over the first: the code is part of a checkpoint
+        moeits.simplify(toy, output=tmp_path / "out", experts_per_layer=4, architecture=mine, overwrite=again)
+        assert {path.name for path in (tmp_path / "out").glob("*.py")} == own
+    assert "The code is in `configuration_toy.py`, `modeling" in (tmp_path / "out/README.md").read_text()
+    with pytest.raises(SettingError, match=r"--layout per-layer needs a class of transformers .* mine: the code"):
+        moeits.simplify(toy, output=tmp_path / "other", tau=0.5, layout="per-layer", architecture=mine)
+    moeits.simplify(tmp_path / "out", output=tmp_path / "again", experts_per_layer=3)
+    assert {path.name for path in (tmp_path / "again").glob("*.py")} == own
+
+
+def test_code_of_a_described_family_is_fetched_from_the_hub_too(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = described(toy, tmp_path)
+    asked: list[str] = []
+    for name in CODE:
+        (toy / name).rename(tmp_path / name)
+
+    def fetch(_model: str, _revision: str | None, patterns: list[str]) -> Path:
+        asked.extend(patterns)
+        for name in set(CODE) & set(patterns):
+            (toy / name).write_text(CODE[name])
+        return toy
+
+    monkeypatch.setattr(hub, "_fetch", fetch)
+    moeits.score("org/toy", architecture=mine)
+    assert {name for name in asked if name.endswith(".py")} == {*CODE} - {"convert_weights.py"}
+
+
 def test_every_family_has_a_class_in_transformers_or_says_that_its_code_is_on_the_hub() -> None:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 

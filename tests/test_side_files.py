@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import moeits
+from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.side_code import code_files
 from moeits.checkpoint.side_files import side_files
 from moeits.errors import CheckpointError
@@ -35,7 +36,7 @@ def test_a_folder_of_templates_that_leads_out_is_refused(tmp_path: Path) -> None
     (private / "id_rsa").write_text("PRIVATE KEY")
     (source / "additional_chat_templates").symlink_to(private, target_is_directory=True)
     with pytest.raises(CheckpointError, match="is a link out of the checkpoint's folder"):
-        side_files(source)
+        side_files(Checkpoint.open(source))
 
 
 def test_links_within_the_checkpoint_and_into_the_cache_of_the_hub_are_followed(tmp_path: Path) -> None:
@@ -60,7 +61,7 @@ def test_a_link_in_a_circle_is_said_of_the_source(tmp_path: Path) -> None:
 def test_a_pipe_with_the_name_of_a_side_file_is_not_read(tmp_path: Path) -> None:
     source = make_toy(tmp_path / "toy", "mixtral")
     os.mkfifo(source / "LICENSE")
-    assert "LICENSE" not in side_files(source)
+    assert "LICENSE" not in side_files(Checkpoint.open(source))
 
 
 # ------------------------------------------------------------------------------------------------ code of a tokenizer
@@ -124,7 +125,7 @@ def test_code_that_is_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> Non
     (tmp_path / "private.py").write_text("PASSWORD = 1")
     (source / "tokenization_toy.py").symlink_to(tmp_path / "private.py")
     with pytest.raises(CheckpointError, match="is a link out of the checkpoint's folder"):
-        side_files(source)
+        side_files(Checkpoint.open(source))
 
 
 def test_files_that_import_each_other_are_named_once(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ What is fetched is listed in `parts.py`, which is the list of what is copied fro
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -22,22 +22,33 @@ OTHER_FORMATS = ("original/*", "onnx/*", "metal/*", "consolidated*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
-def download(model: str, revision: str | None = None, *, weights: bool = True) -> tuple[Path, str]:
+def download(
+    model: str,
+    revision: str | None = None,
+    *,
+    weights: bool = True,
+    needs_code: Callable[[Path], bool | None] = lambda _: None,
+) -> tuple[Path, str]:
     """Folder of a hub model's files, and its name with the resolved commit (`org/name@commit`).
 
     Without `weights` only the small files are fetched. Code that the tokenizer names is fetched to be copied; it is
-    never run, and code of the model is not fetched. Raises CheckpointError if `model` is not a hub id, or if the hub
-    does not give it.
+    never run. Code of the model is fetched only where transformers has no class for it: `needs_code` says so of its
+    small files, where more is known of it than its config.json says. Raises CheckpointError if `model` is not a hub id,
+    or if the hub does not give it.
     """
     _check_id(model)
     with _refusals_as_sentences(model, revision):
         folder = _fetch(model, revision, [*SMALL_FILES, *([WEIGHTS] if weights else [])])
-        missing: list[str] = []
+        of_model, missing = needs_code(folder), list[str]()
         # Which files its code imports is known only when it is there.
-        while (needed := [name for name in code_files(folder) if not (folder / name).exists()]) != missing:
+        while (needed := _not_there(folder, of_model)) != missing:
             missing = needed
             _fetch(model, folder.name, missing)
     return folder, f"{model}@{folder.name}"
+
+
+def _not_there(folder: Path, of_model: bool | None) -> list[str]:
+    return [name for name in code_files(folder, of_model=of_model) if not (folder / name).exists()]
 
 
 def _fetch(model: str, revision: str | None, patterns: Sequence[str]) -> Path:

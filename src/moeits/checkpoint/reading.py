@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 from types import MappingProxyType
@@ -24,7 +24,8 @@ from moeits.checkpoint.parts import INDEX_NAME, SINGLE_NAME
 from moeits.checkpoint.sources import Shard, opened, read_from, read_range
 from moeits.checkpoint.sources.local_files import LocalFile
 from moeits.checkpoint.stamps import check_stamps, stamps_of
-from moeits.errors import CheckpointError, SettingError, UnscorableWeight
+from moeits.errors import CheckpointError, MoeitsError, SettingError, UnscorableWeight
+from moeits.experts.families import has_class_on_hub
 from moeits.printable import printable
 from moeits.progress import Progress, silent
 
@@ -99,8 +100,7 @@ class Checkpoint:
     ) -> None:
         self.folder = folder
         self.source = source
-        config = _read_config(folder)
-        self.config: Mapping[str, Any] = describe(config) if describe else config
+        self.config: Mapping[str, Any] = _described_config(folder, describe)
         self.tensors: Mapping[str, TensorInfo] = _read_tensors(folder) if tensors is None else tensors
         # The fingerprint is of sampled bytes; these tell other weights from those that were opened.
         # Tensors that are given lie elsewhere: there are no files here to look at.
@@ -129,10 +129,9 @@ class Checkpoint:
             return local
         if check is not None:
             folder, _ = hub.download(str(model), revision, weights=False)
-            config = _read_config(folder)
-            check(describe(config) if describe else config)
+            check(_described_config(folder, describe))
             revision = folder.name
-        folder, source = hub.download(str(model), revision)
+        folder, source = hub.download(str(model), revision, needs_code=partial(_needs_code, describe=describe))
         return cls(folder, source=source, describe=describe)
 
     @classmethod
@@ -146,7 +145,9 @@ class Checkpoint:
         local = cls._open_local(model, revision, describe)
         if local is not None:
             return local
-        folder, source = hub.download(str(model), revision, weights=False)
+        folder, source = hub.download(
+            str(model), revision, weights=False, needs_code=partial(_needs_code, describe=describe)
+        )
         headers = hub.weight_headers(str(model), folder.name)
         if headers is None:
             return cls.open(model, revision=revision, describe=describe)
@@ -247,6 +248,19 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config.get("model_type"), str):
         raise CheckpointError(f"{folder / 'config.json'} has no model_type, so nobody can tell what model this is.")
     return config
+
+
+def _described_config(folder: Path, describe: Describe | None) -> Mapping[str, Any]:
+    config = _read_config(folder)
+    return describe(config) if describe else config
+
+
+def _needs_code(folder: Path, describe: Describe | None) -> bool | None:
+    """Whether a model is opened by code that it brings; None where its config is wrong, which is said on opening."""
+    try:
+        return has_class_on_hub(_described_config(folder, describe))
+    except MoeitsError:
+        return None
 
 
 def contiguous(shape: tuple[int, ...], where: tuple[int | slice, ...]) -> tuple[int, tuple[int, ...]]:

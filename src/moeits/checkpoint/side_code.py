@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from moeits.checkpoint.parts import matches
-from moeits.experts.families import HUB_CLASSES
+from moeits.errors import CheckpointError
+from moeits.experts.families import has_class_on_hub
 
 NAMING = ("tokenizer_config.json", "*processor_config.json")
 
@@ -25,13 +26,17 @@ _IMPORT = re.compile(
 _MOST_BYTES, _MOST_FILES = 1 << 20, 50
 
 
-def code_files(folder: Path) -> tuple[str, ...]:
-    """Names of the code files that tokenizer, processors and such a model need, those that are not there too."""
+def code_files(folder: Path, *, of_model: bool | None = None) -> tuple[str, ...]:
+    """Names of the code files that tokenizer, processors and such a model need, those that are not there too.
+
+    `of_model` says whether the model is one that needs its code; by default config.json there says it.
+    """
     naming = [path for path in folder.glob("*.json") if matches(path.name, NAMING)]
     config = _json(folder / "config.json")
-    of_model = set(_modules(_named(config)))
+    of_its_model = set(_modules(_named(config)))
     of_others = {module for path in naming for module in _modules(_named(_json(path)))}
-    waiting = sorted(of_others | of_model if config.get("model_type") in HUB_CLASSES else of_others - of_model)
+    needs_code = _brings_its_class(config) if of_model is None else of_model
+    waiting = sorted(of_others | of_its_model if needs_code else of_others - of_its_model)
     needed: list[str] = []
     while waiting and len(needed) < _MOST_FILES:
         name = f"{waiting.pop(0)}.py"
@@ -44,6 +49,13 @@ def code_files(folder: Path) -> tuple[str, ...]:
 def own_auto_map(auto_map: Mapping[str, Any], code: frozenset[str]) -> dict[str, Any]:
     """The entries whose classes all lie in these code files."""
     return {name: entry for name, entry in auto_map.items() if (files := _files_of(entry)) and files <= code}
+
+
+def _brings_its_class(config: Mapping[str, Any]) -> bool:
+    try:
+        return has_class_on_hub(config)
+    except CheckpointError:  # a description that was edited, which is said where the checkpoint is opened
+        return False
 
 
 def _json(path: Path) -> Mapping[str, Any]:

@@ -11,22 +11,26 @@ from types import MappingProxyType
 from typing import Any
 
 from moeits.checkpoint.parts import SIDE_FILES, matches
-from moeits.checkpoint.reading import read_json
+from moeits.checkpoint.reading import Checkpoint, read_json
 from moeits.checkpoint.side_code import NAMING, code_files, own_auto_map
 from moeits.checkpoint.writing import CheckpointWriter
 from moeits.errors import CheckpointError
+from moeits.experts.families import has_class_on_hub
 from moeits.surgery.pruned_config import LOADER_FILE
 
 
 def copy_side_files(
-    folder: Path, writer: CheckpointWriter, *, rewritten: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    checkpoint: Checkpoint,
+    writer: CheckpointWriter,
+    *,
+    rewritten: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> list[str]:
     """Copy what belongs to the checkpoint; returns the names of code files that were left out.
 
     `rewritten` are the JSON files that are not copied but written with these values. Raises CheckpointError as
     `side_files` does, before anything is written.
     """
-    files = side_files(folder)
+    files = side_files(checkpoint)
     code = frozenset(name for name in files if name.endswith(".py"))
     for name, path in files.items():
         if name in rewritten:
@@ -35,16 +39,18 @@ def copy_side_files(
             writer.write_json(name, config)
         else:
             writer.copy(path, name)
-    return sorted({path.name for path in folder.glob("*.py")} - {LOADER_FILE} - code)
+    return sorted({path.name for path in checkpoint.folder.glob("*.py")} - {LOADER_FILE} - code)
 
 
-def side_files(folder: Path) -> dict[str, Path]:
+def side_files(checkpoint: Checkpoint) -> dict[str, Path]:
     """Name -> path of the files beside the tensors that a checkpoint made from this one gets too.
 
     Raises CheckpointError for a link that leads out of the folder, or nowhere: what is made is made to be shared, and a
     link of a stranger's checkpoint could put any file of this machine into it.
     """
-    root, code = Path(os.path.realpath(folder)), code_files(folder)
+    folder = checkpoint.folder
+    code = code_files(folder, of_model=has_class_on_hub(checkpoint.config))
+    root = Path(os.path.realpath(folder))
     files = {}
     for path in sorted([*folder.glob("*"), *folder.glob("additional_chat_templates/*")]):
         name = path.relative_to(folder).as_posix()

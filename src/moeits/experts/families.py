@@ -249,8 +249,6 @@ def _with_part(config: Config, keys: Sequence[str], part: Config) -> dict[str, A
 FAMILIES: tuple[Architecture, ...] = read_families()
 ARCHITECTURES: tuple[Architecture, ...] = tuple(each for each in FAMILIES if not each.class_on_hub)
 """Those that transformers has a class for."""
-HUB_CLASSES = tuple(each.model_type for each in FAMILIES if each.class_on_hub)
-"""model_types whose class is code that each checkpoint brings."""
 REFUSED: Mapping[str, str] = tomllib.loads(TABLE.read_text(encoding="utf-8"))[_REFUSED]
 """Families with experts that are known, and cannot be described: model_type -> why."""
 

@@ -23,7 +23,7 @@ def check_pair(pruned: Checkpoint, parent: Checkpoint, verifying: Verifying, pro
     Raises PlanError if not, CalibrationError for weights that cannot be fitted, CheckpointError for files beside them
     that could not be copied.
     """
-    side_files(pruned.folder)
+    side_files(pruned)
     History.of(pruned.folder).told(REFIT_NAME)
     for checkpoint in (pruned, parent):
         check_floats(checkpoint)

@@ -113,7 +113,7 @@ def heal(
     """
     checkpoint, output = source.open(model), Path(output)
     check_output(output, sources=[checkpoint.folder], overwrite=overwrite)
-    side_files(checkpoint.folder)
+    side_files(checkpoint)
     check_space(output, checkpoint.nbytes)
     plan = _plan_of(checkpoint)
     History.of(checkpoint.folder).told(HEALING_NAME)
@@ -300,7 +300,7 @@ def _write(
         output, sources=[source.folder], nbytes=source.nbytes, overwrite=overwrite, progress=progress
     ) as writer:
         writer.write_tensors(tensors, max_shard_bytes=source.largest_shard_bytes, progress=progress)
-        copy_side_files(source.folder, writer)
+        copy_side_files(source, writer)
         for name in (LOADER_FILE, "plan.json"):
             if (source.folder / name).is_file():
                 writer.copy(source.folder / name, name)

@@ -59,13 +59,13 @@ def prune(
     coverage = _verified(plan, checkpoint, moe, opening, any_fingerprint=any_fingerprint, progress=progress)
     made = carried_out(checkpoint, moe, plan, writing, coverage)
     shard_bytes = _shard_bytes(writing.max_shard_size, checkpoint)
-    side_files(checkpoint.folder)
+    side_files(checkpoint)
     if writing.dry_run:
         return _rehearsed(checkpoint, made, Path(output), overwrite=writing.overwrite)
     with new_checkpoint(
         Path(output), sources=[checkpoint.folder], nbytes=made.nbytes, overwrite=writing.overwrite, progress=progress
     ) as writer:
-        left_out = copy_side_files(checkpoint.folder, writer, rewritten=made.quantization_files)
+        left_out = copy_side_files(checkpoint, writer, rewritten=made.quantization_files)
         writer.write_json("config.json", made.config)
         if made.layout == "per-layer":
             writer.copy(Path(__file__).parents[1] / LOADER_FILE, LOADER_FILE)
@@ -128,7 +128,7 @@ def check_request(checkpoint: Checkpoint, moe: MoELayout, *, output: str | Path,
     check_asked_layout(writing.layout, moe, drop_mtp=writing.drop_mtp)
     _shard_bytes(writing.max_shard_size, checkpoint)
     check_output(Path(output), sources=[checkpoint.folder], overwrite=writing.overwrite)
-    side_files(checkpoint.folder)
+    side_files(checkpoint)
 
 
 def _shard_bytes(max_shard_size: str | int | None, checkpoint: Checkpoint) -> int:

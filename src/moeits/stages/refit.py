@@ -182,7 +182,7 @@ def _write(
     ) as writer:
         writer.write_tensors(fitted.tensors(), max_shard_bytes=pruned.largest_shard_bytes, progress=progress)
         pruned.check_unchanged()
-        copy_side_files(pruned.folder, writer)
+        copy_side_files(pruned, writer)
         for name in (LOADER_FILE, "plan.json"):
             if (pruned.folder / name).is_file():
                 writer.copy(pruned.folder / name, name)

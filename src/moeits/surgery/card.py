@@ -249,7 +249,7 @@ def _coverage_note(plan: PruningPlan) -> str:
 
 def _tokenizer_code_note(folder: Path, *, of_model: bool) -> str:
     """That the tokenizer, or the model too, is code of somebody's, which whoever loads it may run."""
-    code = [f"`{name}`" for name in code_files(folder) if (folder / name).is_file()]
+    code = [f"`{name}`" for name in code_files(folder, of_model=of_model) if (folder / name).is_file()]
     if not code:
         return ""
     if of_model:
