@@ -165,6 +165,13 @@ def test_what_cannot_be_taken_in_is_said(model: Path, tmp_path: Path) -> None:
     refused(model, written(tmp_path / "b.json", {"counts": []}), "'counts' is not the number of a layer")
     refused(model, written(tmp_path / "b.json", {"model": "a", "top": 3}), "neither a logical_count nor kept experts")
     refused(model, written(tmp_path / "b.json", {"kept": {"1": [0, 1]}}), "it has no order of layer 2")
+    for layers in ([[0, 1], [2, 3], [1, 2]], [{"kept": [0, 1]}], [3]):
+        refused(model, written(tmp_path / "b.json", {"selection": layers}), "does not say of which layer it is")
+    for layer in ([1], None, True, 1.5, "one", {"a": 1}):
+        one = {"layers": [{"layer": layer, "kept": [0, 1]}]}
+        refused(model, written(tmp_path / "b.json", one), "is not the number of a layer")
+    twice = {"layers": [{"layer": "1", "kept": [0, 1]}, {"layer": 1, "kept": [2, 3]}]}
+    refused(model, written(tmp_path / "b.json", twice), "it says twice what layer 1 keeps")
     refused(
         model, written(tmp_path / "b.json", {"1": [0, 6], "2": [0]}), "of layer 1 are not ids from 0 to 5, each once"
     )

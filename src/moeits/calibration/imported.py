@@ -12,6 +12,7 @@ one is refused.
 A number that cannot be is refused, and so is a file of other layers or other counts than the model's.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,19 +99,30 @@ def _from_json(path: Path, inventory: Inventory) -> Signals:
 
 def _from_selection(held: Any, inventory: Inventory) -> Signals:
     """Kept experts of each layer as an order: those that went before the others, kept ones in the order of the file."""
+    order: dict[int, np.ndarray] = {}
+    for layer, kept in _kept_of_each(held):
+        if layer in order:
+            raise NotOfItsType(f"it says twice what layer {layer} keeps")
+        if layer in inventory.layers:
+            order[layer] = _order_of(kept, inventory.layers[layer].num_experts, layer)
+    return {"order": order}
+
+
+def _kept_of_each(held: dict[str, Any]) -> Iterator[tuple[int, list[Any]]]:
+    """Layer and kept experts, of {layer: kept} or [{"layer": layer, "kept": kept}]; kept is a list, or below a name."""
     layers = next((held[name] for name in _LAYERS if isinstance(held.get(name), dict | list)), held)
     if isinstance(layers, list):
-        layers = {each.get("layer"): each for each in layers if isinstance(each, dict)}
-    order: dict[int, np.ndarray] = {}
-    for name, kept in layers.items():
+        if not all(isinstance(each, dict) and "layer" in each for each in layers):
+            raise NotOfItsType("its list of layers has an entry that does not say of which layer it is")
+        pairs = [(each["layer"], each) for each in layers]
+    else:
+        pairs = list(layers.items())
+    for name, kept in pairs:
         if isinstance(kept, dict):
             kept = next((kept[key] for key in _KEPT if key in kept), None)
         if not isinstance(kept, list):
             raise NotOfItsType("it has neither a logical_count nor kept experts of each layer")
-        layer = _layer(name)
-        if layer in inventory.layers:
-            order[layer] = _order_of(kept, inventory.layers[layer].num_experts, layer)
-    return {"order": order}
+        yield _layer(name), kept
 
 
 def _order_of(kept: list[Any], experts: int, layer: int) -> np.ndarray:
@@ -159,8 +171,8 @@ def _from_order(path: Path, inventory: Inventory) -> Signals:
 
 def _layer(name: Any) -> int:
     try:
-        return int(name)
-    except (TypeError, ValueError):
+        return int(name if type(name) in (int, str) else "")
+    except ValueError:
         raise NotOfItsType(f"{str(name)[:40]!r} is not the number of a layer") from None
 
 
