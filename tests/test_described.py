@@ -12,6 +12,7 @@ import torch
 import moeits
 from moeits.command_line.app import COMMANDS, stage_of
 from moeits.errors import CheckpointError, FamilyError, UnknownArchitecture
+from moeits.experts.described import read_described
 from tests.healing_toys import write_rows, write_tokenizer
 from tests.masked import TOLERANCE, logits, routers_masked
 from tests.toys import make_toy, read_config, read_tensors
@@ -106,6 +107,25 @@ def test_an_entry_may_be_like_another_of_the_file_or_one_of_ours(tmp_path: Path)
     (toy / "config.json").write_text(json.dumps(read_config(toy) | {"model_type": "mine"}))
     both = described(tmp_path, '[mine]\nlike = "base"\n[base]\nlike = "minimax_m2"\nmodels = "Base"')
     assert moeits.inspect(toy, architecture=both).model_type == "mine"
+
+
+@pytest.mark.parametrize(
+    ("block", "below"),
+    [
+        ("model.layers.{layer}.mlp", "layers.{layer}.mlp"),
+        ("layers.{layer}", "layers.{layer}"),
+        ("transformer.h.{layer}.moe", "h.{layer}.moe"),
+        ("model.decoder_layers.{layer}.moe", "decoder_layers.{layer}.moe"),
+        ("model.layers.blocks.{layer}.moe", "blocks.{layer}.moe"),
+        ("{layer}.moe", "{layer}.moe"),
+    ],
+)
+def test_prefixes_are_in_the_place_of_what_comes_before_the_list_of_layers_whatever_it_is_called(
+    tmp_path: Path, block: str, below: str
+) -> None:
+    mine = described(tmp_path, f'[mine]\nblocks = ["{block}"]\npart = "text_config"\nprefixes = ["a.", "model.b."]')
+    (family,) = read_described(mine)
+    assert family.blocks == (f"a.{below}", f"model.b.{below}")
 
 
 @pytest.mark.parametrize(

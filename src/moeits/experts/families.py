@@ -48,7 +48,7 @@ class Architecture(
     """Where in config.json the config of the model with the experts is, if it is one of several: a key, or keys
     joined by dots."""
     prefixes: tuple[str, ...] = ()
-    """What the names of its tensors begin with there, before `layers.`; the one in memory comes last."""
+    """What the names of its tensors begin with there, before the list of its layers; the one in memory comes last."""
     of_any: bool = False
     """Whether that part may be of any family: then the entry of its own model_type describes it, below `prefixes`."""
     auto_class: str = "AutoModelForCausalLM"
@@ -205,8 +205,8 @@ def _below_prefixes(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _below(prefixes: Sequence[str], blocks: Sequence[str]) -> tuple[str, ...]:
-    """Each block with each prefix in the place of what comes before `layers.`."""
-    inside = dict.fromkeys(block[block.find("layers.") :] for block in blocks)
+    """Each block with each prefix in the place of what comes before the list of layers, the module around `{layer}`."""
+    inside = dict.fromkeys(re.sub(r"^.*\.(?=[^.]*\.\{layer\})", "", block) for block in blocks)
     return tuple(prefix + block for prefix in prefixes for block in inside)
 
 
