@@ -20,6 +20,10 @@ torch.set_num_threads(1)
 TOLERANCE = 1e-5
 
 
+# Rows of routers behind those of the experts: for shared experts, or for one that computes nothing.
+EXTRA_ROWS = {"inkling_text": 1, "inkling_mm_model": 1, "zaya": 1}
+
+
 @contextmanager
 def routers_masked(model: Any, kept: Mapping[int, Sequence[int]], experts: int, extra: int = 0) -> Iterator[None]:
     """Within the block, `model` cannot choose experts that are not in `kept` (decoder layer -> expert ids).

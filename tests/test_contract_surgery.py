@@ -23,7 +23,7 @@ from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.surgery.fates import Copy, Drop, Rename, Take, fates, new_tensors
-from tests.masked import TOLERANCE, continuation, logits, routers_masked
+from tests.masked import EXTRA_ROWS, TOLERANCE, continuation, logits, routers_masked
 from tests.stock import stock, what_is_left
 from tests.toys import (
     FORMS,
@@ -46,9 +46,6 @@ TOKENS = torch.arange(2 * 20).reshape(2, 20) * 7 % VOCAB
 UNEVEN = {0: (0, 2, 3, 5), 1: (1, 4), 2: (0, 1, 3, 4, 5)}
 EQUAL = {0: (0, 2, 3), 1: (1, 4, 5), 2: (2, 3, 4)}
 FEW = {0: (3,), 1: (1, 4), 2: (0, 1, 3)}
-
-# Rows of routers behind those of the experts: for shared experts, or for one that computes nothing.
-EXTRA_ROWS = {"inkling_text": 1, "zaya": 1}
 
 Kept = Mapping[int, tuple[int, ...]]
 

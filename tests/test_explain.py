@@ -25,10 +25,12 @@ TAKES_TURNS = {"gpt_oss", "inkling2", "inkling2_text"}
 NOT_TOLD = {
     "gemma4": "would be of the router and of what is shared",
     "gemma4_text": "would be of the router and of what is shared",
+    "inkling_mm_model": "no tensor of three axes with a router",
     "inkling_text": "no tensor of three axes with a router",
     "kolibri1": "whether model.layers.{layer}.moe.router.expert_bias is of the router",
     "mistral_large4": "which tensors of the layer are of shared experts",
     "muse_spark": "which axis of the fused tensors is as wide as the residual stream",
+    "nemo_speechlm": "config.json has no number of experts",
     "nemotron_h_omni": "config.json has no number of experts",
     "zaya": "no tensor of three axes with a router",
 }

@@ -19,8 +19,18 @@ REOPENED_UNDER_HUB_NAMES_ONLY = {"kimi_k25"}
 """What transformers 5.23 saves of these, it does not open again: it takes the text model's layers for the tower's."""
 
 LIKE_THEIR_TEXT_MODEL = {
-    *("dots3_note", "glm5_next", "inkling2", "internvl", "lfm2_vl", "mistral3", "nemotron_h_omni", "qwen4_exp"),
-    *("qwen3_omni_moe_thinker", "unlimited_ocr"),
+    *(
+        "dots3_note",
+        "glm5_next",
+        "inkling2",
+        "inkling_mm_model",
+        "internvl",
+        "lfm2_vl",
+        "mistral3",
+        "nemotron_h_omni",
+        "qwen4_exp",
+    ),
+    *("inkling_mm_model", "nemo_speechlm", "qwen3_omni_moe_thinker", "unlimited_ocr"),
 }
 """Those whose text model is pruned by itself in test_contract_surgery, or is described as another wrapper's."""
 
@@ -86,6 +96,14 @@ _SAM: Mapping[str, Any] = {
     "mlp_dim": 16,
     "downsample_channels": [8, 16],
 }
+_SPEECH: Mapping[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "num_mel_bins": 8,
+}
 _PECULIAR_PARTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "dots3_note": {
         "vision_config": {
@@ -121,6 +139,10 @@ _PECULIAR_PARTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     },
     "glm5_next": {"vision_config": {"projection_intermediate_size": 16}},
     "inkling2": {"vision_config": {"text_hidden_size": 32, "projection_hidden_dim": 16, "posemb_grid_size": 2}},
+    "inkling_mm_model": {
+        "vision_config": {"num_hidden_layers": 4, "patch_size": 8, "temporal_patch_size": 2},
+        "audio_config": {"n_mel_bins": 4, "mel_vocab_size": 8},
+    },
     "muse_spark": {
         "": {"out_hidden_size": 16, "projector_hidden_size": 16},
         "vision_config": {"pos_emb_height": 2, "pos_emb_width": 2, "max_position_embeddings": 4},
@@ -131,6 +153,16 @@ _PECULIAR_PARTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "num_hidden_layers": 1,
             "out_hidden_size": 32,
         },
+    },
+    "nemo_speechlm": {
+        "audio_config": {
+            "asr_config": _SPEECH,
+            "diarization_config": {
+                "audio_config": _SPEECH,
+                "head_config": {"hidden_size": 8, "audio_hidden_size": 16},
+            },
+        },
+        "word_timestamp_config": {**_SPEECH, "vocab_size": 8, "blank_token_id": 7},
     },
     "nemotron_h_omni": {
         "": {"projector_hidden_size": 16, "vision_hidden_size": 16},
@@ -155,7 +187,8 @@ _PECULIAR_PARTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 
 
 def _small(config: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in keys.items() if getattr(config, key, None) is not None}
+    worked_out = {key for key in keys if isinstance(getattr(type(config), key, None), property)}
+    return {key: keys[key] for key in keys if key not in worked_out and getattr(config, key, None) is not None}
 
 
 def _small_text(config: Any) -> dict[str, Any]:

@@ -6,9 +6,9 @@ After that the layers are filled from the checkpoint, run on all tokens and empt
 memory is one layer, and no line of any model's code is repeated here.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -129,9 +129,19 @@ class LayeredModel:
         inside = {id(module) for layer in self.layers for module in layer.modules()}
         of_text = [self.model]
         if self.layout.architecture.part:
-            of_text = [self._owner, self.model.get_output_embeddings()]
-        modules = {id(module): module for part in of_text if part is not None for module in part.modules()}
+            of_text = [self._owner, self._head()]
+        modules = {id(module): module for part in of_text for module in part.modules()}
         return [module for key, module in modules.items() if key not in inside]
+
+    def _head(self) -> torch.nn.Module:
+        """What tells the next token: of the whole, or of the part that text goes through. Raises CheckpointError if there
+        is none, for a weight that is not filled gives numbers that mean nothing."""
+        for module in self.model.modules():
+            if self._owner in module.modules() and hasattr(module, "get_output_embeddings"):
+                head = module.get_output_embeddings()
+                if isinstance(head, torch.nn.Module):
+                    return head
+        raise CheckpointError(f"{type(self.model).__name__} does not say which module tells the next token.")
 
     @property
     def _base(self) -> Any:
@@ -241,6 +251,11 @@ class Watched:
         self.routed = out.reshape(-1, out.shape[-1])
 
 
+def _as_number(found: dict[str, Any]) -> Any:
+    """transformers writes numbers that JSON lacks as {"__float__": "Infinity"}."""
+    return float(found["__float__"]) if found.keys() == {"__float__"} else found
+
+
 def _without_weights(config: Mapping[str, Any]) -> Any:
     transformers = need("transformers", extra="load")
     name = class_name(config)
@@ -250,7 +265,7 @@ def _without_weights(config: Mapping[str, Any]) -> Any:
     known = transformers.CONFIG_MAPPING
     if config["model_type"] not in known:
         raise CheckpointError(f"This transformers has no model type {config['model_type']}. Update transformers.")
-    read = known[config["model_type"]].from_dict(deepcopy(dict(config)))
+    read = known[config["model_type"]].from_dict(json.loads(json.dumps(config), object_hook=_as_number))
     for part in (read, *(getattr(read, name, None) for name in read.sub_configs)):
         if part is not None:
             part.dtype = torch.float32
