@@ -7,14 +7,13 @@ experts in one (words along the experts' axis, blocks of scales over several row
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from moeits.checkpoint.reading import TensorInfo
+from moeits.checkpoint.reading import FLOATS, TensorInfo
 from moeits.errors import CheckpointError
 from moeits.experts.families import Architecture
 from moeits.experts.stored import parts_of
 
 _SCALES = ("scale", "scale_inv", "scale_2", "input_scale")
 _PACKED = ("qweight", "qzeros", "packed", "absmax", "blocks")
-_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def of_all(beside: Sequence[TensorInfo], fused: Sequence[TensorInfo]) -> list[st
 def check_fused(fused: Mapping[str, str], count: int, tensors: Mapping[str, TensorInfo]) -> None:
     """Quantized fused experts lie one after the other on the first axis. Raises CheckpointError."""
     infos = [tensors[name] for name in fused.values()]
-    if all(info.dtype in _FLOATS for info in infos):
+    if all(info.dtype in FLOATS for info in infos):
         return
     for info in infos:
         if info.shape[:1] != (count,):

@@ -8,8 +8,14 @@ from typing import Any
 from msgspec import to_builtins
 
 from moeits.errors import FamilyError
-from moeits.experts import families
-from moeits.experts.families import RECORDED, Architecture, known_family, read_entries, read_families
+from moeits.experts.families import (
+    RECORDED,
+    Architecture,
+    known_family,
+    own_entries,
+    read_entries,
+    read_families,
+)
 
 
 def with_file(config: Mapping[str, Any], table: str | Path) -> dict[str, Any]:
@@ -42,10 +48,10 @@ def with_family(config: Mapping[str, Any], family: Architecture | None) -> Mappi
 
 def families_of_text(text: str) -> tuple[Architecture, ...]:
     """The families of a table that is not in a file yet, whether moeits has an entry for them or not."""
-    ours, own = tomllib.loads(families.TABLE.read_text(encoding="utf-8")), tomllib.loads(text)
-    return read_entries(own, "the entry", {name: entry for name, entry in ours.items() if name not in own})
+    own = tomllib.loads(text)
+    return read_entries(own, "the entry", {name: entry for name, entry in own_entries().items() if name not in own})
 
 
 def read_described(table: Path) -> tuple[Architecture, ...]:
     """The families of a user's table, which may be like those of moeits'. Raises FamilyError."""
-    return read_families(table, beside=tomllib.loads(families.TABLE.read_text(encoding="utf-8")))
+    return read_families(table, beside=own_entries())

@@ -22,7 +22,8 @@ TABLE = Path(__file__).with_name("families.toml")
 # Names under which configs keep the number of routed experts; transformers reads some of them as others of them.
 COUNT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 
-_DEFAULTS, _REFUSED = "defaults", "refused"
+RESERVED = _DEFAULTS, _REFUSED = "defaults", "refused"
+"""Headings of a table that are not of a family."""
 
 RECORDED = "family"
 """Key of moeits' own block in config.json: the description of a family that the table does not have."""
@@ -176,7 +177,12 @@ def read_entries(own: Mapping[str, Any], table: Path | str, beside: Mapping[str,
             "if there is no other, leave --architecture away."
         )
     entries = {**beside, **own}
-    return tuple(_family(table, name, entries) for name in sorted(own) if name not in (_DEFAULTS, _REFUSED))
+    return tuple(_family(table, name, entries) for name in sorted(own) if name not in RESERVED)
+
+
+def own_entries() -> dict[str, Any]:
+    """The entries of moeits' own table, as they are written."""
+    return _entries(TABLE)
 
 
 def _entries(table: Path) -> dict[str, Any]:
@@ -249,7 +255,7 @@ def _with_part(config: Config, keys: Sequence[str], part: Config) -> dict[str, A
 FAMILIES: tuple[Architecture, ...] = read_families()
 ARCHITECTURES: tuple[Architecture, ...] = tuple(each for each in FAMILIES if not each.class_on_hub)
 """Those that transformers has a class for."""
-REFUSED: Mapping[str, str] = tomllib.loads(TABLE.read_text(encoding="utf-8"))[_REFUSED]
+REFUSED: Mapping[str, str] = own_entries()[_REFUSED]
 """Families with experts that are known, and cannot be described: model_type -> why."""
 
 

@@ -59,8 +59,8 @@ def check_experts(architecture: Architecture, index: int, count: int, block: Blo
     if block.experts:
         _check_each(architecture, index, count, block.experts)
     _check_expert_axes(index, count, block.router, tensors, block.extra)
-    check_fused(block.fused, count, tensors)
-    _check_expert_axes(index, count, block.expert_axes, tensors, block.extra)
+    check_fused(block.fused, count, tensors)  # after the router, which tells better that config.json is of another one
+    _check_expert_axes(index, count, dict.fromkeys(block.fused.values(), 0), tensors, block.extra)
     _check_weights(architecture, block, tensors)
     _check_alike(index, block.experts, tensors)
 

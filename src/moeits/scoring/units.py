@@ -95,25 +95,23 @@ def score_unit(
 
     encoded = (held or Held()).exchange(unit, encode)
 
-    estimated = isinstance(signal, EstimatedSignal)
+    estimate = signal.estimate if isinstance(signal, EstimatedSignal) else None
 
     def compare(strip: tuple[int, Sequence[int]]) -> np.ndarray:
         i, js = strip
         row, columns = [encoded[i]], [encoded[j] for j in js]
-        if isinstance(signal, EstimatedSignal):
-            return signal.estimate(row, columns)[:, 0]
-        return signal.compare(row, columns)
+        return estimate(row, columns)[:, 0] if estimate else signal.compare(row, columns)
 
     strips = unit.strips()
     compared = engine.map(compare, strips)
     # Others compare meanwhile.
     floor = signal.floor([encoded[expert] for expert in unit.experts])
-    found = np.zeros((2 if estimated else 1, len(unit.rows), len(unit.columns)))
+    found = np.zeros((2 if estimate else 1, len(unit.rows), len(unit.columns)))
     for (i, js), scores in zip(strips, compared, strict=True):
         found[:, unit.rows.index(i), [unit.columns.index(j) for j in js]] = scores
         if advance:
             advance(len(js))
-    return UnitScores(values=found[0], errors=found[1] if estimated else None, floor=floor)
+    return UnitScores(values=found[0], errors=found[1] if estimate else None, floor=floor)
 
 
 @dataclass(frozen=True, kw_only=True)

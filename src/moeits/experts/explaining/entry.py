@@ -2,15 +2,14 @@
 
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from typing import Any
 
-from moeits.experts import families
 from moeits.experts.explaining.layer_rules import group_rule, layer_rule
 from moeits.experts.explaining.patterns import NUMBER
 from moeits.experts.explaining.recognition import UNCLEAR, Patterns, Recognition
 from moeits.experts.explaining.weights import fused_of, projections_of
+from moeits.experts.families import own_entries
 
 
 def entry_of(
@@ -39,7 +38,7 @@ def entry_of(
         keys["affinity"] = "sigmoid"
     if groups and len(found.router) > 1:
         keys["least_experts"] = 2  # a group is judged by its best two, where there is a selection bias
-    usual = tomllib.loads(families.TABLE.read_text(encoding="utf-8"))["defaults"]
+    usual = own_entries()["defaults"]
     own_keys = {key: value for key, value in keys.items() if usual.get(key) != value}
     lines = [f"[{_key(model_type)}]", *(f"{key} = {_toml(value)}" for key, value in own_keys.items())]
     return "\n".join(lines) + "\n", doubts
