@@ -12,6 +12,7 @@ import torch
 import moeits
 from moeits.command_line.app import COMMANDS, stage_of
 from moeits.errors import CheckpointError, FamilyError, UnknownArchitecture
+from moeits.experts.described import read_described
 from tests.healing_toys import write_rows, write_tokenizer
 from tests.masked import TOLERANCE, logits, routers_masked
 from tests.toys import make_toy, read_config, read_tensors
@@ -109,6 +110,25 @@ def test_an_entry_may_be_like_another_of_the_file_or_one_of_ours(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    ("block", "below"),
+    [
+        ("model.layers.{layer}.mlp", "layers.{layer}.mlp"),
+        ("layers.{layer}", "layers.{layer}"),
+        ("transformer.h.{layer}.moe", "h.{layer}.moe"),
+        ("model.decoder_layers.{layer}.moe", "decoder_layers.{layer}.moe"),
+        ("model.layers.blocks.{layer}.moe", "blocks.{layer}.moe"),
+        ("{layer}.moe", "{layer}.moe"),
+    ],
+)
+def test_prefixes_are_in_the_place_of_what_comes_before_the_list_of_layers_whatever_it_is_called(
+    tmp_path: Path, block: str, below: str
+) -> None:
+    mine = described(tmp_path, f'[mine]\nblocks = ["{block}"]\npart = "text_config"\nprefixes = ["a.", "model.b."]')
+    (family,) = read_described(mine)
+    assert family.blocks == (f"a.{below}", f"model.b.{below}")
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("[mine]\nexpertz = 1", r"\[mine\] of .*mine.toml is not a family: object contains unknown field `expertz`"),
@@ -124,7 +144,20 @@ def test_an_entry_may_be_like_another_of_the_file_or_one_of_ours(tmp_path: Path)
         ('[mine]\nblocks = ["model.{layer}.{x}"]', r"should have \{layer\} in it once"),
         ("[mine]\nrouter = []", "at least one name each"),
         ('[mine]\nexpert = "experts.{tensor}"', r"should have \{expert\} in it once"),
+        ('[mine]\nexpert = "experts.{expert}.{foo}.{tensor}"', "then {tensor} once, and no other braces"),
         ("[mine]\nfused = {}", "fused should name every projection once"),
+        ('[mine.fused]\na = []\nb = ["gate", "up"]\nc = ["down"]', "and one or more at each tensor"),
+        ("[mine]\nwithin = []", "within should have at least one name"),
+        ("[mine]\nleast_experts = 0", "least_experts is 0, and should be 1 or more"),
+        ('[mine]\nexpert_axis = { "gate.weight" = -1 }', "expert_axis of 'gate.weight' is -1, and should be 0 or more"),
+        ('[mine]\nexpert_axis = { "gate.wait" = 1 }', "expert_axis is of 'gate.wait', which is not among the names of"),
+        ('[mine]\nextra_rows = { "gate.weight" = -1 }', "extra_rows of 'gate.weight' is -1, and should be 0 or more"),
+        ('[mine]\nextra_rows = { "gate.wait" = 1 }', "extra_rows is of 'gate.wait', which is not among the names of"),
+        (
+            '[mine.extra_rows]\n"gate.weight" = { key = "others", absent = -1 }',
+            "gives gate.weight -1 entries for others",
+        ),
+        ("[mine]\nlayers.frm = 3", r"object contains unknown field `frm` - at `\$\.layers`"),
         ('[mine]\nprojections = { gate = "g.weight" }', "projections are gate, in fused gate, up, down"),
         ('[mine]\nmodel_class = "a.b"', "'a.b' is not the name of a class"),
         ('[mine]\nrouter = ["router.weight"]', r"Layer 0 should be a MoE layer .*mlp\.router\.weight"),

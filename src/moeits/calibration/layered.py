@@ -134,8 +134,10 @@ class LayeredModel:
         return [module for key, module in modules.items() if key not in inside]
 
     def _head(self) -> torch.nn.Module:
-        """What tells the next token: of the whole, or of the part that text goes through. Raises CheckpointError if there
-        is none, for a weight that is not filled gives numbers that mean nothing."""
+        """What tells the next token: of the whole, or of the part that text goes through.
+
+        Raises CheckpointError if there is none: what is not filled gives numbers that mean nothing.
+        """
         for module in self.model.modules():
             if self._owner in module.modules() and hasattr(module, "get_output_embeddings"):
                 head = module.get_output_embeddings()

@@ -15,6 +15,7 @@ from msgspec import Struct, structs
 
 from moeits.errors import CheckpointError, FamilyError, UnknownArchitecture
 from moeits.experts.rules import Config, Groups, Layers, Number, number
+from moeits.experts.well_formed import check_entry
 from moeits.typed_json import NotOfItsType, convert_typed
 
 TABLE = Path(__file__).with_name("families.toml")
@@ -49,7 +50,7 @@ class Architecture(
     """Where in config.json the config of the model with the experts is, if it is one of several: a key, or keys
     joined by dots."""
     prefixes: tuple[str, ...] = ()
-    """What the names of its tensors begin with there, before `layers.`; the one in memory comes last."""
+    """What the names of its tensors begin with there, before the list of its layers; the one in memory comes last."""
     of_any: bool = False
     """Whether that part may be of any family: then the entry of its own model_type describes it, below `prefixes`."""
     auto_class: str = "AutoModelForCausalLM"
@@ -105,7 +106,7 @@ class Architecture(
 
     def __post_init__(self) -> None:
         """What its type does not say. Raises ValueError."""
-        _check_names(self)
+        check_entry(self)
 
     @property
     def projection_names(self) -> tuple[str, ...]:
@@ -211,8 +212,8 @@ def _below_prefixes(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _below(prefixes: Sequence[str], blocks: Sequence[str]) -> tuple[str, ...]:
-    """Each block with each prefix in the place of what comes before `layers.`."""
-    inside = dict.fromkeys(block[block.find("layers.") :] for block in blocks)
+    """Each block with each prefix in the place of what comes before the list of layers, the module around `{layer}`."""
+    inside = dict.fromkeys(re.sub(r"^.*\.(?=[^.]*\.\{layer\})", "", block) for block in blocks)
     return tuple(prefix + block for prefix in prefixes for block in inside)
 
 
@@ -226,26 +227,6 @@ def _inherited(name: object, entries: Mapping[str, Any], below: tuple[str, ...] 
     inherited = _inherited(entry.get("like", _DEFAULTS), entries, (*below, name))
     own = {key: value for key, value in entry.items() if key != "like"}
     return {**inherited, "models": "", **own}
-
-
-def _check_names(architecture: "Architecture") -> None:
-    """Names have the places of numbers that they need, and no others. Raises ValueError."""
-    for block in architecture.blocks:
-        if block.count("{layer}") != 1 or {*"{}"} & {*block.replace("{layer}", "")}:
-            raise ValueError(f"the block {block!r:.60} should have {{layer}} in it once, and no other braces")
-    if not architecture.blocks or not architecture.router or not architecture.num_experts_keys:
-        raise ValueError("blocks, router and num_experts_keys should have at least one name each")
-    expert = architecture.expert
-    if expert.count("{expert}") != 1 or expert.count("{tensor}") != 1 or expert.index("{expert}") > expert.index("{t"):
-        raise ValueError(f"expert {expert!r:.60} should have {{expert}} in it once, and then {{tensor}} once")
-    stacked = architecture.projection_names
-    if not stacked or len({*stacked}) != len(stacked):
-        raise ValueError("fused should name every projection once")
-    if architecture.projections and {*architecture.projections} != {*stacked}:
-        raise ValueError(f"projections are {', '.join(architecture.projections)}, in fused {', '.join(stacked)}")
-    for name in filter(None, (architecture.auto_class, architecture.model_class)):
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,199}", name):
-            raise ValueError(f"{name!r:.60} is not the name of a class")
 
 
 def _with_part(config: Config, keys: Sequence[str], part: Config) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from moeits.experts.families import Architecture, reads_per_layer_config
 def per_layer_config(config: Mapping[str, Any]) -> Mapping[int, Mapping[str, Any]]:
     """The settings in which single layers differ from the config, by transformers' own key and ours.
 
-    Layer -> {key: value}.     Raises CheckpointError.
+    Layer -> {key: value}. Raises CheckpointError.
     """
     of_layers = _of_layers(config.get("per_layer_config"))
     for layer, values in own_layers(config).items():
@@ -88,7 +88,14 @@ def of_layer(value: Any, index: int) -> Any:
 
 def extra_rows(architecture: Architecture, config: Mapping[str, Any]) -> dict[str, int]:
     """Entries of the router's tensors that are not of a routed expert, by name in the architecture."""
-    return {name: _asked(architecture.extra, config, name) for name in architecture.extra_rows}
+    extra = {name: _asked(architecture.extra, config, name) for name in architecture.extra_rows}
+    for name, rows in extra.items():
+        if rows < 0:
+            raise CheckpointError(
+                f"By extra_rows of {architecture.model_type} config.json gives {name} {rows} entries for others than "
+                "experts, which cannot be. Compare config.json with that of the original model."
+            )
+    return extra
 
 
 def groups(architecture: Architecture, config: Mapping[str, Any], count: int) -> tuple[int, int]:
