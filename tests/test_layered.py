@@ -147,6 +147,28 @@ def test_a_weight_that_the_checkpoint_lacks_is_named_and_never_made_up(
         layer_by_layer(tmp_path / "less")
 
 
+def test_a_bug_in_what_watches_a_layer_is_not_told_as_one_of_the_checkpoint(tmp_path: Path) -> None:
+    make_toy(tmp_path / "toy", "mixtral")
+    model = LayeredModel(Checkpoint.open(tmp_path / "toy"))
+    hidden, arguments = model.start(tokens())
+
+    def watch(*_: object) -> None:
+        raise TypeError("ours")
+
+    with model.layer(0) as layer:
+        layer.experts.register_forward_hook(watch)
+        with pytest.raises(TypeError, match=r"^ours$"):
+            layer.run(hidden, arguments[0])
+
+
+@pytest.mark.parametrize("windows", [1, 2, 3])
+def test_layers_that_hand_on_more_are_told_for_any_number_of_windows(windows: int, tmp_path: Path) -> None:
+    make_toy(tmp_path / "toy", "zaya")
+    model = LayeredModel(Checkpoint.open(tmp_path / "toy"))
+    with pytest.raises(CheckpointError, match="hand on more than hidden states"):
+        model.start(tokens()[:windows])
+
+
 def test_activations_are_the_same_on_disk_and_gone_afterwards(tmp_path: Path) -> None:
     values = torch.randn(5, 3, 4)
     with Activations(most_bytes=0, beside=tmp_path / "new") as room:

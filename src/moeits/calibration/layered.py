@@ -9,6 +9,7 @@ memory is one layer, and no line of any model's code is repeated here.
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,6 +26,19 @@ from moeits.surgery.pruned_config import class_name
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """What a decoder layer is called with after the hidden states."""
+
+
+class _TakenApart(Exception):
+    """A model expects of a layer more than hidden states."""
+
+
+class _OneThing(torch.Tensor):
+    """Hidden states that are not taken for a tuple of as many things as there are windows."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        raise _TakenApart
 
 
 class LayeredModel:
@@ -68,15 +82,13 @@ class LayeredModel:
         def write_down(hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             first.append(hidden)
             seen.append((args, kwargs))
-            return hidden
+            return hidden.as_subclass(_OneThing)
 
         what = f"The model {self.checkpoint.source}"
         with refusals_as_sentences(what), self._every_layer(lambda _: write_down):
             try:
                 self._base(input_ids=tokens.to(self.device), use_cache=False)
-            except (TypeError, ValueError) as error:
-                if "unpack" not in str(error):
-                    raise
+            except _TakenApart:
                 raise CheckpointError(
                     f"The layers of {type(self.model).__name__} hand on more than hidden states, so {what[4:]} cannot "
                     "be run layer by layer. Choose by criteria of weights, such as moeits or router-norm."
@@ -113,10 +125,23 @@ class LayeredModel:
         try:
             with refusals_as_sentences(f"Layer {i} of {self.checkpoint.source}"):
                 self._filling.fill_layer(i, module, block)
+            self._try(i, module)
             moe = self.layout.layers.get(i)
             yield LiveLayer(module, None if moe is None else module.get_submodule(block), moe)
         finally:
             module.to("meta")
+
+    @torch.no_grad()
+    def _try(self, i: int, module: torch.nn.Module) -> None:
+        """The layer runs by itself, on two tokens; what fails later is ours. Raises CheckpointError."""
+        hidden, arguments = self._two_tokens
+        args, kwargs = arguments[i]
+        with refusals_as_sentences(f"A layer of the class {type(module).__name__}, run by itself,"):
+            module(hidden, *args, **kwargs)
+
+    @cached_property
+    def _two_tokens(self) -> tuple[torch.Tensor, list[Arguments]]:
+        return self.start(torch.zeros((1, 2), dtype=torch.long))
 
     def _path_of_block(self, module: torch.nn.Module) -> str:
         """From a decoder layer to its MoE block; of the names that blocks have, the one in memory comes last."""
@@ -175,8 +200,7 @@ class LiveLayer:
     def run(self, hidden: torch.Tensor, arguments: Arguments) -> torch.Tensor:
         """(n, length, H) -> the same shape."""
         args, kwargs = arguments
-        with refusals_as_sentences(f"A layer of the class {type(self.module).__name__}, run by itself,"):
-            out = self.module(hidden, *args, **kwargs)
+        out = self.module(hidden, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
 
     @property
