@@ -8,6 +8,7 @@ import pytest
 import moeits
 from moeits.errors import CheckpointError, SettingError
 from tests.toys import make_toy, read_config
+from tests.wrappers import make_wrapper
 
 OWN_TOP_K = {"1": {"sliding_window": 7, "num_experts_per_tok": 1}, "2": {"num_experts_per_tok": 2}}
 
@@ -49,6 +50,34 @@ def test_every_key_that_says_how_many_experts_there_are_says_how_many_are_left(t
             assert {int(i): own[key] for i, own in config["per_layer_config"].items()} == counts
     model = moeits.load(tmp_path / "out")
     assert [layer.mlp.gate.weight.shape[0] for layer in model.model.layers] == [len(k) for k in plan.kept.values()]
+
+
+def test_unequal_layers_are_listed_as_others_publish_them_with_0_where_there_are_no_experts(tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "toy", "deepseek_v2")
+    assert read_config(toy)["first_k_dense_replace"] == 1
+    plan = moeits.simplify(toy, tau=0.5, output=tmp_path / "out", layout="per-layer")
+    wanted = [0, *(len(kept) for kept in plan.kept.values())]
+    assert read_config(tmp_path / "out")["num_experts_per_layer"] == wanted
+    _, *layers = moeits.load(tmp_path / "out").model.layers
+    assert [0, *(layer.mlp.gate.weight.shape[0] for layer in layers)] == wanted
+
+
+def test_a_list_of_counts_is_of_the_checkpoint_beside_it_or_not_there(tmp_path: Path) -> None:
+    moeits.simplify(make_toy(tmp_path / "toy"), tau=0.5, output=tmp_path / "first", layout="per-layer")
+    again = moeits.simplify(tmp_path / "first", experts_per_layer=2, output=tmp_path / "again", layout="per-layer")
+    counts = [len(kept) for kept in again.kept.values()]
+    assert read_config(tmp_path / "again")["num_experts_per_layer"] == counts
+    assert counts != read_config(tmp_path / "first")["num_experts_per_layer"]
+    moeits.simplify(tmp_path / "first", experts_per_layer=2, output=tmp_path / "even", layout="uniform")
+    assert "num_experts_per_layer" not in read_config(tmp_path / "even")
+
+
+def test_a_model_in_a_wrapper_has_the_list_where_it_has_the_count(tmp_path: Path) -> None:
+    toy = make_wrapper(tmp_path / "toy", "qwen3_5_moe")
+    plan = moeits.simplify(toy, tau=0.5, output=tmp_path / "out", layout="per-layer")
+    config = read_config(tmp_path / "out")
+    assert config["text_config"]["num_experts_per_layer"] == [len(kept) for kept in plan.kept.values()]
+    assert "num_experts_per_layer" not in config
 
 
 def test_two_keys_that_disagree_on_the_number_of_experts_are_a_sentence(tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))
 
 `moeits.load("PATH")` opens it without remote code. Needs transformers {oldest} or later. vLLM, SGLang, llama.cpp and
 MLX read one number of experts for all layers and do not open it: for them, prune again from the same plan with
-`--layout uniform`.
+`--layout uniform`. Patched servers that take a list of counts, and EvoESAP, call it `num_experts_per_layer`: it is in
+config.json too, an entry for each decoder layer, 0 where it has no experts. Nobody has tried them on this checkpoint.
 """
 
 

@@ -1,7 +1,9 @@
 """The config.json of a pruned checkpoint: the source's raw JSON with new counts, never a round trip through a class.
 
 Equal counts rewrite the family's own count key, which every stock loader reads. Unequal counts leave it alone and add
-transformers' `per_layer_config`, which stock models refuse loudly and `modeling_moeits.py` carries out.
+transformers' `per_layer_config`, which stock models refuse loudly and `modeling_moeits.py` carries out, and beside it
+`num_experts_per_layer`, the list by which others publish and serve such checkpoints: an entry for each decoder layer,
+0 where it has no experts.
 """
 
 import re
@@ -14,11 +16,12 @@ from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import CheckpointError
 from moeits.experts.families import COUNT_KEYS, RECORDED, model_class_of
 from moeits.experts.layout import MoELayout
-from moeits.experts.promises import of_layer, own_layers, per_layer_config
+from moeits.experts.promises import num_layers, of_layer, own_layers, per_layer_config
 from moeits.surgery.classic_keys import classic_keys
 from moeits.version import __version__
 
 LOADER_FILE = "modeling_moeits.py"
+FLAT_COUNTS = "num_experts_per_layer"
 
 
 def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, layout: str) -> dict[str, Any]:
@@ -43,13 +46,14 @@ def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, 
         for i, kept in plan.kept.items():
             lowered = {top_k_key: top_k[i]} if top_k[i] != of_layer(part.get(top_k_key), i) else {}
             of_layers[i] = {**of_layers.get(i, {}), **dict.fromkeys(count_keys, len(kept)), **lowered}
+        changes[FLAT_COUNTS] = [len(plan.kept.get(i, ())) for i in range(num_layers(architecture, part))]
     classic = classic_keys(part)
     changes |= classic
     single = {"per_layer_config": {str(i): values for i, values in sorted(of_layers.items())}} if of_layers else {}
     ours: dict[str, Any] = {"version": __version__, "source": plan.source, "plan_sha256": plan.sha256}
     if plan.family is not None:  # so that no command on the pruned checkpoint needs the file again
         ours[RECORDED] = to_builtins(plan.family)
-    gone = {"moeits"} if architecture.class_on_hub else {"auto_map", "moeits"}
+    gone = {"moeits", FLAT_COUNTS} | (set() if architecture.class_on_hub else {"auto_map"})
     whole, inner = ({key: value for key, value in each.items() if key not in gone} for each in (config, part))
     if apart:
         own, ours = architecture.with_part(whole, {**inner, **changes}), {**ours, **single}
