@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,11 @@ def test_the_entry_made_from_names_and_shapes_gives_every_tensor_the_role_it_has
         for layer in ours.layers.values():
             in_table = dict.fromkeys(layer.router, "router") | dict.fromkeys(layer.fused.values(), "expert")
             in_table |= {name: "expert" for tensors in layer.experts.values() for name in tensors.values()}
-            for name in Checkpoint.open(folder).tensors if found.entry else ():
+            for name in Checkpoint.open(folder).tensors:
                 role = next(role for pattern, role in told.items() if re.fullmatch(pattern, name))
-                if name in in_table:
+                if found.entry is None:
+                    assert role == "other", name
+                elif name in in_table:
                     assert role in (in_table[name], "unclear"), name
                 elif name.startswith(layer.within):
                     assert role not in ("expert", "router"), name
@@ -207,6 +210,42 @@ def test_names_of_strangers_reach_no_terminal_raw(tmp_path: Path) -> None:
     assert json.loads(as_json.stdout)["fits"]
 
 
+@pytest.mark.parametrize("model_type", ["m\N{GRINNING FACE}", "", "a.b", 'a"\\', "a\nb", "\x00\x7f\x9b", "[mine]", "true"])
+def test_an_entry_of_any_name_is_read_as_that_name(tmp_path: Path, model_type: str) -> None:
+    """tomllib is the oracle of how a name is written."""
+    toy = make_toy(tmp_path / "toy", "qwen2_moe")
+    odd = model_type.replace(".", "") + " é"
+    tensors = {name.replace("shared_expert.", f"{odd}."): value for name, value in read_tensors(toy).items()}
+    write_checkpoint(tmp_path / "mine", read_config(toy) | {"model_type": model_type}, tensors)
+    found = moeits.inspect(tmp_path / "mine", explain=True)
+    assert found.entry is not None
+    (heading, entry), *others = tomllib.loads(found.entry).items()
+    assert (heading, others) == (model_type, [])
+    assert any(f"{odd}." in prefix for prefix in entry["shared"])
+    assert not re.search(r"[^ -~\n]", found.entry)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "said"),
+    [
+        ("defaults", r"no entry can be headed \[defaults\]"),
+        ("refused", r"no entry can be headed \[refused\]"),
+        ("half \ud83d", r"a character that no TOML file can hold \(U\+D83D\)"),
+    ],
+)
+def test_of_a_name_that_no_table_can_hold_roles_are_told_and_no_entry(
+    tmp_path: Path, model_type: str, said: str
+) -> None:
+    toy = rewritten(make_toy(tmp_path / "toy", "qwen3_moe"), model_type=model_type)
+    found = moeits.inspect(toy, explain=True)
+    assert (found.entry, found.fits) == (None, False)
+    assert re.search(said, found.missing[0])
+    assert roles(found)["model.layers.{layer}.mlp.gate.weight"] == "router"
+    shown = CliRunner().invoke(cli.application(), ["inspect", str(toy), "--explain"])
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert "no description to start from" in shown.stdout
+
+
 def test_a_dense_model_has_no_entry(tmp_path: Path) -> None:
     config = {"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 4}
     write_checkpoint(tmp_path / "dense", config, {"model.layers.0.mlp.up_proj.weight": np.ones((8, 4), np.float32)})
@@ -220,3 +259,11 @@ def test_a_plan_is_not_explained(tmp_path: Path) -> None:
         moeits.inspect(tmp_path / "out" / "plan.json", explain=True)
     with pytest.raises(SettingError, match="--explain tells of no budget"):
         moeits.inspect(tmp_path / "out", explain=True, reduction=0.5)
+
+
+def test_a_description_beside_explain_is_refused_and_which_of_the_two_is_for_what_is_said(tmp_path: Path) -> None:
+    toy = rewritten(make_toy(tmp_path / "toy", "qwen3_moe"), model_type="mine")
+    (tmp_path / "mine.toml").write_text('[mine]\nlike = "qwen3_moe"')
+    with pytest.raises(SettingError, match=r"leave --architecture .*mine\.toml out\. Whether a checkpoint fits it"):
+        moeits.inspect(toy, explain=True, architecture=tmp_path / "mine.toml")
+    assert moeits.inspect(toy, architecture=tmp_path / "mine.toml").model_type == "mine"

@@ -107,6 +107,11 @@ def inspect(
         raise SettingError(f"{path} is a file of tensors. Give the folder of a checkpoint, or a plan (.json).")
     if explain and not (reduction is None and max_size is None):
         raise SettingError("--explain tells of no budget: leave --reduction and --max-size out, or ask without it.")
+    if explain and architecture is not None:
+        raise SettingError(
+            "--explain says what the names and shapes of tensors seem to mean, whatever a description says: leave "
+            f"--architecture {architecture} out. Whether a checkpoint fits it, moeits inspect says without --explain."
+        )
     if Path(path).is_file():
         if explain:
             raise SettingError(f"--explain is of a checkpoint, and {path} is a file. Give its folder, or a hub id.")

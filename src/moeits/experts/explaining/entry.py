@@ -7,15 +7,20 @@ from typing import Any
 
 from moeits.experts.explaining.layer_rules import group_rule, layer_rule
 from moeits.experts.explaining.patterns import NUMBER
-from moeits.experts.explaining.recognition import UNCLEAR, Patterns, Recognition
+from moeits.experts.explaining.recognition import UNCLEAR, Patterns, Recognition, Unclear
 from moeits.experts.explaining.weights import fused_of, projections_of
-from moeits.experts.families import own_entries
+from moeits.experts.families import RESERVED, own_entries
 
 
 def entry_of(
     model_type: str, config: Mapping[str, Any], found: Recognition, patterns: Patterns
 ) -> tuple[str, list[str]]:
-    """The text of an entry, with the keys that are not the defaults; and what is not certain in it."""
+    """The text of an entry, with the keys that are not the defaults; and what is not certain in it.
+
+    Raises Unclear where no table could hold it.
+    """
+    if model_type in RESERVED:
+        raise Unclear(f"no entry can be headed [{model_type}], which heads something else in every table")
     keys, doubts = _names(found, patterns)
     if found.part.path:
         keys["part"] = found.part.path
@@ -89,8 +94,19 @@ def _toml(value: Any) -> str:
         return "{ " + ", ".join(f"{_key(key)} = {_toml(of)}" for key, of in value.items()) + " }" if value else "{}"
     if isinstance(value, list):
         return "[" + ", ".join(map(_toml, value)) + "]"
-    # A text of JSON is one of TOML, but for a character that JSON lets stand.
-    return json.dumps(value, ensure_ascii=True).replace("\x7f", "\\u007f")
+    return _text(value) if isinstance(value, str) else json.dumps(value)
+
+
+def _text(value: str) -> str:
+    """In quotes, every character that is not plain as its number. Raises Unclear for half of a surrogate pair."""
+    if half := re.search("[\ud800-\udfff]", value):
+        raise Unclear(f"a name in it has a character that no TOML file can hold (U+{ord(half[0]):04X})")
+    return '"' + re.sub(r'["\\]|[^ -~]', lambda found: _escape(found[0]), value) + '"'
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\{character}" if character in '"\\' else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _key(name: str) -> str:
