@@ -6,8 +6,10 @@ import pytest
 import torch
 
 import moeits
+from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError
-from tests.packed import raw_tensors, write_packed
+from moeits.experts.layout import MoELayout
+from tests.packed import packed_copies, raw_tensors, write_packed
 from tests.toys import fuse, make_toy, read_config
 
 EXPERTS, KEEP = 6, 3
@@ -104,3 +106,26 @@ def test_a_scale_beside_a_single_fused_expert_is_its_own_whether_it_was_one_of_a
         assert torch.equal(after[name], value[list(kept)] if shape == (EXPERTS,) else value)
     found = moeits.inspect(tmp_path / "out")
     assert (found.parameters, found.nbytes) == (plan.summary["parameters_after"], plan.summary["bytes_after"])
+
+
+@pytest.mark.parametrize("experts", [EXPERTS, 2])
+@pytest.mark.parametrize("form", ["fp8", "mxfp4"])
+def test_fused_codes_are_cut_to_a_single_expert_that_weighs_and_means_what_it_did(
+    tmp_path: Path, form: str, experts: int
+) -> None:
+    """And it is read again: one of one expert is fused as one of many is."""
+    toy = make_toy(tmp_path / "toy", "gpt_oss", experts=experts, layers=2, intermediate_size=32)
+    folder, out = packed_copies(toy, tmp_path)[form], tmp_path / "out"
+    plan = moeits.simplify(folder, criterion="random", seed=1, experts_per_layer=1, min_experts=1, output=out)
+    before, after = Checkpoint.open(folder), Checkpoint.open(out)
+    layout, left = MoELayout.of(before), MoELayout.of(after)
+    for layer, (expert,) in plan.kept.items():
+        assert {after.tensors[name].shape[0] for name in left.layers[layer].fused.values()} == {1}
+        for projection in layout.architecture.projection_names:
+            ours, theirs = left.read(after, layer, 0, projection), layout.read(before, layer, expert, projection)
+            assert ours.tobytes() == theirs.tobytes()
+    found, whole = moeits.inspect(out), moeits.inspect(folder)
+    assert whole.routed_parameters is not None
+    assert found.routed_parameters == whole.routed_parameters // experts
+    assert (found.parameters, found.nbytes) == (plan.summary["parameters_after"], plan.summary["bytes_after"])
+    assert moeits.score(out).redundancy[0].shape == (1, 1)

@@ -280,6 +280,24 @@ def test_integers_that_two_schemes_fit_are_refused_with_both_widths() -> None:
         PackQuantized().size(parts, {"quantization_config": {"config_groups": groups}})
 
 
+def test_projections_of_one_expert_may_be_of_two_schemes(tmp_path: Path) -> None:
+    """Gate and up in 4 bits by groups, down in 8 bits by rows, as schemes by name (`targets`) make them."""
+    toy = make_toy(tmp_path / "toy", "qwen3_moe", layers=1, hidden_size=64, moe_intermediate_size=64)
+    four, eight = (QUANTIZERS[f"compressed-tensors {name}"] for name in ("int4", "int8 by rows, others int4"))
+    rng, packed, plain = np.random.default_rng(0), raw_tensors(toy), raw_tensors(toy)
+    for name in [name for name in packed if ".experts." in name]:
+        form = eight if "down_proj" in name else four
+        parts = form.write(rng, *packed.pop(name).shape)
+        packed |= {name.removesuffix(".weight") + part: value for part, value in parts.items()}
+        plain[name] = form.meant(parts).bfloat16()
+    ours = write_packed(tmp_path / "packed", read_config(toy) | {"quantization_config": eight.config}, packed)
+    theirs = write_packed(tmp_path / "plain", read_config(toy), plain)
+    assert np.array_equal(moeits.score(ours).redundancy[0], moeits.score(theirs).redundancy[0])
+    moeits.simplify(ours, experts_per_layer=3, output=tmp_path / "out")
+    of_both = [moeits.inspect(folder).parameters for folder in (ours, theirs)]
+    assert of_both[0] == of_both[1]
+
+
 @pytest.mark.parametrize("of", ["scales", "blocks"])
 def test_blocks_that_do_not_fit_their_scales_are_refused(tmp_path: Path, of: str) -> None:
     copies = packed_copies(make_toy(tmp_path / "toy", "gpt_oss", **TOYS["gpt_oss"]), tmp_path)
