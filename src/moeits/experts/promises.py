@@ -11,9 +11,9 @@ from moeits.experts.families import Architecture, reads_per_layer_config
 
 
 def per_layer_config(config: Mapping[str, Any]) -> Mapping[int, Mapping[str, Any]]:
-    """The settings in which single layers differ from the config, by transformers' own key and ours.
+    """What a config says of single layers, under transformers' own key and, over that, under ours.
 
-    Layer -> {key: value}. Raises CheckpointError.
+    Layer -> {key: value}; not only of experts. Raises CheckpointError.
     """
     of_layers = _of_layers(config.get("per_layer_config"))
     for layer, values in own_layers(config).items():
