@@ -4,12 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 import moeits
+from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CalibrationError, HealingError
+from moeits.experts.quantized import quantized_as
 from tests.evaluation_toys import make_speaking_toy
 from tests.healing_toys import texts, write_rows
+from tests.packed import raw_tensors, write_packed
 from tests.quantizers import quantized_copy
+from tests.toys import make_toy, read_config
 
 FORMS = ("compressed-tensors int4", "modelopt nvfp4", "gptq", "bitsandbytes")
 Verb = Callable[[Path, Path], object]
@@ -63,3 +68,26 @@ def test_new_weights_and_runs_are_refused_with_what_to_do_and_nothing_is_written
         verb(release, tmp_path)
     assert "--any-fingerprint" in str(error.value)
     assert not [path.name for path in tmp_path.iterdir() if path.name not in {"pruned", "rows.jsonl"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "said"),
+    [
+        ("model.layers.0.self_attn.bias_table", "int32", None),
+        ("model.layers.0.self_attn.mask", "uint8", None),
+        ("model.position_ids", "int16", None),
+        ("model.layers.0.self_attn.mask", "bool", None),
+        ("model.layers.0.self_attn.q_proj.weight", "int8", "I8"),
+        ("model.layers.0.self_attn.q_proj.qweight", "int32", "I32"),
+        ("model.layers.0.self_attn.q_proj.weight_packed", "int32", "I32"),
+        ("model.layers.0.mlp.experts.gate_up_proj_blocks", "uint8", "U8"),
+        ("model.layers.0.self_attn.mask", "float8_e4m3fn", "F8_E4M3"),
+    ],
+)
+def test_integers_make_a_model_a_quantized_one_where_they_are_named_as_weights(
+    tmp_path: Path, name: str, dtype: str, said: str | None
+) -> None:
+    toy = make_toy(tmp_path / "toy", "qwen3_moe")
+    more = {name: torch.ones(4, 4).to(getattr(torch, dtype))}
+    folder = write_packed(tmp_path / "more", read_config(toy), raw_tensors(toy) | more)
+    assert quantized_as(Checkpoint.open(folder)) == said
