@@ -60,6 +60,15 @@ def test_a_sample_that_is_neither_is_refused_in_one_sentence(text: str) -> None:
         NMI(sample=text)
 
 
+def test_a_sample_is_not_silently_left_out_of_account() -> None:
+    """What is exact cannot do what it was asked for; what estimates is what `for_model` gives."""
+    asked, weight = NMI(sample="1/8"), as_bfloat16(np.random.default_rng(0).standard_normal(SHAPE))
+    for encode in (lambda: asked.encode({"gate": weight}), lambda: asked.encode_weight(weight)):
+        with pytest.raises(SettingError, match=r"NMI compares all entries, and not 0\.125 of them: .* SampledNMI"):
+            encode()
+    assert asked.for_model(("gate",), "").encode({"gate": weight}).codes.size == weight.size // 8
+
+
 @pytest.mark.parametrize(("entries", "size"), [(1000, 1000), (1000, 333), (4096, 512), (7, 1)])
 def test_one_entry_of_each_block_is_sampled(entries: int, size: int) -> None:
     chosen = positions(entries, size, "gate", 0)

@@ -122,9 +122,16 @@ class NMI(PairSignal):
     def encode_weight(self, weight: np.ndarray) -> Codes:
         """Bin one float32, float16 or bfloat16 weight; the last two are widened to float32, never rounded.
 
-        Raises NonFiniteWeight on NaN or infinity, SettingError if its range is too narrow for its number of bins.
+        Raises NonFiniteWeight on NaN or infinity, SettingError if its range is too narrow for its number of bins, or if
+        a sample was asked for, which `SampledNMI` takes.
         """
         from moeits.signals.binning import bin_weight
+
+        if self.sample is not None and type(self) is NMI:
+            raise SettingError(
+                f"NMI compares all entries, and not {self.sample} of them: ask its for_model for the signal that does, "
+                "or make a SampledNMI."
+            )
 
         codes, counts = bin_weight(weight, self.bins)
         return Codes(codes=codes, counts=counts, entropy=_entropy(counts))
