@@ -210,7 +210,9 @@ def test_names_of_strangers_reach_no_terminal_raw(tmp_path: Path) -> None:
     assert json.loads(as_json.stdout)["fits"]
 
 
-@pytest.mark.parametrize("model_type", ["m\N{GRINNING FACE}", "", "a.b", 'a"\\', "a\nb", "\x00\x7f\x9b", "[mine]", "true"])
+@pytest.mark.parametrize(
+    "model_type", ["m\N{GRINNING FACE}", "", "a.b", 'a"\\', "a\nb", "\x00\x7f\x9b", "[mine]", "true"]
+)
 def test_an_entry_of_any_name_is_read_as_that_name(tmp_path: Path, model_type: str) -> None:
     """tomllib is the oracle of how a name is written."""
     toy = make_toy(tmp_path / "toy", "qwen2_moe")

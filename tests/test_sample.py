@@ -144,7 +144,7 @@ def test_bilinear_forms_equal_the_sum_over_all_cells() -> None:
     left, right = (grid.spread(each, np.ones(each.size)) for each in (a, b))
     for function in (Cells.excess, Cells.spread("ff"), Cells.squares):
         whole = left @ grid.of_cells(function, -log(n)) @ right
-        assert whole == pytest.approx(function(means).sum(), rel=1e-4)
+        assert whole == pytest.approx(function(means).sum(), rel=1e-5)
 
 
 @pytest.mark.parametrize("bins", [3, 40, 400])

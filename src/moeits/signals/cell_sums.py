@@ -13,7 +13,7 @@ import numpy as np
 
 from moeits.signals.compiling import compiled
 
-# Points on the range of ln n; 1e-6 of a floor is lost (tests/test_cell_sums.py).
+# Points on the range of ln n; less than 1e-5 of a sum is lost (tests/test_sample.py).
 POINTS = 48
 
 _LEAST, _LARGE, _STEP = -40.0, log(300.0), 0.02
