@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import moeits
+from moeits.choosing.criteria import CRITERIA
 from moeits.criteria_file import CriteriaRow, shown_rows
 from moeits.errors import BudgetOutOfReach, CalibrationError, EvaluationError, SettingError
 from moeits.trials.settings import Contest
@@ -166,6 +167,9 @@ def test_seeds_of_a_random_choice_are_shown_as_their_mean_with_the_least_and_the
 
 def test_criteria_are_named_once_each_and_random_ones_by_their_seeds() -> None:
     assert Contest(criteria="reap, random:2,reap,random").entrants == (("reap", None), ("random", 0), ("random", 1))
+    everyone = dict.fromkeys(name for name, _ in Contest(criteria="all").entrants)
+    assert set(everyone) == {criterion.name for criterion in CRITERIA} - {"order"}
+    assert Contest(criteria="all,random:9").entrants[-1] == ("random", 8)
 
 
 @pytest.mark.parametrize(

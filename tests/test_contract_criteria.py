@@ -11,7 +11,7 @@ from moeits.choosing.criteria.of_experts import ByExpertSignal
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import EvidenceError, MoeitsError, SettingError
 from moeits.evidence import Evidence
-from moeits.signals import EXPERT_SIGNALS, ExpertSignal
+from moeits.signals import EXPERT_SIGNALS, PAIR_SIGNALS, ExpertSignal
 from moeits.stages.plan import plan
 from tests.toys import random_redundancy, toy_evidence
 
@@ -37,7 +37,7 @@ def calibrated(known: Evidence, rng: np.random.Generator) -> Evidence:
     ranks = {layer: rng.permutation(facts.num_experts).astype(float) for layer, facts in known.layers.items()}
     signals = dict.fromkeys(names, ranks) | {signal.name: ranks for signal in EXPERT_SIGNALS}
     pairs = {layer: random_redundancy(rng, facts.num_experts) for layer, facts in known.layers.items()}
-    return replace(known, signals={**signals, "router-cosine": pairs})
+    return replace(known, signals={**signals, **dict.fromkeys((signal.name for signal in PAIR_SIGNALS), pairs)})
 
 
 def test_names_are_unique_and_found_by_name() -> None:

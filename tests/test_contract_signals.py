@@ -314,8 +314,11 @@ def test_what_an_expert_signal_cannot_compute_with_is_refused(expert_signal: Exp
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"estimator": "nmj"}, "--estimator nmj is not one of nmi, router-cosine. Did you mean 'nmi'?"),
-        ({"estimator": "aimer"}, "--estimator aimer is not one of nmi, router-cosine."),
+        (
+            {"estimator": "nmj"},
+            "--estimator nmj is not one of nmi, router-cosine, correlation, aligned. Did you mean 'nmi'?",
+        ),
+        ({"estimator": "aimer"}, "--estimator aimer is not one of nmi, router-cosine, correlation, aligned."),
         ({"signals": "aimer,waight-norm"}, "--signals waight-norm is not one of .* Did you mean 'weight-norm'?"),
         ({"estimator": "router-cosine", "bins": 8}, "--estimator router-cosine has no setting bins .*leave --bins out"),
         ({"signals": "aimer", "router_norm": "l1"}, "--signals aimer has no setting router_norm .*--router-norm out"),

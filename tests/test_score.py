@@ -613,7 +613,10 @@ def test_the_number_of_bins_can_be_fixed(toy: Path) -> None:
         ({"threads": 0}, "--threads 0 is out of range"),
         ({"memory": "much"}, "--memory much is not a size"),
         ({"bins": 0}, "--bins 0 is out of range"),
-        ({"estimator": "nmj"}, "--estimator nmj is not one of nmi, router-cosine. Did you mean 'nmi'?"),
+        (
+            {"estimator": "nmj"},
+            "--estimator nmj is not one of nmi, router-cosine, correlation, aligned. Did you mean 'nmi'?",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_sentences(toy: Path, arguments: dict[str, Any], sentence: str) -> None:

@@ -138,12 +138,14 @@ def pairwise(compare: Callable[[Any, Any], float], rows: Sequence[Any], columns:
 
 
 from moeits.signals.aimer import Aimer  # noqa: E402
+from moeits.signals.aligned import Aligned  # noqa: E402
+from moeits.signals.correlation import Correlation  # noqa: E402
 from moeits.signals.nmi import NMI  # noqa: E402
 from moeits.signals.router_cosine import RouterCosine  # noqa: E402
 from moeits.signals.router_norm import RouterNorm  # noqa: E402
 from moeits.signals.weight_norm import WeightNorm  # noqa: E402
 
-PAIR_SIGNALS: tuple[type[PairSignal], ...] = (NMI, RouterCosine)
+PAIR_SIGNALS: tuple[type[PairSignal], ...] = (NMI, RouterCosine, Correlation, Aligned)
 EXPERT_SIGNALS: tuple[type[ExpertSignal], ...] = (Aimer, WeightNorm, RouterNorm)
 
 SIGNALS: tuple[type[PairSignal] | type[ExpertSignal], ...] = (*PAIR_SIGNALS, *EXPERT_SIGNALS)

@@ -79,6 +79,11 @@ _REFIT = ("no", "yes", "both")
 _MOST_SEEDS = 1000
 
 
+def _all() -> list[str]:
+    """As `--criteria` has them; `order` is another tool's answer, and has to be given."""
+    return [f"{each.name}:8" if each.needs_seed else each.name for each in CRITERIA if each.name != "order"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contest:
     """Which criteria are compared at which size, and how each is judged."""
@@ -86,7 +91,7 @@ class Contest:
     keep: str = setting("0.5", help="Share of the experts that each layer keeps: 0.5 or 50%.", panel=WHAT)
     criteria: str = setting(
         "moeits,chance-corrected,random:8,reap,reconstruction",
-        help="Criteria to compare, separated by commas; random:8 is random with 8 seeds.",
+        help="Criteria to compare, separated by commas, or all; random:8 is random with 8 seeds.",
         panel=WHAT,
         metavar="NAME,NAME",
     )
@@ -119,9 +124,13 @@ class Contest:
 
     @property
     def entrants(self) -> tuple[tuple[str, int | None], ...]:
-        """Criterion and seed, in the order asked for; a seed only where the choice is random. Raises SettingError."""
+        """Criterion and seed, in the order asked for; a seed only where the choice is random. Raises SettingError.
+
+        "all" is every criterion that a model answers by itself, and random choices of eight seeds.
+        """
         found: list[tuple[str, int | None]] = []
-        for item in filter(None, map(str.strip, self.criteria.split(","))):
+        asked = [name for name in map(str.strip, self.criteria.split(",")) if name]
+        for item in [each for name in asked for each in (_all() if name == "all" else [name])]:
             name, _, seeds = item.partition(":")
             if not criterion_named(name).needs_seed:
                 if seeds:

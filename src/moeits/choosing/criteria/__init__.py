@@ -45,7 +45,9 @@ class Criterion(Protocol):
 
 from moeits.choosing.criteria import (  # noqa: E402
     aimer,
+    aligned,
     chance_corrected,
+    correlation,
     ean_mean,
     ean_sum,
     frequency,
@@ -75,6 +77,8 @@ CRITERIA: tuple[Criterion, ...] = (
     weight_norm.CRITERION,
     router_norm.CRITERION,
     router_cosine.CRITERION,
+    correlation.CRITERION,
+    aligned.CRITERION,
 )
 
 
