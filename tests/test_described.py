@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,11 @@ import torch
 
 import moeits
 from moeits.command_line.app import COMMANDS, stage_of
-from moeits.errors import CheckpointError, FamilyError, UnknownArchitecture
+from moeits.errors import BudgetOutOfReach, CheckpointError, FamilyError, PlanError, SettingError, UnknownArchitecture
 from moeits.experts.described import read_described
 from tests.healing_toys import write_rows, write_tokenizer
 from tests.masked import TOLERANCE, logits, routers_masked
-from tests.toys import make_toy, read_config, read_tensors
+from tests.toys import make_toy, read_config, read_tensors, write_checkpoint
 from tests.unknown import forget
 
 TOKENS = torch.arange(2, 26).view(2, 12)
@@ -176,6 +178,118 @@ def test_a_description_that_does_not_do_is_a_sentence_before_any_work(tmp_path: 
             stage(toy, output=tmp_path / "out", architecture=mine, **arguments)
         assert "\n" not in str(error.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.toml", "toy"]
+
+
+def as_mine(toy: Path, **changes: Any) -> Path:
+    """A toy of a type that nobody knows."""
+    (toy / "config.json").write_text(json.dumps(read_config(toy) | {"model_type": "mine"} | changes))
+    return toy
+
+
+@pytest.mark.parametrize("more", [1, 5])
+def test_more_rows_of_a_router_than_experts_and_explained_others_are_a_sentence(tmp_path: Path, more: int) -> None:
+    toy = make_toy(tmp_path / "toy", "qwen3_moe")
+    tensors = {
+        name: np.concatenate([value, value[: 1 + more]]) if name.endswith("mlp.gate.weight") else value
+        for name, value in read_tensors(toy).items()
+    }
+    wide = write_checkpoint(tmp_path / "wide", read_config(toy) | {"model_type": "mine"}, tensors)
+    mine = described(tmp_path, '[mine]\nlike = "qwen3_moe"\nextra_rows = { "gate.weight" = 1 }')
+    said = f"gate.weight has {7 + more} entries, but layer 0 has 6 experts and 1 entries for others by config.json"
+    for stage in (moeits.inspect, moeits.score):
+        with pytest.raises(CheckpointError, match=said):
+            stage(wide, architecture=mine)
+    plain = described(tmp_path, '[mine]\nlike = "qwen3_moe"')
+    with pytest.raises(CheckpointError, match=rf"gate.weight has shape \[{7 + more}, 32\], but layer 0 has 6 experts"):
+        moeits.score(wide, architecture=plain)
+
+
+def two_parts(folder: Path) -> Path:
+    """A wrapper of two models with experts, which number their layers alike."""
+    toy = make_toy(folder / "toy", "qwen3_moe")
+    config, tensors = read_config(toy), read_tensors(toy)
+    both = {name.replace("model.", part, 1): value for part in ("one.", "two.") for name, value in tensors.items()}
+    return write_checkpoint(folder / "both", {"model_type": "mine", "text_config": config, "ear_config": config}, both)
+
+
+def test_of_a_wrapper_with_two_moe_parts_the_described_one_is_pruned_and_the_other_is_copied(tmp_path: Path) -> None:
+    both = two_parts(tmp_path)
+    mine = described(tmp_path, '[mine]\nlike = "qwen3_moe"\npart = "text_config"\nprefixes = ["one."]')
+    plan = moeits.simplify(both, experts_per_layer=4, output=tmp_path / "out", architecture=mine)
+    before, after = read_tensors(both), read_tensors(tmp_path / "out")
+    beside = {name for name in before if name.startswith("two.")}
+    assert beside == {name for name in after if name.startswith("two.")}
+    assert all(after[name].tobytes() == before[name].tobytes() for name in beside)
+    assert len(after["one.layers.0.mlp.gate.weight"]) == len(plan.kept[0]) == 4
+    config = read_config(tmp_path / "out")
+    assert (config["text_config"]["num_experts"], config["ear_config"]["num_experts"]) == (4, 6)
+
+
+def test_two_moe_parts_under_one_description_are_a_sentence(tmp_path: Path) -> None:
+    both = two_parts(tmp_path)
+    mine = described(tmp_path, '[mine]\nlike = "qwen3_moe"\npart = "text_config"\nprefixes = ["one.", "two."]')
+    with pytest.raises(CheckpointError, match=r"under one\.layers\.0\.mlp and another under two\.layers\.0\.mlp, and"):
+        moeits.simplify(both, experts_per_layer=4, output=tmp_path / "out", architecture=mine)
+    assert not (tmp_path / "out").exists()
+
+
+GROUPED = """
+[mine]
+like = "deepseek_v3"
+layers = {}
+groups.number = { key = "n_group" }
+groups.chosen = { key = "topk_group" }
+"""
+
+
+def test_counts_that_break_the_groups_of_a_description_are_a_sentence(tmp_path: Path) -> None:
+    mine = described(tmp_path, GROUPED)
+    toy = as_mine(make_toy(tmp_path / "toy", "deepseek_v3", first_k_dense_replace=0), n_group=4, topk_group=2)
+    with pytest.raises(CheckpointError, match="puts 6 experts into 4 groups, which cannot be of equal size"):
+        moeits.score(toy, architecture=mine)
+    as_mine(toy, n_group=2, topk_group=1)
+    with pytest.raises(BudgetOutOfReach, match="--experts-per-layer 5"):
+        moeits.simplify(toy, experts_per_layer=5, output=tmp_path / "out", architecture=mine)
+    plan = moeits.plan(moeits.score(toy, architecture=mine), experts_per_layer=4)
+    uneven = replace(plan, kept={**plan.kept, 0: (0, 1, 2, 3)}, order={})
+    with pytest.raises(PlanError, match="group"):
+        moeits.prune(toy, plan=uneven, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("groups.number = { key = 'a', absnt = 1 }\ngroups.chosen = { key = 'b' }", "`absnt` - at `$.groups.number`"),
+        ("layers.every = { key = 'a', offset = { key = 'b', nul = 0 } }", "`nul` - at `$.layers.every.offset`"),
+        (
+            "layers.kinds = [{ key = 'a', with_experts = ['b'], without = ['c'] }]",
+            "`without` - at `$.layers.kinds[0]`",
+        ),
+        ("layers.but = { key = 'a', absnt = [1] }", "`absnt` - at `$.layers.but`"),
+        ("extra_rows.'gate.weight' = { ky = 'a', key = 'b' }", "`ky` - at `$.extra_rows"),
+    ],
+)
+def test_an_unknown_key_within_a_key_is_named_with_its_place(tmp_path: Path, keys: str, said: str) -> None:
+    mine = described(tmp_path, f"[mine]\n{keys}")
+    with pytest.raises(FamilyError, match="object contains unknown field " + re.escape(said)):
+        moeits.score(as_mine(make_toy(tmp_path / "toy", "qwen3_moe")), architecture=mine)
+
+
+def test_a_described_class_of_the_hub_has_no_unequal_layers(tmp_path: Path) -> None:
+    """Its code reads one number of experts."""
+    toy = as_mine(make_toy(tmp_path / "toy", "qwen3_moe"))
+    mine = described(tmp_path, '[mine]\nlike = "qwen3_moe"\nclass_on_hub = true')
+    plan = moeits.plan(moeits.score(toy, architecture=mine), experts_per_layer=4)
+    uneven = replace(plan, kept={**plan.kept, 0: (0, 1, 2)}, order={})
+    needs = "A uniform layout needs the order of removal, but the experts kept in layer 0 do not follow"
+    with pytest.raises(PlanError, match=needs):
+        moeits.prune(toy, plan=uneven, output=tmp_path / "out")
+    with pytest.raises(SettingError, match="--layout per-layer needs a class of transformers"):
+        moeits.prune(toy, plan=uneven, output=tmp_path / "out", layout="per-layer")
+    assert not (tmp_path / "out").exists()
+    done = moeits.simplify(toy, tau=0.5, output=tmp_path / "even", architecture=mine)
+    assert len({*done.counts.values()}) == 1
 
 
 @pytest.mark.parametrize(

@@ -43,14 +43,7 @@ def block_tensors(
 
     `extra`: entries of the router's tensors that are not of a routed expert, by name in the architecture.
     """
-    block = block_name(architecture, index, tensors)
-    if block is None:
-        check_router_is_whole(architecture, index, tensors)
-        raise CheckpointError(
-            f"Layer {index} should be a MoE layer by config.json, but there is no "
-            f"{architecture.blocks[0].format(layer=index)}.{architecture.router[0]}. The checkpoint is incomplete, or "
-            "its config.json is of another one."
-        )
+    block = _only_block(architecture, index, tensors)
     within = tuple(block + part for part in architecture.within)
     inside = [name.removeprefix(block) for name in tensors if name.startswith(within)]
     weight, *others = architecture.router
@@ -74,9 +67,32 @@ def block_tensors(
 
 def block_name(architecture: Architecture, index: int, tensors: Mapping[str, TensorInfo]) -> str | None:
     """The MoE block of a layer: the name under which its router is found, if it is."""
-    blocks = (block.format(layer=index) + "." for block in architecture.blocks)
+    return next(iter(_block_names(architecture, index, tensors)), None)
+
+
+def _only_block(architecture: Architecture, index: int, tensors: Mapping[str, TensorInfo]) -> str:
+    """The MoE block of a layer with experts. Raises CheckpointError if there is none, or a second one."""
+    found = _block_names(architecture, index, tensors)
+    if len(found) > 1:
+        one, other = (name.removesuffix(".") for name in found[:2])
+        raise CheckpointError(
+            f"Layer {index} has a MoE block under {one} and another under {other}, and config.json counts the experts "
+            f"of one: the description of {architecture.model_type} should name the blocks of one model only."
+        )
+    if not found:
+        check_router_is_whole(architecture, index, tensors)
+        raise CheckpointError(
+            f"Layer {index} should be a MoE layer by config.json, but there is no "
+            f"{architecture.blocks[0].format(layer=index)}.{architecture.router[0]}. The checkpoint is incomplete, or "
+            "its config.json is of another one."
+        )
+    return found[0]
+
+
+def _block_names(architecture: Architecture, index: int, tensors: Mapping[str, TensorInfo]) -> list[str]:
+    blocks = dict.fromkeys(block.format(layer=index) + "." for block in architecture.blocks)
     weights = [name for name in (architecture.router[0], architecture.router_in_memory) if name]
-    return next((block for block in blocks if any(block + name in tensors for name in weights)), None)
+    return [block for block in blocks if any(block + name in tensors for name in weights)]
 
 
 def belongs_to(name: str, own: str) -> bool:
