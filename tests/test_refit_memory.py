@@ -9,14 +9,26 @@ import pytest
 import torch
 
 import moeits
+from moeits.calibration.layered import LayeredModel
+from moeits.calibration.settings import Machine, StageResources, Tokens
 from moeits.checkpoint.reading import Checkpoint
-from moeits.errors import CalibrationError
+from moeits.errors import CalibrationError, MoeitsError
 from moeits.experts.layout import MoELayout
 from moeits.modeling_moeits import decoder_layers
-from moeits.refitting import memory
+from moeits.refitting import memory, requirements
 from moeits.refitting.down_tensors import down_shape
 from moeits.refitting.memory import held_bytes, least_bytes
-from tests.toys import MODEL_TYPES, fuse, make_toy
+from moeits.signals.settings import Resources
+from moeits.sizes import parse_size
+from tests.test_contract_wrappers import NOT_BY_LAYERS
+from tests.toys import MODEL_TYPES, ONE_BY_ONE, fuse, make_toy, of_each_kind
+from tests.wrappers import LIKE_THEIR_TEXT_MODEL, WRAPPERS, make_wrapper
+
+RUN_BY_LAYERS = [
+    pytest.param(family, marks=[pytest.mark.every_family] if family in LIKE_THEIR_TEXT_MODEL else [])
+    for family in WRAPPERS
+    if family not in NOT_BY_LAYERS
+]
 
 EXPERTS, WIDTH, HIDDEN, TOKENS, OTHERS = 8, 512, 64, 4096, 512
 ROOM = 8 << 20
@@ -106,15 +118,71 @@ def test_the_weights_that_are_run_are_counted(family: str, tmp_path: Path) -> No
     assert held_bytes(checkpoint, 1000, refit=True) > 1000 + 2 * counted
 
 
+@pytest.mark.parametrize("family", RUN_BY_LAYERS)
+def test_of_several_models_in_one_no_less_is_counted_than_text_goes_through(family: str, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(make_wrapper(tmp_path / "toy", family))
+    assert down_shapes_are_as_read(checkpoint)
+    model, layers = LayeredModel(checkpoint), []
+    for i in range(len(model)):
+        with model.layer(i) as live:
+            layers.append(bytes_of(live.module))
+    filled = {value.data_ptr(): value.nbytes for value in model.model.parameters() if not value.is_meta}
+    assert sum(filled.values()) + max(layers) <= held_bytes(checkpoint, 0, refit=False)
+
+
+def down_shapes_are_as_read(checkpoint: Checkpoint) -> bool:
+    layout = MoELayout.of(checkpoint)
+    return bool(layout.layers) and all(
+        down_shape(checkpoint, layout, layer, 0) == layout.read(checkpoint, layer, 0, "down").shape
+        for layer in layout.layers
+    )
+
+
 @pytest.mark.parametrize("family", MODEL_TYPES)
 def test_a_down_projection_leads_back_to_the_residual_stream_however_experts_are_stacked(
     family: str, tmp_path: Path
 ) -> None:
-    checkpoint = Checkpoint.open(make_toy(tmp_path / "toy", family))
-    layout = MoELayout.of(checkpoint)
-    for layer in layout.layers:
-        down = layout.read(checkpoint, layer, 0, "down")
-        assert down_shape(checkpoint, layout, layer, 0) == down.shape
+    assert down_shapes_are_as_read(Checkpoint.open(make_toy(tmp_path / "toy", family)))
+
+
+@pytest.mark.parametrize("family", of_each_kind(ONE_BY_ONE))
+def test_so_does_one_of_experts_that_were_fused_in_memory(family: str, tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "toy", family)
+    assert down_shapes_are_as_read(Checkpoint.open(fuse(toy, tmp_path / "fused")))
+
+
+REFITTING = {
+    "simplify": {"reduction": 0.5, "criterion": "random", "refit": True},
+    "forecast": {"reductions": "0.5"},
+    "compare_criteria": {"criteria": "random"},
+}
+
+
+@pytest.mark.parametrize("verb", [*REFITTING, "refit"])
+def test_every_verb_that_refits_says_the_same_before_any_token_is_made(
+    verb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = make_toy(tmp_path / "toy", "mixtral")
+    model, asked = toy, {**REFITTING.get(verb, {}), "output": tmp_path / "out"}
+    if verb == "refit":
+        model, asked = tmp_path / "pruned", {**asked, "parent": toy}
+        moeits.simplify(toy, output=model, experts_per_layer=3)
+    monkeypatch.setattr(memory, "_NOT_COUNTED", 0)
+    for few, said in (({"memory": "1MiB"}, "--memory 1.0 MiB is too little"), ({"memory": "nothing"}, "--memory")):
+        with pytest.raises(MoeitsError, match=f"^{said}"):
+            getattr(moeits, verb)(model, tokens=1024, **few, **asked)
+    monkeypatch.setattr(requirements, "TOKENS_OF_AN_EXPERT", 1000)
+    with pytest.raises(CalibrationError, match=r"^1024 tokens are too few for a fit: give --tokens \d+ or more\."):
+        getattr(moeits, verb)(model, tokens=1024, **asked)
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_what_is_given_by_default_fits_an_expert_of_mixtral_as_it_is_and_is_the_same_for_every_verb() -> None:
+    given = StageResources()
+    assert (given.scoring, given.watching) == (Resources(), Machine())
+    assert 2 * least_bytes(14336, 4096, Tokens().tokens) <= parse_size(given.watching.memory, "--memory")
+    given = StageResources(memory="3GiB", threads=2)
+    assert (given.scoring, given.watching) == (Resources(memory="3GiB", threads=2), Machine(memory="3GiB"))
 
 
 @pytest.mark.parametrize("fused", [False, True])

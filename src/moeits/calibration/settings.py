@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from moeits.errors import SettingError
-from moeits.settings import EXPERT, OUTPUT, WHAT, setting
+from moeits.settings import EXPERT, OUTPUT, WHAT, same_as, setting
+from moeits.signals.settings import Resources
 from moeits.weighing import source_and_weight
 
 BUNDLED = "bundled"
@@ -66,6 +67,33 @@ class Machine:
         metavar="SIZE",
     )
     device: str | None = setting(None, help="cpu, cuda:0, ...", panel=EXPERT, shown_default="the first accelerator")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResources:
+    """What the stages of a line may take: what scores as `score`, what runs layers as `calibrate` and `refit`."""
+
+    threads: int | None = same_as(Resources, "threads")
+    memory: str | int | None = same_as(
+        Resources,
+        "memory",
+        default=None,
+        help="Bound on the weights held at once by a scoring; where layers are run, on what grows with the tokens.",
+        shown_default=f"{Resources.memory} for a scoring, {Machine.memory} where layers are run",
+    )
+
+    def __post_init__(self) -> None:
+        _ = self.scoring
+
+    @property
+    def scoring(self) -> Resources:
+        """Of the scoring."""
+        return Resources(threads=self.threads, **({} if self.memory is None else {"memory": self.memory}))
+
+    @property
+    def watching(self) -> Machine:
+        """Of a pass over the layers."""
+        return Machine() if self.memory is None else Machine(memory=self.memory)
 
 
 @dataclass(frozen=True, kw_only=True)

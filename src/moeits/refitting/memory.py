@@ -57,7 +57,7 @@ def held_bytes(checkpoint: Checkpoint, most_bytes: int, *, refit: bool) -> int:
     """About what is there while a checkpoint is calibrated layer by layer, or what is left of it is refitted.
 
     In float32: what is in no layer and the largest layer, of one model or of two, and the fitted down projections of
-    that layer; and `--memory`.
+    that layer; and `--memory`. Of several models in one that is more than what text goes through.
     """
     layers = by_layer(architecture_of(checkpoint.config), checkpoint.tensors)
     each = [sum(info.parameters for info in tensors.values()) for tensors in layers.values()]

@@ -1,4 +1,4 @@
-"""What a refit asks of its checkpoints and of its tokens."""
+"""What a refit asks of its checkpoints, of its tokens and of the memory."""
 
 from moeits.checkpoint.opening import Verifying
 from moeits.checkpoint.parts import REFIT_NAME
@@ -10,6 +10,8 @@ from moeits.experts.families import check_stock_class
 from moeits.experts.layout import MoELayout
 from moeits.experts.quantized import BF16_COPY, quantized_as
 from moeits.progress import Progress
+from moeits.refitting.memory import check_memory
+from moeits.sizes import parse_size
 from moeits.surgery.as_pruned import check_as_pruned
 from moeits.surgery.history import History
 
@@ -43,6 +45,16 @@ def check_pair(pruned: Checkpoint, parent: Checkpoint, verifying: Verifying, pro
     check_as_pruned(pruned, parent, plan, full=verifying.reads_all(pruned), progress=progress)
 
 
+def check_can_be_fitted(checkpoint: Checkpoint, tokens: int, memory: str | int) -> None:
+    """Its weights can be fitted on so many tokens within `--memory`: all that headers tell, before any token is made.
+
+    Raises CalibrationError, with what would do.
+    """
+    check_floats(checkpoint)
+    _check_enough(tokens, MoELayout.of(checkpoint))
+    check_memory(checkpoint, tokens, parse_size(memory, "--memory"))
+
+
 def check_floats(checkpoint: Checkpoint) -> None:
     """Its weights are numbers that can be fitted. Raises CalibrationError."""
     check_stock_class(checkpoint.config, checkpoint.source)
@@ -53,7 +65,7 @@ def check_floats(checkpoint: Checkpoint) -> None:
         )
 
 
-def check_enough(tokens: int, layout: MoELayout) -> None:
+def _check_enough(tokens: int, layout: MoELayout) -> None:
     """An expert is sent four tokens on average at the least. Raises CalibrationError."""
     need_most = max(TOKENS_OF_AN_EXPERT * moe.num_experts // moe.top_k for moe in layout.layers.values())
     if tokens < need_most:

@@ -105,12 +105,12 @@ def _own_settings(signal: type[Any]) -> set[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a scoring may take, or `simplify`; what comes out does not depend on it."""
+    """What a scoring may take; what comes out does not depend on it."""
 
     threads: int | None = setting(None, help="Threads of the scoring.", panel=SCORING, shown_default="all cores")
     memory: str | int = setting(
         "2GiB",
-        help="Bound on the weights held at once, encoded and as they are read; of activations alike.",
+        help="Bound on the weights held at once, encoded and as they are read.",
         panel=SCORING,
         metavar="SIZE",
     )

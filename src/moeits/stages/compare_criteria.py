@@ -17,7 +17,7 @@ from moeits.experts.layout import MoELayout
 from moeits.finished import workplace
 from moeits.measurement.ledger import Ledger
 from moeits.progress import Progress, silent
-from moeits.refitting.requirements import check_enough, check_floats
+from moeits.refitting.requirements import check_can_be_fitted
 from moeits.refitting.settings import Fitting
 from moeits.settings import with_settings
 from moeits.stages.plan import plan
@@ -66,7 +66,7 @@ def compare_criteria(
     """
     run = CriteriaFolder(Path(output))
     checkpoint = source.open(model, check=architecture_of)
-    _check(checkpoint, contest, texts)
+    _check(checkpoint, contest, texts, machine)
     like = _size(checkpoint, contest)
     run.check_source(checkpoint.folder)
     with workplace(run.path, progress=progress):  # one run at a time
@@ -94,12 +94,11 @@ def compare_criteria(
         return made
 
 
-def _check(checkpoint: Checkpoint, contest: Contest, texts: Tokens) -> None:
+def _check(checkpoint: Checkpoint, contest: Contest, texts: Tokens, machine: Machine) -> None:
     """What can be known to be wrong before anything is scored. Raises what the stages raise."""
     check_points(contest.points, checkpoint)
     if contest.refit != "no":
-        check_floats(checkpoint)
-        check_enough(texts.tokens, MoELayout.of(checkpoint))
+        check_can_be_fitted(checkpoint, texts.tokens, machine.memory)
     if contest.refit != "no" or any(watches(criterion) for criterion, _ in contest.entrants):
         from moeits.calibration.texts import check_texts
 

@@ -19,13 +19,11 @@ from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output, write_whole
 from moeits.finished import FinishedParts, Workplace, workplace
 from moeits.progress import Progress, silent
-from moeits.refitting.memory import check_memory
-from moeits.refitting.requirements import check_enough, check_floats
+from moeits.refitting.requirements import check_can_be_fitted
 from moeits.refitting.settings import Fitting
 from moeits.runtime import checked_device
 from moeits.settings import with_settings
 from moeits.signals.settings import Resources, Scoring
-from moeits.sizes import parse_size
 from moeits.stages.calibrate import SELECTION, calibrated
 from moeits.stages.plan import plan
 from moeits.stages.score import scored
@@ -84,16 +82,13 @@ def forecast(
     checkpoint = source.open(model, check=architecture_of)
     if output is not None:
         check_file_output(output := Path(output), inputs=[checkpoint.folder])
-    moe = MoELayout.of(checkpoint)
-    check_floats(checkpoint)
-    _check_within_reach(Inventory.of(checkpoint, moe), sizes)
+    check_can_be_fitted(checkpoint, texts.tokens, machine.memory)
+    _check_within_reach(Inventory.of(checkpoint, MoELayout.of(checkpoint)), sizes)
     from moeits.calibration.texts import judged_on, windows_of
 
     watched = windows_of(checkpoint, texts, progress)
     judge = sizes.judge_of(texts.sources())
     windows = watched if judge is None else judged_on(judge, watched, checkpoint, texts)
-    check_enough(windows.fit.size, moe)
-    check_memory(checkpoint, windows.fit.size, parse_size(machine.memory, "--memory"))
     settings = {"criterion": sizes.criterion, **asdict(fitting)}
     made_with = {"fingerprint": checkpoint.fingerprint, "data": windows.facts, **settings, "moeits": __version__}
     with workplace(output, fresh=fresh, progress=progress) as place:

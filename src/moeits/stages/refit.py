@@ -19,8 +19,7 @@ from moeits.progress import Progress, silent
 from moeits.refitting.all_layers import fit_all
 from moeits.refitting.files import FittedLayers
 from moeits.refitting.judgement import judged
-from moeits.refitting.memory import check_memory
-from moeits.refitting.requirements import check_enough, check_pair
+from moeits.refitting.requirements import check_can_be_fitted, check_pair
 from moeits.refitting.settings import Fitting
 from moeits.runtime import checked_device
 from moeits.settings import with_settings
@@ -96,6 +95,7 @@ def refit(
     check_output(output, sources=[pruned.folder, whole.folder], overwrite=overwrite)
     with workplace(output, fresh=fresh, progress=progress) as place:
         check_pair(pruned, whole, verifying, progress)
+        check_can_be_fitted(pruned, texts.tokens, machine.memory)
         from moeits.calibration.texts import windows_of
 
         windows = windows_of(whole, texts, progress)
@@ -116,9 +116,7 @@ def refitted(
 ) -> Refitting:
     """A refit of checkpoints that are a pair, on tokens that are at hand; finished layers are kept in `place`."""
     layout = MoELayout.of(pruned)
-    check_enough(windows.fit.size, layout)
     most_bytes, device = parse_size(machine.memory, "--memory"), checked_device(machine.device)
-    check_memory(pruned, windows.fit.size, most_bytes)
     finished = place.parts(
         stage="refit",
         fingerprint=pruned.fingerprint,

@@ -6,7 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from moeits.calibration.settings import Machine, Tokens, Watching
+from moeits.calibration.settings import StageResources, Tokens, Watching
 from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.replaceable import remove_checkpoint
@@ -25,12 +25,12 @@ from moeits.experts.layout import MoELayout
 from moeits.finished import Workplace, workplace
 from moeits.left_over import beside, check_room_for_healing, check_room_for_refit, is_left_over
 from moeits.progress import Progress, silent
-from moeits.refitting.memory import check_memory, held_bytes
-from moeits.refitting.requirements import check_enough, check_floats, check_pair
+from moeits.refitting.memory import held_bytes
+from moeits.refitting.requirements import check_can_be_fitted, check_pair
 from moeits.refitting.settings import Fitting
 from moeits.scoring.rehearsal import Rehearsal, rehearse
 from moeits.settings import with_settings
-from moeits.signals.settings import Resources, Scoring
+from moeits.signals.settings import Scoring
 from moeits.sizes import format_size, parse_size
 from moeits.stages.calibrate import SELECTION, calibrated, check_runs
 from moeits.stages.heal import check_healing
@@ -52,7 +52,7 @@ def simplify(
     budget: Budget,
     choice: Choice,
     scoring: Scoring,
-    resources: Resources,
+    resources: StageResources,
     writing: Writing,
     watching: Watching,
     opening: Opening,
@@ -100,17 +100,17 @@ def _evidence(
     place: Workplace,
     limits: Limits,
     scoring: Scoring | None,
-    resources: Resources,
+    resources: StageResources,
     windows: Callable[[], Any],
     opening: Opening,
     progress: Progress,
 ) -> Evidence:
     """What the criterion chooses by: scores of weights, what experts do at some tokens, or sizes alone."""
     if scoring is not None:
-        return scored(checkpoint, place, scoring, resources, opening, progress)
+        return scored(checkpoint, place, scoring, resources.scoring, opening, progress)
     if criterion_named(limits.choice.criterion).needs:
         check_runs(checkpoint)
-        asked = (windows(), Machine(memory=resources.memory), opening, SELECTION, progress)
+        asked = (windows(), resources.watching, opening, SELECTION, progress)
         return calibrated(checkpoint, place, *asked)
     return Evidence(inventory=replace(limits.inventory, coverage=opening.coverage(checkpoint, progress)))
 
@@ -156,13 +156,13 @@ def _rehearsed(
     budget: Budget,
     output: Path,
     scoring: Scoring | None,
-    resources: Resources,
+    resources: StageResources,
     watching: Watching,
     copies: int,
 ) -> Rehearsal:
     """What it would take. Until a refit or a healing is done, the pruned checkpoint lies beside its result."""
     watches = (scoring is None and bool(criterion_named(limits.choice.criterion).needs)) or watching.refit
-    most_bytes = parse_size(resources.memory, "--memory")
+    most_bytes = parse_size(resources.watching.memory, "--memory")
     return rehearse(
         checkpoint,
         limits,
@@ -170,7 +170,7 @@ def _rehearsed(
         output=output,
         copies=copies,
         scoring=scoring,
-        resources=resources,
+        resources=resources.scoring,
         watched_tokens=watching.tokens if watches else None,
         watching_memory_bytes=held_bytes(checkpoint, most_bytes, refit=watching.refit) if watches else None,
     )
@@ -182,7 +182,7 @@ def _refit(
     output: Path,
     place: Workplace,
     windows: Callable[[], Any],
-    resources: Resources,
+    resources: StageResources,
     writing: Writing,
     opening: Opening,
     progress: Progress,
@@ -190,7 +190,7 @@ def _refit(
     """Refit what was pruned."""
     left = Checkpoint.open(pruned)
     check_pair(left, parent, opening, progress)
-    asked = (Fitting(), Machine(memory=resources.memory), progress)
+    asked = (Fitting(), resources.watching, progress)
     refitted(place, windows(), left, parent, output, *asked, overwrite=writing.overwrite)
 
 
@@ -226,7 +226,7 @@ def _check_treatment(
     recipe: str,
     writing: Writing,
     watching: Watching,
-    resources: Resources,
+    resources: StageResources,
 ) -> None:
     """What is pruned can be refitted or healed as asked for, and nothing that was interrupted is in the way.
 
@@ -236,18 +236,11 @@ def _check_treatment(
     if watching.refit and heal is not None:
         raise SettingError("--refit and --heal do not go in one command: heal what --refit leaves, with moeits heal.")
     if watching.refit:
-        check_floats(checkpoint)
-        check_memory(checkpoint, watching.tokens, parse_size(resources.memory, "--memory"))
+        from moeits.calibration.texts import check_texts
+
+        check_can_be_fitted(checkpoint, watching.tokens, resources.watching.memory)
         check_room_for_refit(checkpoint, pruned, output, overwrite=overwrite)
-        _check_tokens(checkpoint, watching)
+        check_texts(checkpoint, watching.texts(seed=0))
     elif heal is not None:
         check_room_for_healing(checkpoint, pruned, output, heal, recipe, overwrite=overwrite)
         check_healing(checkpoint, data=heal, recipe=recipe)
-
-
-def _check_tokens(checkpoint: Checkpoint, watching: Watching) -> None:
-    """There are tokens enough for a refit. Raises CalibrationError."""
-    from moeits.calibration.texts import check_texts
-
-    check_enough(watching.tokens, MoELayout.of(checkpoint))
-    check_texts(checkpoint, watching.texts(seed=0))

@@ -7,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from moeits.calibration.settings import Tokens
+from moeits.calibration.settings import StageResources, Tokens
 from moeits.checkpoint.opening import Source
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.criteria import criterion_named
@@ -22,7 +22,7 @@ from moeits.finished import workplace
 from moeits.measurement.ledger import Ledger
 from moeits.progress import Progress, silent
 from moeits.settings import with_settings
-from moeits.signals.settings import Resources, Scoring
+from moeits.signals.settings import Scoring
 from moeits.stages.calibrate import calibrate
 from moeits.stages.score import score
 from moeits.sweeping.points import PointWork, check_points
@@ -95,7 +95,7 @@ def sweep(
     min_experts: int | None = None,
     scoring: Scoring,
     watched: Watched,
-    resources: Resources,
+    resources: StageResources,
     source: Source,
     fresh: bool = False,
     progress: Progress = silent,
@@ -151,7 +151,7 @@ def _evidence(
     checkpoint: Checkpoint,
     run: RunFolder,
     asked: Scoring | Tokens,
-    resources: Resources,
+    resources: StageResources,
     ledger: Ledger,
     *,
     fresh: bool,
@@ -163,9 +163,9 @@ def _evidence(
     kept = {"output": run.evidence, "fresh": fresh, "progress": progress}
     if isinstance(asked, Scoring):
         with ledger.stage("scoring"):
-            return score(checkpoint, scoring=asked, resources=resources, **kept)
+            return score(checkpoint, scoring=asked, resources=resources.scoring, **kept)
     with ledger.stage("calibration"):
-        return calibrate(checkpoint, texts=asked, **kept)
+        return calibrate(checkpoint, texts=asked, machine=resources.watching, **kept)
 
 
 def cut(planner: Planner, taus: Sequence[float], settings: Mapping[str, Any], run: RunFolder) -> Sweep:
