@@ -19,19 +19,15 @@ from moeits.surgery import as_pruned
 from moeits.surgery.as_pruned import check_as_pruned
 from moeits.surgery.carried_out import carried_out
 from moeits.surgery.settings import Writing
-from tests.evaluation_toys import give_tokenizer
 from tests.toys import fuse, make_toy
+from tests.trial_toys import make_pruned_toy
 
 SMALL = {"tokens": 2048, "held_out": 1024, "window": 32, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("as-pruned")
-    make_toy(folder / "toy", "qwen2_moe", experts=6, dtype="bfloat16")
-    give_tokenizer(folder / "toy")
-    moeits.simplify(folder / "toy", output=folder / "pruned", experts_per_layer=3)
-    return folder
+    return make_pruned_toy(tmp_path_factory.mktemp("as-pruned"))
 
 
 def edit(folder: Path, name: str) -> None:

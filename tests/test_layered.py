@@ -172,7 +172,7 @@ def test_layers_that_hand_on_more_are_told_for_any_number_of_windows(windows: in
 def test_activations_are_the_same_on_disk_and_gone_afterwards(tmp_path: Path) -> None:
     values = torch.randn(5, 3, 4)
     with Activations(most_bytes=0, beside=tmp_path / "new") as room:
-        stream = room.stream(5, 3, 4)
+        stream = room.array(5, 3, 4)
         for part in batches(5, 3, tokens=6):
             stream[part] = values[part]
         assert torch.equal(stream, values)

@@ -29,8 +29,9 @@ from moeits.refitting.ridge import LayerProblem, grid, predicted
 from moeits.refitting.shared import SharedExpert
 from moeits.refitting.solvers import solver_for
 from moeits.refitting.symmetric import RidgeTooSmall, Symmetric
-from tests.evaluation_toys import CHARACTERS, give_tokenizer, write_jsonl
+from tests.evaluation_toys import CHARACTERS, write_jsonl
 from tests.toys import make_toy
+from tests.trial_toys import make_pruned_toy
 
 EXPERTS, WIDTH, HIDDEN, TOKENS = 4, 6, 10, 300
 
@@ -422,11 +423,7 @@ def test_no_ridge_smaller_than_the_smallest_is_taken(place: Path, tmp_path: Path
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("refit")
-    make_toy(folder / "toy", "qwen2_moe", experts=6, dtype="bfloat16")
-    give_tokenizer(folder / "toy")
-    moeits.simplify(folder / "toy", output=folder / "pruned", experts_per_layer=3)
-    return folder
+    return make_pruned_toy(tmp_path_factory.mktemp("refit"))
 
 
 SMALL = {"tokens": 2048, "held_out": 1024, "window": 32, "device": "cpu"}

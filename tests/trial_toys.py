@@ -8,7 +8,7 @@ import torch
 
 import moeits
 from tests.evaluation_toys import CHARACTERS, give_tokenizer, make_speaking_toy, write_jsonl
-from tests.toys import read_config, read_tensors, write_checkpoint
+from tests.toys import make_toy, read_config, read_tensors, write_checkpoint
 
 WINDOW = 32
 
@@ -24,6 +24,13 @@ def make_opinionated_toy(folder: Path, family: str = "qwen2_moe", **toy: object)
     shutil.rmtree(folder)
     write_checkpoint(folder, config, tensors)
     give_tokenizer(folder)
+    return folder
+
+
+def make_pruned_toy(folder: Path) -> Path:
+    """`toy` and `pruned` in a folder: half of the experts of the one are kept in the other."""
+    give_tokenizer(make_toy(folder / "toy", "qwen2_moe", experts=6, dtype="bfloat16"))
+    moeits.simplify(folder / "toy", output=folder / "pruned", experts_per_layer=3)
     return folder
 
 

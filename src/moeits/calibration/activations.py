@@ -33,10 +33,6 @@ class Activations:
     ) -> None:
         self._stack.close()
 
-    def stream(self, windows: int, length: int, hidden: int) -> torch.Tensor:
-        """Hidden states of all windows. Raises OutputError as `array` does."""
-        return self.array(windows, length, hidden)
-
     def take(self, nbytes: int) -> bool:
         """Whether so much is left of the memory; it is then no longer."""
         if nbytes > self._left:

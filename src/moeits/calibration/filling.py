@@ -5,7 +5,7 @@ conversion is asked for the tensors of one layer, and for what is outside all la
 are stacked here, a projection at a time and by the codecs, so that there are never two copies of a layer.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -43,7 +43,8 @@ class Filling:
         self._load(sources, _OUTSIDE)
         self.model.tie_weights()
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
-        self._check_filled(wanted - tied, _OUTSIDE)
+        state = self.model.state_dict(keep_vars=True)
+        _check_filled({name: value for name, value in state.items() if name in wanted - tied}, _OUTSIDE)
         self.model.requires_grad_(False)
 
     def fill_layer(self, i: int, module: torch.nn.Module, block: str) -> None:
@@ -61,7 +62,7 @@ class Filling:
                 f"{foreign[0].removeprefix(prefix)} of {what} is not a tensor of transformers' "
                 f"{type(module).__name__}, so this checkpoint cannot be run layer by layer."
             )
-        self._check_filled([name for name in self.model.state_dict() if name.startswith(prefix)], what)
+        _check_filled(module.state_dict(prefix=prefix, keep_vars=True), what)
         module.requires_grad_(False)
 
     def _held(self, names: Iterable[str]) -> dict[str, str]:
@@ -124,12 +125,6 @@ class Filling:
             if module._non_persistent_buffers_set:
                 self.model._init_weights(module)
 
-    def _check_filled(self, names: Collection[str], what: str) -> None:
-        state = self.model.state_dict(keep_vars=True)
-        for name in sorted(names):
-            if state[name].is_meta:
-                raise CheckpointError(f"The checkpoint has no {name}, which {what} needs. Download it again.")
-
 
 class _Stored:
     """A tensor that is read when it is asked for, as slices of safetensors are."""
@@ -139,6 +134,12 @@ class _Stored:
 
     def __getitem__(self, _: object) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(self._checkpoint.read(self._name).astype(np.float32)))
+
+
+def _check_filled(state: Mapping[str, torch.Tensor], what: str) -> None:
+    for name in sorted(state):
+        if state[name].is_meta:
+            raise CheckpointError(f"The checkpoint has no {name}, which {what} needs. Download it again.")
 
 
 def _refuse_shape(name: str, shape: Iterable[int], expected: Iterable[int], what: str) -> None:

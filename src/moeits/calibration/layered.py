@@ -209,10 +209,7 @@ class LiveLayer:
         assert self.block is not None
         found = getattr(self.block, "experts", None)
         if found is None:
-            raise CalibrationError(
-                f"{type(self.block).__name__} has its experts beside other parts of the layer, which calibrate and "
-                "refit do not follow yet. Choose by criteria of weights, such as moeits or router-norm."
-            )
+            raise _not_followed(self.block, "has its experts beside other parts of the layer")
         return found
 
     @property
@@ -226,10 +223,7 @@ class LiveLayer:
         """What goes into the routed experts and comes out of them, at every `run` in the block."""
         watched = Watched()
         if not hasattr(self.experts, "gate_up_proj"):
-            raise CalibrationError(
-                f"{type(self.experts).__name__} has no gate beside up, which calibrate and refit do not follow yet. "
-                "Choose by criteria of weights, such as moeits or router-norm."
-            )
+            raise _not_followed(self.experts, "has no gate beside up")
         handles = [
             self.experts.register_forward_hook(watched.see, with_kwargs=True),
             self.router.register_forward_hook(watched.see_router, with_kwargs=True),
@@ -263,18 +257,19 @@ class Watched:
     def see(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: torch.Tensor) -> None:
         """A forward hook. Raises CalibrationError for experts not given tokens, choices and gates, or peculiar ones."""
         if len(args) + len(kwargs) != 3:
-            raise CalibrationError(
-                f"{type(module).__name__} weights tokens before the experts, which calibrate and refit do not follow "
-                "yet. Choose by criteria of weights, such as moeits or router-norm."
-            )
+            raise _not_followed(module, "weights tokens before the experts")
         if not hasattr(module, "is_transposed") or hasattr(module, "post_expert_norm"):
-            raise CalibrationError(
-                f"{type(module).__name__} computes its experts in a way of its own, which calibrate and refit do "
-                "not follow yet. Choose by criteria of weights, such as moeits or router-norm."
-            )
+            raise _not_followed(module, "computes its experts in a way of its own")
         hidden, chosen, gates = (*args, *kwargs.values())
         self.hidden, self.chosen, self.gates = hidden.reshape(-1, hidden.shape[-1]), chosen, gates
         self.routed = out.reshape(-1, out.shape[-1])
+
+
+def _not_followed(module: torch.nn.Module, how: str) -> CalibrationError:
+    return CalibrationError(
+        f"{type(module).__name__} {how}, which calibrate and refit do not follow yet. Choose by criteria of weights, "
+        "such as moeits or router-norm."
+    )
 
 
 def _as_number(found: dict[str, Any]) -> Any:

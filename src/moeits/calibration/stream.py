@@ -22,7 +22,7 @@ class Stream:
     @classmethod
     def begin(cls, model: LayeredModel, tokens: np.ndarray, room: Activations) -> "Stream":
         ids = torch.from_numpy(tokens)
-        made = cls(model, ids, room.stream(len(ids), ids.shape[1], model.hidden_size))
+        made = cls(model, ids, room.array(len(ids), ids.shape[1], model.hidden_size))
         for part in batches(*ids.shape):
             hidden, arguments = model.start(ids[part])
             made.hidden[part] = hidden.cpu()

@@ -8,6 +8,8 @@ from moeits.settings import EXPERT, setting
 # Strengths of the correction for what earlier layers broke, of which each layer takes the best on held-out tokens.
 DRIFTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
+_ALSO = ("shared", "none")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Fitting:
@@ -30,14 +32,14 @@ class Fitting:
 
     also: str = setting(
         "shared",
-        help="What is fitted beside the routed experts: shared (the shared expert's down projection) or none.",
+        help="What is fitted beside the routed experts: the shared expert's down projection, or nothing.",
         panel=EXPERT,
-        metavar="shared|none",
+        choices=_ALSO,
     )
 
     def __post_init__(self) -> None:
-        if self.also not in ("shared", "none"):
-            raise SettingError(f"--also {self.also[:40]!r} is not one of shared, none.")
+        if self.also not in _ALSO:
+            raise SettingError(f"--also {self.also[:40]!r} is not one of {', '.join(_ALSO)}.")
         if not 1e-4 <= self.largest_ridge <= 1e4:
             raise SettingError(f"--largest-ridge {self.largest_ridge:g} is out of range: it is from 0.0001 to 10000.")
         if not 1e-6 <= self.smallest_ridge <= self.largest_ridge:

@@ -53,8 +53,8 @@ class Refit:
         *,
         drifts: Sequence[float],
         largest_ridge: float,
-        smallest_ridge: float = 0.0,
-        shared: bool = True,
+        smallest_ridge: float,
+        shared: bool,
         beside: Path,
         most_bytes: int,
     ) -> None:
@@ -65,7 +65,7 @@ class Refit:
         self.second = Stream.begin(pruned, windows.all, room)
         self.untouched = Stream.begin(pruned, windows.held_out, room)
         shape = (*windows.all.shape, parent.hidden_size)
-        self.out, self.at_hand, self.back, self.inputs = (room.stream(*shape) for _ in range(4))
+        self.out, self.at_hand, self.back, self.inputs = (room.array(*shape) for _ in range(4))
         self._into_shared = torch.empty(0)
 
     @torch.no_grad()
@@ -153,7 +153,7 @@ class Refit:
             return False
         shape = (*self.windows.all.shape, shared.width)
         if self._into_shared.shape != shape:
-            self._into_shared = self._room.stream(*shape)
+            self._into_shared = self._room.array(*shape)
         self._into_shared[part] = features.reshape(-1, *shape[1:]).cpu()
         return True
 
