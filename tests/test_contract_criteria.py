@@ -11,9 +11,11 @@ from moeits.choosing.criteria.of_experts import ByExpertSignal
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import EvidenceError, MoeitsError, SettingError
 from moeits.evidence import Evidence
-from moeits.signals import EXPERT_SIGNALS, PAIR_SIGNALS, ExpertSignal
+from moeits.signals import EXPERT_SIGNALS, MOST_ENUMERATED, PAIR_SIGNALS, ExpertSignal
 from moeits.stages.plan import plan
 from tests.toys import random_redundancy, toy_evidence
+
+OF_EACH_COUNT = {"naee", "stun"}
 
 
 @pytest.fixture(params=CRITERIA, ids=lambda criterion: criterion.name)
@@ -37,6 +39,12 @@ def calibrated(known: Evidence, rng: np.random.Generator) -> Evidence:
     ranks = {layer: rng.permutation(facts.num_experts).astype(float) for layer, facts in known.layers.items()}
     signals = dict.fromkeys(names, ranks) | {signal.name: ranks for signal in EXPERT_SIGNALS}
     pairs = {layer: random_redundancy(rng, facts.num_experts) for layer, facts in known.layers.items()}
+    counts = {layer: facts.num_experts for layer, facts in known.layers.items()}
+    signals["naee"] = {
+        layer: np.array([rng.permutation(count) < n for n in range(1, count + 1)]).astype(float)
+        for layer, count in counts.items()
+    }
+    signals["naee-error"] = {layer: np.sort(rng.random(count))[::-1] for layer, count in counts.items()}
     return replace(known, signals={**signals, **dict.fromkeys((signal.name for signal in PAIR_SIGNALS), pairs)})
 
 
@@ -98,8 +106,24 @@ def test_every_count_from_the_floor_up_can_be_planned(criterion: Criterion) -> N
     for count, made in kept.items():
         assert {len(experts) for experts in made.kept.values()} == {count}
         assert made.criterion == criterion.name
-    for count in range(2, 7):
-        assert all(set(kept[count].kept[layer]) < set(kept[count + 1].kept[layer]) for layer in range(3))
+    if criterion.name not in OF_EACH_COUNT:
+        for count in range(2, 7):
+            assert all(set(kept[count].kept[layer]) < set(kept[count + 1].kept[layer]) for layer in range(3))
+            assert {len(kept[count].order[layer]) for layer in range(3)} == {5}
+    else:
+        assert all(made.order == {} for made in kept.values())
+
+
+def test_one_that_chooses_a_set_for_each_count_says_so(criterion: Criterion, evidence: Evidence) -> None:
+    for layer, facts in evidence.layers.items():
+        order = criterion.rank(evidence, layer, np.random.default_rng(0))
+        enumerated = criterion.name != "naee" or facts.num_experts <= MOST_ENUMERATED
+        assert (order.sets is not None) == (criterion.name in OF_EACH_COUNT and enumerated)
+        counts = [len(order.kept_after(steps)) for steps in range(facts.num_experts)]
+        assert counts == [*range(facts.num_experts, 0, -1)]
+    if criterion.name in OF_EACH_COUNT:
+        with pytest.raises(SettingError, match="so it protects nobody in layer 0: leave --protect out"):
+            elimination_order(criterion, evidence, 0, np.random.default_rng(0), {3})
 
 
 def test_a_plan_says_the_seed_only_where_it_matters(criterion: Criterion, evidence: Evidence) -> None:

@@ -316,9 +316,9 @@ def test_what_an_expert_signal_cannot_compute_with_is_refused(expert_signal: Exp
     [
         (
             {"estimator": "nmj"},
-            "--estimator nmj is not one of nmi, router-cosine, correlation, aligned. Did you mean 'nmi'?",
+            "--estimator nmj is not one of nmi, router-cosine, .* Did you mean 'nmi'?",
         ),
-        ({"estimator": "aimer"}, "--estimator aimer is not one of nmi, router-cosine, correlation, aligned."),
+        ({"estimator": "aimer"}, "--estimator aimer is not one of nmi, router-cosine, "),
         ({"signals": "aimer,waight-norm"}, "--signals waight-norm is not one of .* Did you mean 'weight-norm'?"),
         ({"estimator": "router-cosine", "bins": 8}, "--estimator router-cosine has no setting bins .*leave --bins out"),
         ({"signals": "aimer", "router_norm": "l1"}, "--signals aimer has no setting router_norm .*--router-norm out"),

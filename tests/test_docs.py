@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import typer
 
+from moeits.choosing.criteria import CRITERIA
 from moeits.command_line.app import application
 from tests.test_house import DIALECT
 
@@ -273,3 +274,12 @@ def test_the_checks_can_fail() -> None:
     assert not resolves("plan.even_out")
     assert measured_tables("| a | b |\n| --- | --- |\n| x | 1.5 |\n| y | 2.5 |\n")
     assert not measured_tables("| a | b |\n| --- | --- |\n| x | y |\n")
+
+
+def test_the_table_of_criteria_has_every_criterion() -> None:
+    section = PAGES["docs/criteria.md"].partition("## The criteria\n")[2].partition("\n## ")[0]
+    first = [
+        line.split("|")[1] for line in section.splitlines() if line.startswith("| `") and "--criterion" not in line
+    ]
+    named = [name for cell in first for name in re.findall(r"`([a-z-]+)`", cell)]
+    assert sorted(named) == sorted(criterion.name for criterion in CRITERIA)

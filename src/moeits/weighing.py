@@ -18,7 +18,7 @@ OF_SUMS = ("frequency", "router-score", "ean-sum", "ean-mean", "reap")
 """The signals that such sums make."""
 
 # They are of the tokens as they were drawn: an order of removal that was tried out, and who is chosen with whom.
-_NOT_SUMS = ("reconstruction", "reconstruction-error", "coactivation", MEAN_OUTPUT)
+_NOT_SUMS = ("reconstruction", "reconstruction-error", "naee", "naee-error", "coactivation", MEAN_OUTPUT)
 _ITEM = re.compile(r"(.+?):([^:,]*)(?:,|$)")
 
 

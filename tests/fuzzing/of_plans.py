@@ -13,6 +13,7 @@ import numpy as np
 import moeits
 from moeits.choosing.criteria import CRITERIA
 from moeits.evidence import Evidence
+from moeits.signals import SIGNALS
 from tests.fuzzing.mutations import as_json, mutated, mutated_bytes, mutated_json
 from tests.fuzzing.parser import Parser, now_and_then, toy
 
@@ -77,12 +78,13 @@ def signals(folder: Path) -> Parser:
     """Evidence of experts and of tokens, by which every criterion plans that they are enough for."""
     path = folder / "evidence.safetensors"
     random_numbers = np.random.default_rng(0)
-    scored = moeits.score(toy(folder / "model"), signals="aimer,weight-norm,router-norm,router-cosine")
+    scored = moeits.score(toy(folder / "model"), signals=",".join(signal.name for signal in SIGNALS))
     names = {name for criterion in CRITERIA for name in (*criterion.needs, "largest-activation")} - {
         "redundancy",
         *scored.signals,
     }
     of_tokens = {name: {i: random_numbers.random(4) for i in scored.layers} for name in sorted(names)}
+    of_tokens |= {"naee": dict.fromkeys(scored.layers, np.tri(4)), "naee-error": of_tokens["reap"]}
     whole = replace(scored, signals={**scored.signals, **of_tokens})
     whole.save(path)
     mutant = _mutants_of_evidence(path.read_bytes())

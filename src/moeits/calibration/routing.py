@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
+from itertools import combinations
 from typing import Any
 
+import numpy as np
 import torch
 
 from moeits.calibration.layered import LiveLayer, Watched
 from moeits.errors import CalibrationError
 from moeits.evidence import MEAN_OUTPUT
 from moeits.refitting.features import before_down, down_of
+from moeits.signals import MOST_ENUMERATED
 from moeits.weighing import SUMS, own_sums, signals_of
 
 
@@ -118,6 +121,31 @@ def backward_elimination(gram: torch.Tensor, router: Router, *, least: int = 1) 
     return removed + last, errors + [1.0] * len(last)
 
 
+def best_subsets(gram: torch.Tensor, router: Router, *, least: int = 1) -> tuple[np.ndarray, list[float]]:
+    """Of every count of experts the subset of least error, found by trying all (NAEE, arXiv 2402.14800).
+
+    (E, E), 1 for the members of the subset of n + 1 experts in row n; and the errors, as a share of the output. On ties
+    the subset whose missing experts come first is taken. Routers that need `least` experts are not asked about fewer:
+    these are the members of the smallest subset with the largest gates.
+    """
+    everyone = range(gram.shape[1])
+    full = router.weights(everyone)
+    whole = float(_form(gram, full)) or 1.0
+    members, errors = np.zeros((len(everyone), len(everyone))), [1.0] * len(everyone)
+    for count in range(len(everyone), least - 1, -1):
+        tried = {
+            missing: float(_form(gram, router.weights([e for e in everyone if e not in missing]) - full))
+            for missing in combinations(everyone, len(everyone) - count)
+        }
+        missing = min(tried, key=tried.__getitem__)
+        members[count - 1, [e for e in everyone if e not in missing]] = 1
+        errors[count - 1] = tried[missing] / whole
+    smallest = sorted(np.flatnonzero(members[least - 1]), key=lambda e: -float(full[:, e].sum()))
+    for count in range(1, least):
+        members[count - 1, smallest[:count]] = 1
+    return members, errors
+
+
 def _form(gram: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
     return ((d[:, None] @ gram)[:, 0] * d).sum(dtype=torch.float64)
 
@@ -142,7 +170,8 @@ def reconstruction(layer: LiveLayer, seen: Watched) -> dict[str, Any]:
     if limited == 1 and not torch.allclose(again, own, atol=1e-4, rtol=1e-3):
         raise CalibrationError(f"The router {type(layer.block).__name__} does not choose by its logits. Plan by reap.")
     gram = torch.cat([_gram(layer.experts, part) for part in seen.hidden.split(512)])
-    removed, errors = backward_elimination(gram, router, least=layer.moe.least_per_group if layer.moe else 1)
+    least = layer.moe.least_per_group if layer.moe else 1
+    removed, errors = backward_elimination(gram, router, least=least)
     step, levels = torch.full((experts,), float(experts - 1)), torch.full((experts,), 1.0)
     most = 0.0
     for number, (expert, value) in enumerate(zip(removed, errors, strict=True)):
@@ -150,7 +179,11 @@ def reconstruction(layer: LiveLayer, seen: Watched) -> dict[str, Any]:
         step[expert], levels[expert] = number, most
     last = next(e for e in range(experts) if e not in removed)
     levels[last] = max(most, 1.0)
-    return {"reconstruction": step.double().numpy(), "reconstruction-error": levels.double().numpy()}
+    signals = {"reconstruction": step.double().numpy(), "reconstruction-error": levels.double().numpy()}
+    if experts <= MOST_ENUMERATED:
+        members, of_subsets = best_subsets(gram, router, least=least)
+        signals |= {"naee": members, "naee-error": np.array(of_subsets)}
+    return signals
 
 
 def _gram(experts: Any, hidden: torch.Tensor) -> torch.Tensor:

@@ -26,6 +26,11 @@ class EliminationOrder:
     iqr: float = 0.0
     scores: tuple[float, ...] | None = None
     """What each expert adds to a sum over the layer, by id, none negative; None where nothing adds up."""
+    sets: tuple[tuple[int, ...], ...] | None = None
+    """Who stays after each number of steps, ascending, where a criterion chooses a set for each count by itself.
+
+    Whoever is gone at one count may be back at a smaller one; `removed` is then only the order nearest to that.
+    """
 
     @classmethod
     def ranked(
@@ -91,6 +96,8 @@ class EliminationOrder:
 
     def kept_after(self, steps: int) -> tuple[int, ...]:
         """The experts left after that many steps, ascending."""
+        if self.sets is not None:
+            return self.sets[steps]
         return tuple(sorted(set(range(self.num_experts)) - set(self.removed[:steps])))
 
 

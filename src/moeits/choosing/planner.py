@@ -170,7 +170,9 @@ class Planner:
             rounded = (level if level is None else float(f"{level:.6g}") for level in levels[:most])
             return tuple(zip(order.removed[:most], rounded, strict=True))
 
-        return {layer: steps(order, self.most_steps[layer]) for layer, order in self.orders.items()}
+        return {
+            layer: steps(order, self.most_steps[layer]) for layer, order in self.orders.items() if order.sets is None
+        }
 
     @cached_property
     def _unreached(self) -> dict[str, Any]:

@@ -17,6 +17,10 @@ ROUTER = "router"
 """The part of an expert that is its row of the router; the others are named as the projections."""
 
 
+MOST_ENUMERATED = 10
+"""A layer of no more experts has all its subsets tried when it is calibrated."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Memory:
     """Bytes that a pair signal takes, at most. `--memory` is kept by these numbers."""
@@ -140,12 +144,20 @@ def pairwise(compare: Callable[[Any, Any], float], rows: Sequence[Any], columns:
 from moeits.signals.aimer import Aimer  # noqa: E402
 from moeits.signals.aligned import Aligned  # noqa: E402
 from moeits.signals.correlation import Correlation  # noqa: E402
+from moeits.signals.nearness import RouterNearness, WeightNearness  # noqa: E402
 from moeits.signals.nmi import NMI  # noqa: E402
 from moeits.signals.router_cosine import RouterCosine  # noqa: E402
 from moeits.signals.router_norm import RouterNorm  # noqa: E402
 from moeits.signals.weight_norm import WeightNorm  # noqa: E402
 
-PAIR_SIGNALS: tuple[type[PairSignal], ...] = (NMI, RouterCosine, Correlation, Aligned)
+PAIR_SIGNALS: tuple[type[PairSignal], ...] = (
+    NMI,
+    RouterCosine,
+    Correlation,
+    Aligned,
+    RouterNearness,
+    WeightNearness,
+)
 EXPERT_SIGNALS: tuple[type[ExpertSignal], ...] = (Aimer, WeightNorm, RouterNorm)
 
 SIGNALS: tuple[type[PairSignal] | type[ExpertSignal], ...] = (*PAIR_SIGNALS, *EXPERT_SIGNALS)

@@ -21,6 +21,7 @@ from moeits.finished import FinishedParts, Workplace, workplace
 from moeits.progress import Progress, silent
 from moeits.runtime import checked_device, need
 from moeits.settings import with_settings
+from moeits.signals import MOST_ENUMERATED
 from moeits.sizes import parse_size
 
 # Tokens on which backward elimination tries who can go.
@@ -179,6 +180,8 @@ def _are_whole(arrays: Mapping[str, np.ndarray], sums: Any) -> bool:
     experts = len(sums.largest)
     shapes = {name: values.shape for name, values in sums.signals().items()}
     shapes |= dict.fromkeys(("reconstruction", "reconstruction-error"), (experts,))
+    if experts <= MOST_ENUMERATED:
+        shapes |= {"naee": (experts, experts), "naee-error": (experts,)}
     if MEAN_OUTPUT in shapes and MEAN_OUTPUT in arrays:  # of a width that only the layer tells
         shapes[MEAN_OUTPUT] = (experts, arrays[MEAN_OUTPUT].shape[-1])
     return {name: values.shape for name, values in arrays.items()} == shapes and all(

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from moeits.choosing.elimination import EliminationOrder
-from moeits.errors import EvidenceError
+from moeits.errors import EvidenceError, SettingError
 from moeits.evidence import Evidence
 from moeits.settings import one_named
 from moeits.signals import SIGNALS
@@ -52,6 +52,7 @@ from moeits.choosing.criteria import (  # noqa: E402
     ean_sum,
     frequency,
     moeits,
+    naee,
     order,
     random,
     reap,
@@ -59,6 +60,7 @@ from moeits.choosing.criteria import (  # noqa: E402
     router_cosine,
     router_norm,
     router_score,
+    stun,
     weight_norm,
 )
 
@@ -72,6 +74,7 @@ CRITERIA: tuple[Criterion, ...] = (
     frequency.CRITERION,
     router_score.CRITERION,
     reconstruction.CRITERION,
+    naee.CRITERION,
     order.CRITERION,
     aimer.CRITERION,
     weight_norm.CRITERION,
@@ -79,6 +82,7 @@ CRITERIA: tuple[Criterion, ...] = (
     router_cosine.CRITERION,
     correlation.CRITERION,
     aligned.CRITERION,
+    stun.CRITERION,
 )
 
 
@@ -92,7 +96,8 @@ def elimination_order(
     """The order of a criterion in a layer without those `protected`, in rounds of one expert per group where the router
     is limited by groups.
 
-    Raises EvidenceError if the criterion needs scores and there are none.
+    Raises EvidenceError if the criterion needs scores and there are none, SettingError if it chooses a set for each
+    count and some experts must stay, or groups be of equal size.
     """
     for name in criterion.needs:
         if layer not in evidence.known(name):
@@ -101,7 +106,22 @@ def elimination_order(
                 f"Make it with: {made_by(name)}"
             )
     order = criterion.rank(evidence, layer, rng)
+    if order.sets is not None and (protected or evidence.layers[layer].groups > 1):
+        raise SettingError(_not_free(criterion.name, layer, evidence.layers[layer].groups))
     return order.without(protected).by_groups(evidence.layers[layer].groups)
+
+
+def _not_free(name: str, layer: int, groups: int) -> str:
+    """Why a criterion that chooses a set for each count has none for a layer."""
+    if groups > 1:
+        return (
+            f"--criterion {name} chooses a set of experts for each count, and the router of layer {layer} is limited "
+            f"to {groups} groups, which must stay of equal size: choose by reconstruction or router-cosine."
+        )
+    return (
+        f"--criterion {name} chooses a set of experts for each count, whoever is in it, so it protects nobody in layer "
+        f"{layer}: leave --protect out and give --no-super-experts, or choose by reconstruction or router-cosine."
+    )
 
 
 def watches_tokens(criterion: Criterion) -> bool:
