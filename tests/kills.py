@@ -13,18 +13,21 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import moeits
 from tests.healing_toys import texts, write_rows, write_tokenizer
+from tests.hub_server import reach
 from tests.toys import make_toy
 
 Files = dict[str, str]
@@ -53,6 +56,8 @@ class Verb:
     unsteady: frozenset[str] = frozenset(DURATIONS)
     grows: bool = False
     """Whether the output is a folder that fills up file by file, each of them whole."""
+    streams: bool = False
+    """Whether it reads its source over the network."""
 
 
 def _heal(given: Path, work: Path, again: bool) -> None:
@@ -76,6 +81,18 @@ VERBS = (
         "calibrate", lambda g, w, _: moeits.calibrate(g / "toy", output=w / "s.safetensors", **WATCHED), "s.safetensors"
     ),
     Verb("refit", lambda g, w, _: moeits.refit(g / "pruned", parent=g / "toy", output=w / "out", **WATCHED), "out"),
+    Verb(
+        "score --stream",
+        lambda _, w, __: moeits.score("org/toy", stream=True, output=w / "e.safetensors"),
+        "e.safetensors",
+        streams=True,
+    ),
+    Verb(
+        "prune --stream",
+        lambda g, w, _: moeits.prune("org/toy", plan=g / "plan.json", output=w / "out", stream=True),
+        "out",
+        streams=True,
+    ),
     Verb("sweep", lambda g, w, _: moeits.sweep(g / "toy", tau="-1:2:1", output=w / "run"), "run", grows=True),
 )
 
@@ -88,6 +105,20 @@ def prepare(given: Path) -> None:
     moeits.prune(toy, plan=moeits.plan(evidence, tau=0.5, output=given / "plan.json"), output=given / "pruned")
     moeits.prune(toy, plan=moeits.plan(evidence, experts_per_layer=5), output=given / "other")
     write_rows(given / "texts.jsonl", texts())
+
+
+@contextmanager
+def elsewhere(folder: Path) -> Iterator[str]:
+    """The address of a hub that serves a folder, in a process of its own: this one forks."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.hub_server", str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout is not None
+        yield server.stdout.readline().strip()
+        server.communicate()
 
 
 def files_of(path: Path) -> Files:
@@ -270,9 +301,11 @@ def moments(killing: Killing, kills: int, rng: random.Random) -> Iterator[dict[s
 def run(kills: int, *, seed: int = 0, verbs: tuple[Verb, ...] = VERBS) -> dict[str, Tally]:
     """That many kills, shared out evenly among the verbs."""
     rng, tallies = random.Random(seed), {}
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as servers:
         given = Path(folder) / "given"
         prepare(given)
+        if any(verb.streams for verb in verbs):
+            reach(servers.enter_context(elsewhere(given / "toy")), Path(folder) / "cache")
         for number, verb in enumerate(verbs):
             share = kills // len(verbs) + (number < kills % len(verbs))
             scratch = Path(folder) / verb.output / str(number)

@@ -12,6 +12,7 @@ from typing import Any
 from moeits.checkpoint import hub
 from moeits.checkpoint.opening import Describing
 from moeits.checkpoint.reading import Checkpoint, read_json
+from moeits.checkpoint.streamed import Streamed
 from moeits.errors import CheckpointError, MissingExtra, MoeitsError, SettingError
 from moeits.experts.families import auto_class_of, check_stock_class, known_family
 from moeits.experts.promises import needs_loader
@@ -46,6 +47,10 @@ def load(path: str | Path, **kwargs: Any) -> Any:
 def load_opened(checkpoint: Checkpoint, **kwargs: Any) -> Any:
     """The stock model of an opened checkpoint, by what is known of its family. Raises what `load` raises."""
     need("torch", extra="load")
+    if isinstance(checkpoint, Streamed):
+        raise SettingError(
+            f"This loads {checkpoint.source} whole, for which it must be downloaded. Leave --stream out."
+        )
     with refusals_as_sentences(f"The model {checkpoint.source}"):
         return _from_pretrained(checkpoint.folder, checkpoint.config, checkpoint.source, kwargs)
 

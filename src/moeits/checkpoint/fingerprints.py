@@ -7,7 +7,7 @@ does not see a change between its samples; how much it has seen is its `Coverage
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
-from moeits.checkpoint.sources import opened, read_from
+from moeits.checkpoint.sources import go_to, opened, read_from
 from moeits.errors import CheckpointError
 from moeits.progress import Progress, silent
 
@@ -62,18 +62,23 @@ def sampled_coverage(tensors: "Mapping[str, TensorInfo]") -> Coverage:
     return Coverage(nbytes=seen, of=sum(info.nbytes for info in tensors.values()))
 
 
-def sampled_fingerprint(tensors: "Mapping[str, TensorInfo]") -> str:
+def _samples(infos: "Iterable[TensorInfo]") -> Iterator[bytes]:
+    for info in infos:
+        with opened(info.shard) as file:
+            spans = sampled_spans(info.nbytes)
+            yield b"".join(read_from(file, info.offset + start, length).tobytes() for start, length in spans)
+
+
+def sampled_fingerprint(
+    tensors: "Mapping[str, TensorInfo]", samples: "Callable[[Iterable[TensorInfo]], Iterable[bytes]]" = _samples
+) -> str:
     """SHA-256 over names, dtypes, shapes and sampled bytes of all tensors.
 
-    Small tensors enter whole, large ones with eight evenly spaced spans.
+    Small tensors enter whole, large ones with eight evenly spaced spans. `samples` gives those of each tensor, joined.
     """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        info = tensors[name]
-        digest.update(_what(info))
-        with opened(info.shard) as file:
-            for start, length in sampled_spans(info.nbytes):
-                digest.update(read_from(file, info.offset + start, length).data)
+    digest, infos = hashlib.sha256(), [tensors[name] for name in sorted(tensors)]
+    for info, sample in zip(infos, samples(infos), strict=True):
+        digest.update(_what(info) + sample)
     return digest.hexdigest()
 
 
@@ -109,7 +114,7 @@ def _sha256_of(info: "TensorInfo", given_up: Event) -> bytes:
     digest, left = hashlib.sha256(), info.nbytes
     buffer = memoryview(bytearray(min(_BUFFER_BYTES, max(left, 1))))
     with opened(info.shard) as file:
-        file.seek(info.offset)
+        go_to(file, info.offset, left)
         while left and not given_up.is_set():
             read = file.readinto(buffer[:left]) or 0
             if not read:

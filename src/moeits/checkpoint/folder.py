@@ -8,8 +8,8 @@ from moeits.errors import CheckpointError
 _LONGEST_FILE_NAME = 255
 
 
-def check_files(folder: Path, files: list[str], *, named_by: str) -> None:
-    """The index names files of this folder, all of them are there, and no other shard is."""
+def check_names(files: list[str]) -> None:
+    """The index names files of its own folder."""
     for file in files:
         # No file system of ours takes a longer name, and to ask one for it is an error of its own.
         if (
@@ -21,6 +21,11 @@ def check_files(folder: Path, files: list[str], *, named_by: str) -> None:
                 f"{INDEX_NAME} names {file!r:.200}, which is not a plain file name of its folder. "
                 "This index is not safe."
             )
+
+
+def check_files(folder: Path, files: list[str], *, named_by: str) -> None:
+    """The index names files of this folder, all of them are there, and no other shard is."""
+    check_names(files)
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         raise CheckpointError(

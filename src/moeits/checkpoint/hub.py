@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from moeits.checkpoint.parts import SMALL_FILES, WEIGHTS, in_any_case
 from moeits.checkpoint.side_code import code_files
-from moeits.errors import CheckpointError
+from moeits.errors import CheckpointError, SettingError
 
 OTHER_FORMATS = ("original/*", "onnx/*", "metal/*", "consolidated*")
 
@@ -76,6 +76,14 @@ def weight_headers(model: str, commit: str) -> dict[str, dict[str, dict[str, Any
         }
         for file, header in sorted(found.files_metadata.items())
     }
+
+
+def check_online() -> None:
+    """The hub may be asked. Raises SettingError where HF_HUB_OFFLINE says that it may not."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise SettingError("--stream reads from the hub, and HF_HUB_OFFLINE is set. Unset it, or leave --stream out.")
 
 
 def _check_id(model: str) -> None:

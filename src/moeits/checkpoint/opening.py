@@ -8,6 +8,7 @@ from typing import Any
 
 from moeits.checkpoint.fingerprints import Coverage
 from moeits.checkpoint.reading import Checkpoint, Describe
+from moeits.checkpoint.streamed import Streamed
 from moeits.errors import PlanError, SettingError
 from moeits.experts.described import with_family, with_file
 from moeits.experts.families import Architecture
@@ -123,4 +124,22 @@ class Source(Describing):
 
 @dataclass(frozen=True, kw_only=True)
 class Opening(Source, Verifying):
-    """A source, and how surely it is told from others."""
+    """A source, where its tensors are read, and how surely it is told from others."""
+
+    stream: bool = setting(
+        False,
+        help="Of a hub model: read its tensors over the network as they are needed, and download no weights.",
+        panel=EXPERT,
+    )
+
+    def open(
+        self,
+        model: str | Path | Checkpoint,
+        *,
+        check: Callable[[Mapping[str, Any]], object] | None = None,
+        known: Architecture | None = None,
+    ) -> Checkpoint:
+        """As `Source` does; with `stream` nothing of its weights is downloaded."""
+        if not self.stream or isinstance(model, Checkpoint):
+            return super().open(model, check=check, known=known)
+        return Streamed.open(model, revision=self.revision, check=check, describe=self.describe(known))

@@ -6,7 +6,7 @@ read only on demand, so that a model larger than memory can be worked on.
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import prod
@@ -100,7 +100,7 @@ class Checkpoint:
     ) -> None:
         self.folder = folder
         self.source = source
-        self.config: Mapping[str, Any] = _described_config(folder, describe)
+        self.config: Mapping[str, Any] = described_config(folder, describe)
         self.tensors: Mapping[str, TensorInfo] = _read_tensors(folder) if tensors is None else tensors
         # The fingerprint is of sampled bytes; these tell other weights from those that were opened.
         # Tensors that are given lie elsewhere: there are no files here to look at.
@@ -129,9 +129,9 @@ class Checkpoint:
             return local
         if check is not None:
             folder, _ = hub.download(str(model), revision, weights=False)
-            check(_described_config(folder, describe))
+            check(described_config(folder, describe))
             revision = folder.name
-        folder, source = hub.download(str(model), revision, needs_code=partial(_needs_code, describe=describe))
+        folder, source = hub.download(str(model), revision, needs_code=partial(needs_code, describe=describe))
         return cls(folder, source=source, describe=describe)
 
     @classmethod
@@ -146,7 +146,7 @@ class Checkpoint:
         if local is not None:
             return local
         folder, source = hub.download(
-            str(model), revision, weights=False, needs_code=partial(_needs_code, describe=describe)
+            str(model), revision, weights=False, needs_code=partial(needs_code, describe=describe)
         )
         headers = hub.weight_headers(str(model), folder.name)
         if headers is None:
@@ -183,14 +183,26 @@ class Checkpoint:
             )
         dtype = DTYPES[info.dtype]
         first, shape = contiguous(info.shape, where)
-        raw = read_range(info.shard, info.offset + first * dtype.itemsize, prod(shape) * dtype.itemsize)
+        raw = self._bytes_of(info, first * dtype.itemsize, prod(shape) * dtype.itemsize)
         if raw.size != prod(shape) * dtype.itemsize:
             raise CheckpointError(f"{info.shard.name} ends in the middle of {name}. Download this file again.")
         return raw.view(dtype).reshape(shape)
 
+    def _bytes_of(self, info: TensorInfo, first: int, length: int) -> np.ndarray:
+        """(length,) uint8 of a tensor, or fewer where its shard ends early."""
+        return read_range(info.shard, info.offset + first, length)
+
     def check_unchanged(self) -> None:
         """The shards are still the files that were opened, by size and time. Raises CheckpointError if not."""
         check_stamps(self.shards, self.stamps, where=str(self.folder))
+
+    @property
+    def told_by(self) -> str:
+        """What tells it from others, together with its stamps, before anything of it is worked on."""
+        return self.fingerprint
+
+    def known_as(self, source: str, fingerprint: str) -> None:
+        """Another file says which fingerprint the checkpoint of that name has; here it is taken from the bytes."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -250,15 +262,15 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _described_config(folder: Path, describe: Describe | None) -> Mapping[str, Any]:
+def described_config(folder: Path, describe: Describe | None) -> Mapping[str, Any]:
     config = _read_config(folder)
     return describe(config) if describe else config
 
 
-def _needs_code(folder: Path, describe: Describe | None) -> bool | None:
+def needs_code(folder: Path, describe: Describe | None) -> bool | None:
     """Whether a model is opened by code that it brings; None where its config is wrong, which is said on opening."""
     try:
-        return has_class_on_hub(_described_config(folder, describe))
+        return has_class_on_hub(described_config(folder, describe))
     except MoeitsError:
         return None
 
@@ -284,22 +296,30 @@ def contiguous(shape: tuple[int, ...], where: tuple[int | slice, ...]) -> tuple[
 
 def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
     if (folder / INDEX_NAME).exists():
-        return _read_indexed(folder)
+        return read_indexed(folder, partial(_read_files, folder))
     if (folder / SINGLE_NAME).exists():
         check_files(folder, [SINGLE_NAME], named_by="the single-file form")
-        return _read_shard(LocalFile(folder / SINGLE_NAME))
+        return read_shard(LocalFile(folder / SINGLE_NAME))
     raise CheckpointError(why_no_safetensors(folder))
 
 
-def _read_indexed(folder: Path) -> dict[str, TensorInfo]:
+def _read_files(folder: Path, files: list[str]) -> Iterator[dict[str, TensorInfo]]:
+    check_files(folder, files, named_by=INDEX_NAME)
+    return (read_shard(LocalFile(folder / file)) for file in files)
+
+
+def read_indexed(folder: Path, read: Callable[[list[str]], Iterable[dict[str, TensorInfo]]]) -> dict[str, TensorInfo]:
+    """The tensors that the index of a folder names; `read` gives those of each of its files, by their headers.
+
+    Raises CheckpointError where index and files disagree.
+    """
     weight_map = read_json(folder / INDEX_NAME).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{folder / INDEX_NAME} has no weight_map. Download this file again.")
     files = sorted(set(map(str, weight_map.values())))
-    check_files(folder, files, named_by=INDEX_NAME)
     tensors: dict[str, TensorInfo] = {}
-    for file in files:
-        for name, info in _read_shard(LocalFile(folder / file)).items():
+    for file, own in zip(files, read(files), strict=True):
+        for name, info in own.items():
             if weight_map.get(name) != file:
                 raise CheckpointError(
                     f"{file} holds {name}, which {INDEX_NAME} puts in {weight_map.get(name, 'no file at all')}. "
@@ -314,7 +334,7 @@ def _read_indexed(folder: Path) -> dict[str, TensorInfo]:
     return tensors
 
 
-def _read_shard(shard: Shard) -> dict[str, TensorInfo]:
+def read_shard(shard: Shard) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file, by its header. The whole file must be accounted for."""
     with opened(shard) as file:
         size = file.seek(0, os.SEEK_END)

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from moeits.checkpoint.parts import INDEX_NAME, SINGLE_NAME
 from moeits.checkpoint.replaceable import check_replaceable
-from moeits.checkpoint.sources import Shard, unreadable
+from moeits.checkpoint.sources import Shard, go_to, unreadable
 from moeits.checkpoint.staging import clear_leftovers, exchange, staging_folder
 from moeits.errors import CheckpointError, OutputError
 from moeits.progress import Progress, silent
@@ -41,6 +41,14 @@ class ByteRange:
     offset: int
     length: int
 
+    def is_before(self, other: "ByteRange") -> bool:
+        """Whether the other begins where this one ends."""
+        return self.shard == other.shard and self.offset + self.length == other.offset
+
+
+Part = ByteRange | bytes | Callable[[], bytes]
+"""A callable makes its bytes when they are written, so that computed tensors need not be in memory together."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NewTensor:
@@ -50,8 +58,7 @@ class NewTensor:
     dtype: str
     shape: tuple[int, ...]
     nbytes: int
-    parts: tuple[ByteRange | bytes | Callable[[], bytes], ...]
-    """A callable makes its bytes when they are written, so that computed tensors need not be in memory together."""
+    parts: tuple[Part, ...]
 
 
 class CheckpointWriter:
@@ -165,24 +172,35 @@ def _write_shard(path: Path, tensors: Sequence[NewTensor]) -> Iterator[int]:
     try:
         with path.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
+            runs = iter(_runs([part for tensor in tensors for part in tensor.parts]))
             for tensor in tensors:
                 for part in tensor.parts:
-                    _append(file, part, sources, buffer)
+                    _append(file, part, next(runs), sources, buffer)
                 yield tensor.nbytes
     finally:
         for source in sources.values():
             source.close()
 
 
-def _append(
-    file: BinaryIO, part: ByteRange | bytes | Callable[[], bytes], sources: dict[Shard, RawIOBase], buffer: memoryview
-) -> None:
-    """Append bytes, or a range of a shard through the buffer."""
+def _runs(parts: Sequence[Part]) -> list[int]:
+    """Of each part how many bytes are read from there on without a gap, by it and by those after it."""
+    runs: list[int] = []
+    after: Part = b""
+    for part in reversed(parts):
+        length = part.length if isinstance(part, ByteRange) else 0
+        goes_on = isinstance(part, ByteRange) and isinstance(after, ByteRange) and part.is_before(after)
+        runs.append(length + runs[-1] if goes_on else length)
+        after = part
+    return runs[::-1]
+
+
+def _append(file: BinaryIO, part: Part, run: int, sources: dict[Shard, RawIOBase], buffer: memoryview) -> None:
+    """Append bytes, or a range of a shard through the buffer; `run` bytes are read from its beginning on."""
     if not isinstance(part, ByteRange):
         file.write(part if isinstance(part, bytes) else part())
         return
     left = part.length
-    source = _opened(part, sources)
+    source = _opened(part, run, sources)
     while left:
         try:
             read = source.readinto(buffer[:left])
@@ -197,11 +215,11 @@ def _append(
         left -= read
 
 
-def _opened(part: ByteRange, sources: dict[Shard, RawIOBase]) -> RawIOBase:
+def _opened(part: ByteRange, run: int, sources: dict[Shard, RawIOBase]) -> RawIOBase:
     try:
         if part.shard not in sources:
             sources[part.shard] = part.shard.open()
-        sources[part.shard].seek(part.offset)
+        go_to(sources[part.shard], part.offset, run)
     except OSError as error:
         raise unreadable(part.shard, error) from None
     return sources[part.shard]

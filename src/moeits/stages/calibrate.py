@@ -96,7 +96,7 @@ def calibrated(
         "watched_tokens": np.bincount(by.ravel(), minlength=len(names)).tolist(),
         **({"mean_outputs": True} if mean_outputs else {}),
     }
-    of = {"fingerprint": checkpoint.fingerprint, "shards": checkpoint.stamps, "device": device}
+    of = {"fingerprint": checkpoint.told_by, "shards": checkpoint.stamps, "device": device}
     finished = place.parts(stage="calibrate", **of, **settings)
     from moeits.calibration.routing import Sums
 

@@ -55,6 +55,7 @@ def prune(
     """
     plan = plan if isinstance(plan, PruningPlan) else PruningPlan.load(plan)
     checkpoint = opening.open(model, check=architecture_of, known=plan.family)
+    checkpoint.known_as(plan.source, plan.fingerprint)
     moe = MoELayout.of(checkpoint)
     coverage = _verified(plan, checkpoint, moe, opening, any_fingerprint=any_fingerprint, progress=progress)
     made = carried_out(checkpoint, moe, plan, writing, coverage)

@@ -74,7 +74,7 @@ def scored(
     memory_bytes = parse_size(resources.memory, "--memory")
     finished = place.parts(
         stage="score",
-        fingerprint=checkpoint.fingerprint,
+        fingerprint=checkpoint.told_by,
         shards=checkpoint.stamps,
         estimator=scoring.estimator,
         **wanted.settings,

@@ -1,11 +1,11 @@
 """Whether a checkpoint is still what its plan leaves of its parent, byte for byte."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from moeits.checkpoint.fingerprints import sampled_spans
 from moeits.checkpoint.reading import Checkpoint, TensorInfo
 from moeits.checkpoint.sources import opened, read_from, read_range
-from moeits.checkpoint.writing import ByteRange
+from moeits.checkpoint.writing import ByteRange, Part
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import PlanError
 from moeits.experts.layout import MoELayout
@@ -13,8 +13,6 @@ from moeits.progress import Progress
 from moeits.surgery.carried_out import carried_out
 from moeits.surgery.history import History
 from moeits.surgery.settings import Writing
-
-Part = ByteRange | bytes | Callable[[], bytes]
 
 # Read at a time of a tensor that is compared whole.
 _PIECE = 1 << 22

@@ -1,6 +1,7 @@
 """Where the bytes of a checkpoint are: a shard can be opened wherever it lies, and read by ranges.
 
-Files of this machine are the only place so far (`local_files.py`). Another is a file here with what fulfils `Shard`.
+Files of this machine (`local_files.py`) and of the hub (`hub_files.py`) are. Another place is a file here with what
+fulfils `Shard`.
 """
 
 from collections.abc import Iterator
@@ -30,6 +31,14 @@ class Shard(Protocol):
         ...
 
 
+class Fetched(RawIOBase):
+    """A stream whose bytes have to be asked for elsewhere, so that it matters how many are asked for at once."""
+
+    def expect(self, length: int) -> None:
+        """So many bytes will be read from here on, in pieces."""
+        raise NotImplementedError
+
+
 @contextmanager
 def opened(shard: Shard) -> Iterator[RawIOBase]:
     """A shard to read from. Raises CheckpointError, which says where it is, if it cannot be opened or read."""
@@ -53,10 +62,17 @@ def read_range(shard: Shard, offset: int, length: int) -> np.ndarray:
 def read_from(file: RawIOBase, offset: int, length: int) -> np.ndarray:
     """What `read_range` reads, of an opened shard."""
     content, filled = np.empty(length, np.uint8), 0
-    file.seek(offset)
+    go_to(file, offset, length)
     while filled < length:
         read = file.readinto(content.data[filled:])
         if not read:
             break
         filled += read
     return content[:filled]
+
+
+def go_to(file: RawIOBase, offset: int, length: int) -> None:
+    """Seek to where so many bytes will be read."""
+    file.seek(offset)
+    if isinstance(file, Fetched):
+        file.expect(length)
