@@ -11,13 +11,13 @@ FOLDER = Path(__file__).parents[1] / "docs" / "validity"
 STATES = ("pruned", "refitted", "healed", "refitted, healed")
 
 HEAD = """\
-# Criteria compared, at half
+# Criteria compared
 
 Every number of this page is of a file beside it, the `criteria.json` of a run folder of `moeits compare-criteria`
-(`scripts/criteria_page.py` makes the page, and a test compares the two). Half of the experts are removed. Rise of the
-loss over the unpruned model, nats per token, with its paired 95 % interval over documents; of random choices the mean
-of the seeds, the least and the most. The best refitted choice stands first. What it all says is in
-[validity.md](../validity.md).
+(`scripts/criteria_page.py` makes the page, a test compares the two). Half of the experts are removed where a section
+does not say otherwise. Rise of the loss over the unpruned model, nats per token, with its paired 95 % interval over
+documents; of random choices the mean of the seeds, the least and the most. The best refitted choice stands first. What
+it all says is in [validity.md](../validity.md).
 
 The judging text is every eighth document of `../shared/data/text/valid.jsonl`, which holds all of its ten sources
 (`awk 'NR%8==0'`), and for the demo model the held-out text that the package carries. Each is one seed of tokens, by one
@@ -40,6 +40,31 @@ Texts of 128 tokens, of which as many tokens are more texts. The Mixtral type ha
     moeits compare-criteria MODEL --keep 0.5 --data self --tokens 8192 --window 128 --perplexity TEXT --output RUN \\
         --criteria moeits,random:2,reap,reconstruction
 """,
+    "methods": """
+## More methods, as published as far as docs/criteria.md says
+
+    moeits compare-criteria MODEL --keep 0.5 --data self --tokens 8192 --window 128 --perplexity TEXT --output RUN \\
+        --criteria reconstruction,naee,stun,aligned,correlation
+""",
+    "gone25": """
+## A quarter removed
+
+    moeits compare-criteria MODEL --keep 0.75 --data self --tokens 8192 --window 128 --perplexity TEXT --output RUN \\
+        --criteria moeits,random:8,reap,reconstruction
+""",
+    "gone75": """
+## Three quarters removed
+
+    moeits compare-criteria MODEL --keep 0.25 --data self --tokens 8192 --window 128 --perplexity TEXT --output RUN \\
+        --criteria moeits,random:8,reap,reconstruction
+""",
+    "fresh": """
+## A model of our own training, on which nothing was chosen
+
+    python ../shared/tools/train_tiny_moe.py train --family qwen2moe --seed 7 ...
+    moeits compare-criteria MODEL --keep 0.5 --data self --tokens 8192 --window 128 --perplexity TEXT --output RUN \\
+        --criteria moeits,random:4,reap,reconstruction
+""",
     "healed": """
 ## Healed, refitted, and both
 
@@ -52,7 +77,8 @@ section above, the others as in the first one.
     "tokens": """
 ## How many tokens, and whose
 
-As in the second section, with `--data self` or `--data bundled`, and with other numbers of `--tokens`.
+Refitted as by default, with `--data self`, `--data bundled` or `--data ../shared/data/text/train.jsonl`, and with other
+numbers of `--tokens`.
 """,
 }
 
