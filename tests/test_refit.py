@@ -30,7 +30,7 @@ from moeits.refitting.shared import SharedExpert
 from moeits.refitting.solvers import solver_for
 from moeits.refitting.symmetric import RidgeTooSmall, Symmetric
 from tests.evaluation_toys import CHARACTERS, write_jsonl
-from tests.toys import make_toy
+from tests.toys import assert_same_model, make_toy
 from tests.trial_toys import make_pruned_toy
 
 EXPERTS, WIDTH, HIDDEN, TOKENS = 4, 6, 10, 300
@@ -552,3 +552,16 @@ def test_simplify_chooses_by_reconstruction_and_refits_in_one_go(place: Path) ->
     (place / "again-one.pruned").mkdir()
     with pytest.raises(MoeitsError, match="moeits refit"):
         moeits.simplify(place / "toy", output=place / "again-one", refit=True, **settings)
+
+
+def test_simplify_is_what_its_stages_are_with_the_same_settings(place: Path, tmp_path: Path) -> None:
+    texts: dict[str, Any] = {"tokens": 2048, "held_out": 1024, "window": 32}
+    chosen: dict[str, Any] = {"criterion": "reconstruction", "experts_per_layer": 3}
+    moeits.simplify(place / "toy", output=tmp_path / "at-once", refit=True, **chosen, **texts)
+    signals = moeits.calibrate(place / "toy", **texts)
+    moeits.prune(place / "toy", plan=moeits.plan(signals, **chosen), output=tmp_path / "pruned")
+    moeits.refit(tmp_path / "pruned", parent=place / "toy", output=tmp_path / "by-stages", **texts)
+    assert_same_model(tmp_path / "at-once", tmp_path / "by-stages")
+    told = [json.loads((tmp_path / name / "refit.json").read_text()) for name in ("at-once", "by-stages")]
+    assert told[0]["data"] == told[1]["data"]
+    assert told[0]["data"]["window"] == 32

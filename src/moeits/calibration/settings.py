@@ -107,8 +107,10 @@ class Watching:
         metavar="bundled|self|FILE",
     )
     tokens: int = setting(32768, help="How many tokens of it.")
+    held_out: int = same_as(Tokens, "held_out", panel=EXPERT)
+    window: int = same_as(Tokens, "window", panel=EXPERT)
     force: bool = setting(False, help="Write a copy also where no expert has to go.", panel=OUTPUT)
 
     def texts(self, seed: int) -> Tokens:
         """The tokens."""
-        return Tokens(data=self.data, tokens=self.tokens, seed=seed)
+        return Tokens(data=self.data, tokens=self.tokens, held_out=self.held_out, window=self.window, seed=seed)
