@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from moeits.stages.compare_criteria import CriteriaComparison, compare_criteria
     from moeits.stages.evaluate import evaluate
     from moeits.stages.forecast import Forecast, forecast
+    from moeits.stages.gather import gather
     from moeits.stages.heal import Healing, heal
     from moeits.stages.inspect import Inspection, inspect
     from moeits.stages.measure import Footprint, measure
@@ -53,6 +54,7 @@ __all__ = [
     "compare_criteria",
     "evaluate",
     "forecast",
+    "gather",
     "heal",
     "inspect",
     "load",
@@ -85,6 +87,7 @@ _HOMES = {
     "Forecast": "moeits.stages.forecast",
     "forecast": "moeits.stages.forecast",
     "Healing": "moeits.stages.heal",
+    "gather": "moeits.stages.gather",
     "heal": "moeits.stages.heal",
     "Inspection": "moeits.stages.inspect",
     "inspect": "moeits.stages.inspect",

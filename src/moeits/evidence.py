@@ -22,6 +22,9 @@ from moeits.typed_json import Count, NotOfItsType, decode_typed
 
 FORMAT = 1
 
+# Which shard of a scoring it is, among the settings; not there if it is the whole.
+SHARD = "shard"
+
 # The one signal that is a vector of each expert: (E, H).
 MEAN_OUTPUT = "mean-output"
 
@@ -213,10 +216,14 @@ def sampled_words(sample: object) -> str:
 def merged(several: Sequence[Evidence]) -> Evidence:
     """Evidence of one checkpoint from several scorings: the first, with what the others know beside it.
 
-    Raises EvidenceError if they are of different checkpoints, or two of them measured the redundancy.
+    Raises EvidenceError if they are of different checkpoints, two of them measured the redundancy, or one is a shard.
     """
     if not several:
         raise EvidenceError("There is no evidence: give at least one file that moeits score wrote.")
+    if any(SHARD in each.settings for each in several):
+        raise EvidenceError(
+            "This evidence is a shard of a scoring. Put all of them together first, with moeits gather."
+        )
     first = max(several, key=lambda each: bool(each.redundancy))
     for other in several:
         if other.fingerprint != first.fingerprint:

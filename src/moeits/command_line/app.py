@@ -24,7 +24,7 @@ from moeits.command_line.flags import flag, panel_rank
 from moeits.errors import MoeitsError
 
 # Stages whose result is the next one's input: at a command line it would be lost without an output.
-MADE_FOR_LATER = ("score", "calibrate", "plan")
+MADE_FOR_LATER = ("score", "gather", "calibrate", "plan")
 
 
 def _command(stage: Callable[..., Any], show: Callable[[Any, dict[str, Any]], None]) -> Callable[..., None]:
@@ -77,6 +77,7 @@ _START = "Start with: moeits simplify MODEL --reduction 0.5 -o SMALLER"
 COMMANDS = {
     "inspect": "plans.show_inspection",
     "score": "plans.show_evidence",
+    "gather": "plans.show_evidence",
     "calibrate": "refitting.show_calibration",
     "plan": "plans.show_plan",
     "prune": "pruning.show_pruning",

@@ -3,6 +3,10 @@
 EXAMPLES: dict[str, tuple[str, str]] = {
     "inspect": ("moeits inspect MODEL", "moeits inspect MODEL --max-size 60KiB"),
     "score": ("moeits score MODEL -o evidence.safetensors", "moeits score MODEL -o evidence.safetensors --memory 4GiB"),
+    "gather": (
+        "moeits gather shard-1.safetensors shard-2.safetensors -o evidence.safetensors",
+        "moeits gather shard-2.safetensors shard-1.safetensors -o evidence.safetensors --json",
+    ),
     "calibrate": (
         "moeits calibrate MODEL -o signals.safetensors",
         "moeits calibrate MODEL --data self --tokens 8192 -o own.safetensors",

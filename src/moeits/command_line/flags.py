@@ -40,6 +40,9 @@ FLAGS: dict[str, Any] = {
             metavar="EVIDENCE [MORE...]", help="What moeits score or calibrate wrote; several files of one checkpoint."
         ),
     ],
+    "parts": Annotated[
+        list[Path], typer.Argument(metavar="SHARD...", help="What moeits score --shard wrote; all shards, each once.")
+    ],
     "output": Annotated[Path, typer.Option(help="Where the result goes.")],
     "sweep fresh": Annotated[
         bool, typer.Option("--fresh", metavar="", help="Remove the sweep that is there; begin anew.")

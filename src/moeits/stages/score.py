@@ -1,7 +1,7 @@
 """Checkpoint x signals -> redundancy of every pair of experts, layer by layer (paper, eqs. 4-11), and what was asked
 for beside it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
 from moeits.engines.threads import Threads
-from moeits.evidence import Evidence, error_of
+from moeits.evidence import SHARD, Evidence, error_of
 from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
@@ -19,6 +19,7 @@ from moeits.files import check_file_output
 from moeits.finished import FinishedParts, Workplace, workplace
 from moeits.progress import Progress, silent
 from moeits.scoring.layers import LayerScorer
+from moeits.scoring.work_shards import Sharing, WorkShard
 from moeits.settings import with_settings
 from moeits.signals import EstimatedSignal, ExpertSignal, PairSignal
 from moeits.signals.settings import Resources, Scoring
@@ -33,6 +34,7 @@ def score(
     scoring: Scoring,
     resources: Resources,
     opening: Opening,
+    sharing: Sharing,
     fresh: bool = False,
     progress: Progress = silent,
 ) -> Evidence:
@@ -42,8 +44,8 @@ def score(
     (`paper`: the mean; `authors-code`: the authors' program), `projection_weights` overrides them. `signals` are kept
     beside the redundancy. `memory` bounds the weights held at once, encoded and as they are read, with the tables of
     the threads. With `output` the evidence is also written there, and a killed run goes on where it was unless
-    `fresh`. `verify` says by what the weights are told from others. The scores do not depend on `threads`, `memory`,
-    sharding or layout.
+    `fresh`. `shard` is a share of the layers, which `gather` puts together. `verify` says by what the weights are told
+    from others. The scores do not depend on `threads`, `memory`, `shard`, sharding or layout.
 
     Raises CheckpointError if the checkpoint is broken or has weights that cannot be scored, SettingError for an
     argument that is out of range, OutputError if the evidence cannot be written.
@@ -53,7 +55,7 @@ def score(
     if output is not None:
         check_file_output(output, inputs=[checkpoint.folder])
     with workplace(output, fresh=fresh, progress=progress) as place:
-        evidence = scored(checkpoint, place, scoring, resources, opening, progress)
+        evidence = scored(checkpoint, place, scoring, resources, opening, progress, sharing.work_shard())
         if output is not None:
             evidence.save(output)
     return evidence
@@ -66,9 +68,12 @@ def scored(
     resources: Resources,
     opening: Opening,
     progress: Progress,
+    shard: WorkShard | None = None,
 ) -> Evidence:
-    """The evidence of a checkpoint, of which finished layers are kept in `place`. Raises what `score` raises."""
+    """The evidence of a checkpoint, or of a shard of it; finished layers are kept in `place`. Raises what `score`
+    raises."""
     layout = MoELayout.of(checkpoint)
+    chosen = tuple(layout.layers) if shard is None else shard.of_layers(tuple(layout.layers))
     layout.check_scorable(checkpoint)
     wanted = _Wanted.of(scoring, layout)
     memory_bytes = parse_size(resources.memory, "--memory")
@@ -81,11 +86,11 @@ def scored(
     )
     with Threads(resources.threads) as engine:
         scorer = LayerScorer(checkpoint=checkpoint, layout=layout, engine=engine, memory_bytes=memory_bytes)
-        layers = _all_layers(scorer, wanted, finished, progress)
+        layers = _all_layers(scorer, chosen, wanted, finished, progress)
     return Evidence(
         inventory=Inventory.of(checkpoint, layout, coverage=opening.coverage(checkpoint, progress)),
         estimator=scoring.estimator,
-        settings=wanted.settings,
+        settings=wanted.settings | ({} if shard is None else {SHARD: shard.facts()}),
         redundancy={layer: values["redundancy"] for layer, values in layers.items()},
         floor={layer: values["floor"] for layer, values in layers.items() if "floor" in values},
         signals={name: {layer: values[name] for layer, values in layers.items()} for name in wanted.names_beside()},
@@ -139,13 +144,13 @@ class _Wanted:
 
 
 def _all_layers(
-    scorer: LayerScorer, wanted: _Wanted, finished: FinishedParts, progress: Progress
+    scorer: LayerScorer, chosen: Sequence[int], wanted: _Wanted, finished: FinishedParts, progress: Progress
 ) -> Mapping[int, Mapping[str, np.ndarray]]:
     """Layer -> the arrays of its signals by name."""
-    chosen = (wanted.redundancy, *wanted.beside)
-    steps = {layer: sum(scorer.steps(signal, layer) for signal in chosen) for layer in scorer.layout.layers}
+    signals = (wanted.redundancy, *wanted.beside)
+    steps = {layer: sum(scorer.steps(signal, layer) for signal in signals) for layer in chosen}
     total, before, layers = sum(steps.values()), 0, {}
-    for layer in scorer.layout.layers:
+    for layer in chosen:
         done = before
 
         def advance(more: int) -> None:
