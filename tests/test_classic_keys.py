@@ -70,3 +70,28 @@ def test_what_a_source_says_itself_is_left_as_it_is() -> None:
 def test_layers_with_rotary_bases_of_their_own_have_no_classic_spelling() -> None:
     of_kinds = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}
     assert classic_keys({"rope_parameters": of_kinds}) == {}
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mellum"])
+def test_an_equal_count_has_the_name_that_the_hubs_files_give_it_too(tmp_path: Path, family: str) -> None:
+    """transformers 5 writes num_local_experts; transformers 4 and mlx-lm look for num_experts, or take their own."""
+    toy = make_toy(tmp_path / "toy", family)
+    before = read_config(toy)
+    before["num_local_experts"] = before.pop("num_experts", before.get("num_local_experts"))
+    (toy / "config.json").write_text(json.dumps(before))
+    moeits.simplify(toy, experts_per_layer=4, output=tmp_path / "out")
+    config = read_config(tmp_path / "out")
+    assert config["num_experts"] == config["num_local_experts"] == 4
+    assert "num_experts" in config["moeits"]["added_keys"]
+    assert [row.experts for row in moeits.inspect(tmp_path / "out").layers] == [4, 4, 4]
+    assert moeits.load(tmp_path / "out").config.num_experts == 4
+    again = moeits.simplify(tmp_path / "out", tau=0.5, output=tmp_path / "again", layout="per-layer")
+    counts = {layer: len(kept) for layer, kept in again.kept.items()}
+    assert {row.layer: row.experts for row in moeits.inspect(tmp_path / "again").layers} == counts
+    plan = moeits.simplify(toy, tau=0.5, output=tmp_path / "first", layout="per-layer")
+    of_layers = read_config(tmp_path / "first")["per_layer_config"]
+    assert {layer: values["num_experts"] for layer, values in of_layers.items()} == {
+        layer: values["num_local_experts"] for layer, values in of_layers.items()
+    }
+    layers = moeits.load(tmp_path / "first").model.layers
+    assert [layer.mlp.gate.weight.shape[0] for layer in layers] == [len(kept) for kept in plan.kept.values()]

@@ -107,6 +107,18 @@ def test_a_class_of_the_hub_s_own_is_opened_by_the_one_of_transformers(tmp_path:
     assert torch.equal(logits(stock(pruned, trust_remote_code=True), TOKENS), wanted)
 
 
+def test_a_config_of_transformers_4_which_keeps_the_key_as_it_is_written_is_understood() -> None:
+    from transformers import Qwen2MoeConfig
+
+    from moeits.modeling_moeits import _per_layer_config
+
+    written = {"0": {"num_experts": 3}, "2": {"num_experts": 5}}
+    config = Qwen2MoeConfig()
+    assert _per_layer_config(config, config) == {}
+    config.__dict__["per_layer_config"] = written
+    assert _per_layer_config(config, config) == {0: {"num_experts": 3}, 2: {"num_experts": 5}}
+
+
 def test_load_takes_no_trust_remote_code(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="leave trust_remote_code out"):
         moeits.load(make_toy(tmp_path / "toy"), trust_remote_code=True)

@@ -25,9 +25,11 @@ def _per_layer_config(config, inner):
 
     From the `moeits` block, with what transformers' own `per_layer_config` says of them; else from that alone.
     """
-    heterogeneity = inner.__dict__.get("_heterogeneity_spec")
-    stock = heterogeneity.per_layer_overrides if heterogeneity is not None else {}
     own = _own_layers(config)
+    heterogeneity = inner.__dict__.get("_heterogeneity_spec")
+    if heterogeneity is None and not own:  # transformers 4 does not know the key, and keeps what is written
+        return {int(layer): values for layer, values in (inner.__dict__.get("per_layer_config") or {}).items()}
+    stock = heterogeneity.per_layer_overrides if heterogeneity is not None else {}
     return {layer: {**stock.get(layer, {}), **values} for layer, values in own.items()} if own else stock
 
 

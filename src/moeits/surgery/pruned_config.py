@@ -38,6 +38,12 @@ def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, 
     before = own_layers(part) if apart else per_layer_config(part)
     of_layers = _without(before, {*architecture.num_experts_keys, *COUNT_KEYS, top_k_key})
     changes: dict[str, Any] = {}
+    added = classic_keys(part)
+    # Under which the hub's files have the count, where transformers 5 has another name for it.
+    if (older := architecture.num_experts_keys[0]) not in part:
+        added[older] = part[count_keys[0]]
+        count_keys = [*count_keys, older]
+    changes |= added
     if layout == "uniform":
         changes |= dict.fromkeys(count_keys, len(next(iter(plan.kept.values()))))
         given, chosen = part.get(top_k_key), next(iter(top_k.values()))
@@ -47,8 +53,6 @@ def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, 
             lowered = {top_k_key: top_k[i]} if top_k[i] != of_layer(part.get(top_k_key), i) else {}
             of_layers[i] = {**of_layers.get(i, {}), **dict.fromkeys(count_keys, len(kept)), **lowered}
         changes[FLAT_COUNTS] = [len(plan.kept.get(i, ())) for i in range(num_layers(architecture, part))]
-    classic = classic_keys(part)
-    changes |= classic
     single = {"per_layer_config": {str(i): values for i, values in sorted(of_layers.items())}} if of_layers else {}
     ours: dict[str, Any] = {"version": __version__, "source": plan.source, "plan_sha256": plan.sha256}
     if plan.family is not None:  # so that no command on the pruned checkpoint needs the file again
@@ -59,8 +63,8 @@ def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, 
         own, ours = architecture.with_part(whole, {**inner, **changes}), {**ours, **single}
     else:
         own = {**{key: value for key, value in inner.items() if key != "per_layer_config"}, **changes, **single}
-    if classic:
-        ours["added_keys"] = sorted(classic)
+    if added:
+        ours["added_keys"] = sorted(added)
     if layout == "per-layer":
         own["auto_map"] = {architecture.auto_class: f"{LOADER_FILE.removesuffix('.py')}.{class_name(config)}"}
     own["moeits"] = ours
