@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from moeits.stages.compare import Comparison, compare
     from moeits.stages.compare_criteria import CriteriaComparison, compare_criteria
     from moeits.stages.evaluate import evaluate
+    from moeits.stages.export import Export, export
     from moeits.stages.forecast import Forecast, forecast
     from moeits.stages.gather import gather
     from moeits.stages.heal import Healing, heal
@@ -40,6 +41,7 @@ __all__ = [
     "Comparison",
     "CriteriaComparison",
     "Evidence",
+    "Export",
     "Footprint",
     "Forecast",
     "Healing",
@@ -53,6 +55,7 @@ __all__ = [
     "compare",
     "compare_criteria",
     "evaluate",
+    "export",
     "forecast",
     "gather",
     "heal",
@@ -84,6 +87,8 @@ _HOMES = {
     "CriteriaComparison": "moeits.stages.compare_criteria",
     "compare_criteria": "moeits.stages.compare_criteria",
     "evaluate": "moeits.stages.evaluate",
+    "Export": "moeits.stages.export",
+    "export": "moeits.stages.export",
     "Forecast": "moeits.stages.forecast",
     "forecast": "moeits.stages.forecast",
     "Healing": "moeits.stages.heal",

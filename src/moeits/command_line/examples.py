@@ -49,6 +49,10 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "moeits sweep MODEL -o RUN",
         "moeits sweep MODEL --perplexity texts.jsonl --control 3 -o RUN-WITH-LOSS",
     ),
+    "export": (
+        "moeits export UNIFORM --gguf model.gguf",
+        "moeits export UNIFORM --gguf model-f16.gguf --outtype f16 --converter llama.cpp",
+    ),
     "report": ("moeits report RUN -o report.html", "moeits report RUN --format md -o report.md"),
 }
 

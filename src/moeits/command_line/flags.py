@@ -18,6 +18,7 @@ from moeits.healing.recipe import RECIPES
 from moeits.report_page import FORMATS
 from moeits.settings import EXPERT, HEALING, OUTPUT, PANELS, WHAT, Flag, flags_of, keywords_of
 from moeits.signals.settings import Resources, Scoring
+from moeits.stages.export import CONVERTER, OUTTYPES
 from moeits.surgery.settings import Writing
 
 
@@ -120,6 +121,16 @@ FLAGS: dict[str, Any] = {
     "keep_adapter": Annotated[
         bool, typer.Option("--keep-adapter", metavar="", help="Also save the adapter, for peft.")
     ],
+    "gguf": Annotated[Path, typer.Option(metavar="FILE", help="The GGUF file to write, for llama.cpp.")],
+    "outtype": _one_of(OUTTYPES, "Type of the weights, as the converter calls it; auto: 16 bits, as they are."),
+    "converter": Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help=f"{CONVERTER}, or the folder of llama.cpp's source that has it.",
+            show_default="the one on PATH",
+        ),
+    ],
     "json": Annotated[bool, typer.Option("--json", metavar="", help="Print the result as JSON.")],
 }
 
@@ -131,7 +142,7 @@ SHARED = (Budget, Choice, Scoring, Resources, Writing, Describing)
 _PANELS = {
     WHAT: "tau plan",
     HEALING: "heal data recipe teacher",
-    OUTPUT: "output overwrite json card format published fresh keep_adapter",
+    OUTPUT: "output gguf outtype overwrite json card format published fresh keep_adapter",
     EXPERT: "revision any_fingerprint",
 }
 _PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names.split()}
