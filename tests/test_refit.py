@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +18,9 @@ from moeits.calibration.activations import Activations
 from moeits.calibration.cutting import cut_each
 from moeits.calibration.settings import Tokens
 from moeits.calibration.shares import share_out
-from moeits.calibration.texts import _tokenizer, windows_of
+from moeits.calibration.texts import Windows, _tokenizer, windows_of
 from moeits.checkpoint.reading import Checkpoint
+from moeits.console.refitting import show_verdict
 from moeits.errors import CalibrationError, MoeitsError, PlanError, SettingError
 from moeits.progress import silent
 from moeits.refitting.by_tokens import ByTokens
@@ -274,6 +276,43 @@ def test_a_loss_that_does_not_fall_for_certain_is_not_accepted() -> None:
     assert not of(pruned + 0.2)
 
 
+def test_neither_what_a_model_wrote_itself_nor_other_text_may_lose_by_a_refit_and_what_was_asked_for_has_no_say() -> (
+    None
+):
+    windows = Windows(
+        fit=np.zeros((1, 8)),
+        choosing=np.zeros((1, 8)),
+        judging=np.zeros((50, 8)),
+        sources=("self",),
+        told=("self",),
+        fit_by=np.zeros((1, 8)),
+        judged_by=("self",) * 20 + ("bundled",) * 20,
+        beside=20,
+        asked=10,
+    )
+    pruned = np.random.default_rng(0).normal(5, 1, 50)
+    noise = np.random.default_rng(1).normal(0, 0.01, 50)
+
+    def of(own: float, bundled: float) -> bool:
+        refitted = pruned + noise + np.repeat([own, bundled, 9], [20, 20, 10])
+        near = {"pruned": [0.1] * 50, "refitted": [0.1] * 50}
+        nats = {"unpruned": pruned - 1, "pruned": pruned, "refitted": refitted}
+        sources = {"nats": windows.judged_by}
+        facts, accepted = judged(
+            {"nats": nats, "kl_to_parent": near, "same_first_choice": near, "sources": sources}, windows.deciding
+        )
+        assert facts["difference"]["mean"] == pytest.approx((own + bundled) / 2, abs=0.01)
+        return accepted
+
+    assert of(-0.1, -0.1)
+    assert of(-0.01, -0.01)
+    assert not of(-0.5, 0.1)
+    assert not of(0.1, -0.5)
+    assert not of(-0.001, -0.001)
+    assert windows.telling == slice(-10, None)
+    assert replace(windows, judging=windows.judging[:40], asked=0).telling == slice(-20, None)
+
+
 def wishing(seed: int, wish: torch.Tensor, source: torch.Tensor) -> LayerData:
     """Tokens that want of each expert so many times what it gives."""
     experts, seen = stock_experts(), routed(seed)
@@ -478,10 +517,22 @@ def test_other_sources_than_those_fitted_choose_and_judge(place: Path, tmp_path:
     assert windows_of(toy, Tokens(data=str(untold), **settings), silent).facts["held_out_by"] == "document"
 
 
-def test_self_written_text_has_no_sources_and_that_is_said(place: Path, tmp_path: Path) -> None:
+def test_self_written_text_does_not_judge_itself_alone(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     alone = moeits.refit(place / "pruned", parent=place / "toy", output=tmp_path / "alone", **SMALL, data="self")
-    assert alone.data["held_out_by"] == "document"
-    assert "of the same sources as the fitted ones" in (tmp_path / "alone" / "README.md").read_text()
+    assert (alone.data["held_out_by"], alone.data["judge"]) == ("document", "bundled")
+    assert [*alone.loss["by_source"]] == ["self", "bundled"]
+    assert alone.loss["by_source"]["self"] < -0.2 < 0 < alone.loss["by_source"]["bundled"]
+    assert not alone.accepted
+    assert alone.loss["difference"]["mean"] == pytest.approx(np.mean([*alone.loss["by_source"].values()]))
+    assert alone.loss["tokens"] == SMALL["held_out"]
+    assert "text that the model wrote itself" in (tmp_path / "alone" / "README.md").read_text()
+    show_verdict(alone.facts())
+    assert (
+        "judged on such text and on bundled text (jargon, kjv, novels, shakespeare, speeches)"
+        in capsys.readouterr().out
+    )
     beside = moeits.refit(
         place / "pruned", parent=place / "toy", output=tmp_path / "both", **SMALL, data="self,bundled"
     )

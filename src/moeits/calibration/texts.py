@@ -4,7 +4,8 @@ Sources are text (what the package carries, or a .jsonl), or the model itself, w
 from its first token on. Documents are shuffled and joined, each after one token that begins a text, and cut into
 windows. What is held out comes from sources of its own where documents tell their `source`, and otherwise from
 documents, or generated windows, of its own. The split is the same for whoever asks with the same settings: experts are
-watched on windows that are fitted or choose settings, so those that judge are new to the choice as to the fit.
+watched on windows that are fitted or choose settings, so those that judge are new to the choice as to the fit. What a
+model writes is too easy for one that was fitted on it: where there is nothing else, bundled text judges beside it.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from moeits.calibration.cutting import HELD_OUT, LONGEST_NAME, cut_documents, cut_each, evenly_mixed, first_token
-from moeits.calibration.settings import Tokens
+from moeits.calibration.settings import BUNDLED, Tokens
 from moeits.calibration.shares import Shares, share_out
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CalibrationError, EvaluationError
@@ -30,6 +31,8 @@ _BUNDLED = Path(__file__).parents[1] / "demo" / "train.jsonl"
 
 # Documents by which it is estimated how many characters a token has.
 _SAMPLE = 50
+# Tokens of the bundled text that judge beside what a model wrote, and the fewest windows of them that say anything.
+_MOST_BESIDE, _LEAST_BESIDE = 1 << 16, 4
 # Sources that have sums of their own; what is beyond is one source.
 _MOST_SOURCES = 20
 
@@ -52,8 +55,10 @@ class Windows:
     chosen_by: tuple[str, ...] = ()
     """Of which source each window of `choosing` is; of `judging` alike. Nothing where sources are not told apart."""
     judged_by: tuple[str, ...] = ()
-    judged_apart: int = 0
-    """So many of the last windows of `judging` are of another text: they say what a size costs, and accept no refit."""
+    beside: int = 0
+    """So many windows of `judging` are of the bundled text, after those of what the model wrote itself."""
+    asked: int = 0
+    """So many of the last ones are of a text that was asked for: they say what a size costs, and accept no refit."""
     facts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -93,6 +98,16 @@ class Windows:
         return np.concatenate([self.choosing, self.judging])
 
     @property
+    def deciding(self) -> slice:
+        """Which windows of `judging` say whether a refit gains: what the model wrote, too, as it may lose there."""
+        return slice(0, len(self.judging) - self.asked)
+
+    @property
+    def telling(self) -> slice:
+        """Which windows of `judging` say what a size costs: of text that was asked for, else the bundled, else all."""
+        return slice(-(self.asked or self.beside), None) if self.asked or self.beside else self.deciding
+
+    @property
     def digest(self) -> str:
         """SHA-256 over all ids."""
         return hashlib.sha256(self.all.astype(np.int64).tobytes()).hexdigest()
@@ -104,12 +119,13 @@ def windows_of(checkpoint: Checkpoint, settings: Tokens, progress: Progress) -> 
     Raises CalibrationError if a source has too little text, or repeats itself.
     """
     tokenizer, length = _tokenizer(checkpoint), _length(checkpoint, settings)
-    return _windows(
+    made = _windows(
         tokenizer,
         settings,
         length,
         lambda count: _self_written(checkpoint, tokenizer, count, length, settings.seed, progress),
     )
+    return _beside_bundled(made, tokenizer, settings) if set(settings.sources()) == {"self"} else made
 
 
 def check_texts(checkpoint: Checkpoint, settings: Tokens) -> None:
@@ -153,20 +169,43 @@ def judged_on(source: str, windows: Windows, checkpoint: Checkpoint, settings: T
 
     Raises CalibrationError if it has too little text, or is fitted too.
     """
+    if windows.beside and source == BUNDLED:
+        return windows
     fitted = {_resolved(each) for each in settings.sources()}
     if source == "self" or _resolved(source) in fitted:
         raise CalibrationError(
             f"--judge {printable(source, LONGEST_NAME)} is fitted as well: give text that is in no part of --data."
         )
+    count = len(windows.judging) - windows.beside
+    made, judged_by = _with_judges(windows, source, count, _tokenizer(checkpoint), settings)
+    return _saying(replace(made, asked=count), source, judged_by)
+
+
+def _beside_bundled(windows: Windows, tokenizer: Any, settings: Tokens) -> Windows:
+    """The same windows, and after those that judge as many of the bundled text, or what it has."""
+    own, length = windows.judging.shape
+    count = min(own, _MOST_BESIDE // length)
+    if count < _LEAST_BESIDE:
+        return windows
+    made, judged_by = _with_judges(windows, BUNDLED, count, tokenizer, settings)
+    made = replace(made, beside=count, judged_by=("self",) * own + (BUNDLED,) * count)
+    return _saying(made, BUNDLED, judged_by)
+
+
+def _with_judges(
+    windows: Windows, source: str, count: int, tokenizer: Any, settings: Tokens
+) -> tuple[Windows, tuple[str, ...]]:
+    """So many windows of a text after those that judge, and of which of its sources they are."""
     documents: dict[str, list[str]] = {}
     for document, told in _documents(source).items():
         documents.setdefault(told, []).append(document)
-    count, length = windows.judging.shape
-    judging, judged_by = cut_each(_tokenizer(checkpoint), documents, count, length, settings)
-    made = replace(windows, judging=np.concatenate([windows.judging, judging]), judged_apart=count)
-    names = sorted(set(judged_by))
-    told_facts = {"judge": _names([source])[0], "judged_by": names, "sha256": made.digest}
-    return replace(made, facts={**windows.facts, **told_facts})
+    judging, judged_by = cut_each(tokenizer, documents, count, windows.judging.shape[1], settings)
+    return replace(windows, judging=np.concatenate([windows.judging, judging])), judged_by
+
+
+def _saying(windows: Windows, source: str, judged_by: Sequence[str]) -> Windows:
+    told = {"judge": _names([source])[0], "judged_by": sorted(set(judged_by)), "sha256": windows.digest}
+    return replace(windows, facts={**windows.facts, **told})
 
 
 def _of_documents(tokenizer: Any, settings: Tokens, length: int, write: Writer) -> Windows:

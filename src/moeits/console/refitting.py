@@ -65,6 +65,11 @@ def _who_judged(data: Mapping[str, Any]) -> str:
     if data["held_out_by"] == "source":
         fitted, chosen_by, judged_by = (", ".join(data[role]) for role in ("fitted", "chosen_by", "judged_by"))
         return f"fitted on {fitted}; settings chosen on {chosen_by}; judged on {judged_by}"
+    if "judge" in data:
+        return (
+            f"fitted on text that the model wrote itself, which chose settings too; judged on such text and on "
+            f"{data['judge']} text ({', '.join(data['judged_by'])})"
+        )
     return (
         "note: what chose and judged are other documents of the fitted sources, as too few sources are told apart; "
         "text of another kind can lose. Give --data more files, or documents with a field 'source'."

@@ -9,20 +9,23 @@ import numpy as np
 _Z = 1.96
 
 
-def judged(losses: Mapping[str, Any]) -> tuple[dict[str, Any], bool]:
+_ALL = slice(None)
+
+
+def judged(losses: Mapping[str, Any], deciding: slice = _ALL) -> tuple[dict[str, Any], bool]:
     """Means, refitted - pruned with its 95 % interval over windows and for each source, and whether that is a gain.
 
     It is one if all of the interval is below 0, and no source that is told apart lost on average, of those that chose
-    as of those that judged.
+    as of those that judged. Means and interval are of the windows that decide.
     """
-    nats = {name: np.array(values) for name, values in losses["nats"].items()}
+    nats = {name: np.array(values)[deciding] for name, values in losses["nats"].items()}
     difference = nats["refitted"] - nats["pruned"]
     half = _Z * float(difference.std(ddof=1)) / len(difference) ** 0.5 if len(difference) > 1 else float("inf")
     mean = float(difference.mean())
     facts: dict[str, Any] = {name: float(values.mean()) for name, values in nats.items()}
     facts["difference"] = {"mean": mean, "low": mean - half, "high": mean + half} if np.isfinite(half) else None
     for name in ("kl_to_parent", "same_first_choice"):
-        facts[name] = {model: float(np.mean(values)) for model, values in losses[name].items()}
+        facts[name] = {model: float(np.mean(values[deciding])) for model, values in losses[name].items()}
     facts["by_source"] = _by_source(losses)
     return facts, mean + half < 0 and all(each <= 0 for each in facts["by_source"].values())
 

@@ -87,8 +87,7 @@ def forecast(
     from moeits.calibration.texts import judged_on, windows_of
 
     watched = windows_of(checkpoint, texts, progress)
-    judge = sizes.judge_of(texts.sources())
-    windows = watched if judge is None else judged_on(judge, watched, checkpoint, texts)
+    windows = watched if sizes.judge is None else judged_on(sizes.judge, watched, checkpoint, texts)
     settings = {"criterion": sizes.criterion, **asdict(fitting)}
     made_with = {"fingerprint": checkpoint.fingerprint, "data": windows.facts, **settings, "moeits": __version__}
     with workplace(output, fresh=fresh, progress=progress) as place:

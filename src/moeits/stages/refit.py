@@ -50,7 +50,7 @@ class Refitting:
     loss: Mapping[str, Any]
     """unpruned, pruned, refitted; and their paired difference with its 95 % interval over windows."""
     accepted: bool
-    """Whether the loss fell for certain. If not, no weight was changed."""
+    """Whether the loss fell for certain, and rose on no source. If not, no weight was changed."""
     tensors: Mapping[str, tuple[str, ...]]
     """Every tensor's fate: computed, or copied byte for byte."""
     earlier: tuple[str, ...] = ()
@@ -83,8 +83,8 @@ def refit(
 
     `model` is a pruned checkpoint, `parent` the one that it was pruned from. Both are run one decoder layer at a time;
     no whole model is in memory, unless `data` is `self`. Each layer's ridge is chosen on held-out tokens, and a layer
-    that gains nothing there keeps its weights; so does the whole model if its held-out loss does not fall. A killed run
-    goes on where it was unless `fresh`.
+    that gains nothing there keeps its weights; so does the whole model if its held-out loss does not fall; where `data`
+    is `self`, bundled text judges beside the model's own. A killed run goes on where it was unless `fresh`.
 
     Raises PlanError if the parent is not the one of the plan, CalibrationError for tokens that will not do,
     CheckpointError for a broken checkpoint, OutputError if the output cannot be written.
@@ -130,7 +130,7 @@ def refitted(
     losses = fit_all(whole, pruned, windows, fitting, fitted, place.scratch(), most_bytes, device, progress)
     for checkpoint in (pruned, whole):
         checkpoint.check_unchanged()
-    loss, accepted = judged(losses)
+    loss, accepted = judged(losses, windows.deciding)
     if not accepted:
         fitted.forget_all()
     made = _record(pruned, whole, windows, fitting, fitted, loss, accepted=accepted)
@@ -157,7 +157,7 @@ def _record(
         settings=asdict(fitting),
         data=windows.facts,
         layers=tuple(fitted.facts),
-        loss={**loss, "tokens": int(windows.judging.size)},
+        loss={**loss, "tokens": int(windows.judging[windows.deciding].size)},
         accepted=accepted,
         tensors={"computed": computed, "copied": tuple(sorted(set(pruned.tensors) - set(computed)))},
         earlier=History.of(pruned.folder).before(REFIT_NAME),

@@ -34,6 +34,8 @@ class _Data(TypedDict):
     fitted: NotRequired[list[str]]
     chosen_by: NotRequired[list[str]]
     judged_by: NotRequired[list[str]]
+    judge: NotRequired[str]
+    """The text that judged what was fitted on what the model wrote itself."""
 
 
 class RefitOnCard(TypedDict):
@@ -87,6 +89,11 @@ def _judges(data: Mapping[str, Any]) -> str:
             ", ".join(map(markdown_text, data[role])) for role in ("fitted", "chosen_by", "judged_by")
         )
         return f"Fitted on {fitted}; settings chosen on {chosen_by}; judged on {judged_by}."
+    if "judge" in data:
+        return (
+            "Fitted on text that the model wrote itself, which chose settings too. Those tokens are of such text and\n"
+            "of text that moeits carries; an accepted refit lost on neither."
+        )
     return (
         "Those tokens are of the same sources as the fitted ones. Text of another kind can lose where this gains:\n"
         "judge the model on such text before you trust it."

@@ -1,10 +1,9 @@
 """What is tried, and on what."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from moeits.calibration.settings import BUNDLED
 from moeits.choosing.criteria import CRITERIA, criterion_named
 from moeits.choosing.settings import Choice, finite, numbers, share
 from moeits.errors import SettingError
@@ -52,13 +51,6 @@ class Forecasting:
             raise SettingError(f"--budget {self.budget:g} is out of range: it is above 0, in nats per token.")
         if not self.shares:
             raise SettingError(f"--reductions names no size: write {_EXAMPLE}, or a list such as 25%,50%.")
-
-    def judge_of(self, sources: Sequence[str]) -> str | None:
-        """The text that judges what was fitted on these sources; None for a part of them.
-
-        What a model writes is too easy for a model that was fitted on it.
-        """
-        return self.judge or (BUNDLED if set(sources) == {"self"} else None)
 
     @property
     def shares(self) -> tuple[float, ...]:

@@ -71,10 +71,9 @@ def forecast_size(
     fitted = FittedLayers(FinishedParts(None), MoELayout.of(pruned), pruned)
     most_bytes, device = parse_size(machine.memory, "--memory"), checked_device(machine.device)
     losses = fit_all(parent, pruned, windows, fitting, fitted, beside, most_bytes, device, progress)
-    own = len(windows.judging) - windows.judged_apart
     # Whether a refit is accepted is decided as `moeits refit` would; what it costs is told by who judges.
-    _, accepted = judged({**losses, **_of_windows(losses, slice(0, own))})
-    told = _of_windows(losses, slice(own if windows.judged_apart else 0, None))
+    _, accepted = judged(losses, windows.deciding)
+    told = _of_windows(losses, windows.telling)
     found = {name: _prediction(told, name) for name in ("pruned", "refitted")}
     forecast = SizeForecast(
         reduction=reduction,
