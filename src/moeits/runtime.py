@@ -1,21 +1,20 @@
 """Where foreign checkpoints meet torch and transformers: a model, a tokenizer, or one sentence why not."""
 
-import importlib
 import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from moeits.checkpoint import hub
 from moeits.checkpoint.opening import Describing
 from moeits.checkpoint.reading import Checkpoint, read_json
 from moeits.checkpoint.streamed import Streamed
-from moeits.errors import CheckpointError, MissingExtra, MoeitsError, SettingError
+from moeits.errors import CheckpointError, MoeitsError, SettingError
 from moeits.experts.families import auto_class_of, check_stock_class, known_family
 from moeits.experts.promises import needs_loader
+from moeits.extras import need
 from moeits.surgery.pruned_config import class_name
 
 # What a model may be loaded in; auto is what its files have.
@@ -165,16 +164,6 @@ def refusals_as_sentences(what: str) -> Iterator[None]:
             f"{what} cannot be opened by transformers ({type(error).__name__}: {reason}). Compare its config.json and "
             "tokenizer files with those of the original model."
         ) from error
-
-
-def need(module: str, *, extra: str) -> ModuleType:
-    """Import an optional dependency. Raises MissingExtra, naming the extra that brings it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingExtra(
-            f"This needs {error.name or module}, which is not installed. In a clone of moeits: pip install '.[{extra}]'"
-        ) from None
 
 
 @contextmanager

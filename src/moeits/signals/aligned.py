@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from moeits.errors import ShapeMismatch, UnscorableWeight
+from moeits.extras import need
 from moeits.signals import Memory, PairSignal, pairwise
 from moeits.signals.entries import pieces
 
@@ -86,8 +87,6 @@ def matching(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     The sum of the products is the largest that there is. Raises MissingExtra without scipy.
     """
-    from moeits.runtime import need  # at the top it would be a circle
-
     assignment = need("scipy.optimize", extra="aligned").linear_sum_assignment
     products = a @ b.T
     _, partner = assignment(products, maximize=True)
