@@ -1,7 +1,11 @@
-"""docs/architectures.md, made from the table of families: `python scripts/families_page.py > docs/architectures.md`."""
+"""docs/architectures.md, made from the table of families: `python -m scripts.families_page > docs/architectures.md`.
+
+From the repository's root, since `tests`, which say what is calibrated and refitted, is not installed.
+"""
 
 from moeits.experts.families import ARCHITECTURES, FAMILIES, REFUSED, Architecture
 from moeits.healing.targets import can_be_healed
+from tests.calibrated import NOT_BY_RECONSTRUCTION, NOT_CALIBRATED, NOT_REFITTED
 
 HEAD = """\
 # Families
@@ -15,8 +19,14 @@ in `tests/test_contract_heal.py` and `tests/test_contract_wrappers.py`, but for 
 class cannot hold the words of a toy. The models themselves were not run here. [Extending moeits](extending.md) says how
 to add a family.
 
-| model_type | models | experts on disk | router | shared experts | limited by groups | healed |
-| --- | --- | --- | --- | --- | --- | --- |
+`simplify --refit` works where the column *refitted* says so, criteria of tokens (`reap`, `frequency`, ...) where
+*calibrated* does: "in part" is all but `reconstruction` and `naee`, for which the router is asked again with experts
+gone. All of it is tried in `tests/test_contract_calibrate.py` and `tests/test_contract_wrappers.py`; the others are
+refused in a sentence. A quantized release is calibrated, refitted and healed as its copy in bf16
+([releases](releases.md)).
+
+| model_type | models | experts on disk | router | shared experts | limited by groups | calibrated | refitted | healed |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
 """
 
 
@@ -56,9 +66,15 @@ def row(family: Architecture) -> str:
         "with a bias" if len(family.router) > 1 else "",
         "yes" if family.shared else "",
         "yes" if family.limit else "",
-        "yes" if can_be_healed(family) else "no",
+        _yes(family.model_type not in NOT_CALIBRATED, but="in part" * (family.model_type in NOT_BY_RECONSTRUCTION)),
+        _yes(family.model_type not in NOT_REFITTED),
+        _yes(can_be_healed(family)),
     )
     return f"| {' | '.join(cells)} |\n"
+
+
+def _yes(said: bool, but: str = "") -> str:
+    return (but or "yes") if said else "no"
 
 
 def page() -> str:

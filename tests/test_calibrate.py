@@ -88,6 +88,36 @@ def test_signals_equal_a_slow_transcription_on_the_whole_model(family: str, tmp_
             np.testing.assert_allclose(found.signals[name][layer], values, rtol=2e-5, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize("family", ["afmoe", "gemma4_text", "hunyuan_v1_moe", "inkling_text"])
+def test_a_router_that_cannot_be_asked_again_is_watched_all_the_same(family: str, tmp_path: Path) -> None:
+    folder = toy(tmp_path / "toy", family)
+    with pytest.raises(CalibrationError, match=r"without reconstruction \(--selection 0\), and choose by .* reap\.$"):
+        moeits.calibrate(folder, device="cpu", **SMALL)
+    found = moeits.calibrate(folder, device="cpu", selection=0, mean_outputs=True, **SMALL)
+    assert "reconstruction" not in found.signals
+    tokens = windows_of(Checkpoint.open(folder), Tokens(**SMALL), silent).watched
+    for layer, signals in one_by_one(folder, tokens).items():
+        for name, values in signals.items():
+            np.testing.assert_allclose(found.signals[name][layer], values, rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.slow
+def test_simplify_asks_a_router_again_only_for_the_criterion_that_needs_it(tmp_path: Path) -> None:
+    folder, asked = toy(tmp_path / "toy", "hunyuan_v1_moe"), {"experts_per_layer": 4, "tokens": 256}
+    with pytest.raises(CalibrationError, match="--selection 0"):
+        moeits.simplify(folder, criterion="reconstruction", output=tmp_path / "other", **asked)
+    plan = moeits.simplify(folder, criterion="reap", output=tmp_path / "out", **asked)
+    assert {*plan.counts.values()} == {4}
+
+
+def test_signals_do_not_depend_on_whether_reconstruction_is_among_them(tmp_path: Path) -> None:
+    folder = toy(tmp_path / "toy", "mixtral")
+    whole, without = (moeits.calibrate(folder, device="cpu", selection=few, **SMALL).signals for few in (64, 0))
+    again = {"reconstruction", "reconstruction-error", "naee", "naee-error"}
+    assert whole.keys() - without.keys() == again
+    assert all(np.array_equal(without[name][layer], whole[name][layer]) for name in without for layer in without[name])
+
+
 def test_experts_that_get_tokens_weighted_before_are_refused_in_a_sentence(tmp_path: Path) -> None:
     folder = toy(tmp_path / "toy", "llama4_text")
     with pytest.raises(CalibrationError, match="weights tokens before the experts"):

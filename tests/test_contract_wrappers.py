@@ -14,12 +14,14 @@ import torch
 import moeits
 from moeits.calibration.layered import LayeredModel
 from moeits.checkpoint.reading import Checkpoint
-from moeits.errors import CalibrationError, CheckpointError, HealingError
+from moeits.errors import CheckpointError, HealingError
 from moeits.experts.families import architecture_of
 from moeits.experts.layout import MoELayout
 from moeits.healing.targets import can_be_healed, targets_of
+from tests.calibrated import NOT_BY_LAYERS
 from tests.healing_toys import spelt, write_letters, write_rows
 from tests.masked import EXTRA_ROWS, TOLERANCE, continuation, logits, routers_masked
+from tests.test_contract_calibrate import calibrated_and_refitted
 from tests.test_layered import as_a_whole, layer_by_layer
 from tests.toys import read_config, read_tensors, write_checkpoint
 from tests.wrappers import (
@@ -33,19 +35,6 @@ from tests.wrappers import (
 
 TOKENS = torch.arange(2, 26).view(2, 12)
 LOADERS = ("auto_map", "moeits")
-NOT_CALIBRATED = {
-    "gemma4": "cannot be asked again with experts gone",
-    "inkling_mm_model": "cannot be asked again with experts gone",
-    "llama4": "weights tokens before the experts",
-    "muse_spark": "computes its experts in a way of its own",
-    **dict.fromkeys(("nemo_speechlm", "nemotron_h_omni"), "has no gate beside up"),
-    "step3p7": "computes its experts in a way of its own",
-}
-"""Families that are run layer by layer, but whose experts or routers calibrate does not follow: what it says."""
-
-
-NOT_BY_LAYERS = {"glm5_next", "inkling2", "mistral_large4", "qwen4_exp"}
-"""Their layers hand on more than hidden states, or transformers converts more than moeits follows: a sentence."""
 
 
 def not_by_layers(wrapper: Path) -> bool:
@@ -210,7 +199,7 @@ def test_experts_in_columns_are_scored_and_opened_as_those_in_rows(tmp_path: Pat
 
 def test_layer_by_layer_its_text_model_is_the_whole(wrapper: Path) -> None:
     if not_by_layers(wrapper):
-        with pytest.raises(CheckpointError):
+        with pytest.raises(CheckpointError, match=NOT_BY_LAYERS[read_config(wrapper)["model_type"]]):
             layer_by_layer(wrapper)
         return
     torch.testing.assert_close(layer_by_layer(wrapper), as_a_whole(wrapper), rtol=0, atol=1e-5)
@@ -236,28 +225,13 @@ def test_layers_of_unequal_counts_are_run_with_their_own(wrapper: Path, tmp_path
     torch.testing.assert_close(layer_by_layer(tmp_path / "out"), as_a_whole(tmp_path / "out"), rtol=0, atol=1e-5)
 
 
-def test_it_is_calibrated_refitted_and_evaluated_by_text(wrapper: Path, tmp_path: Path) -> None:
-    """Only down projections of experts are other than before, and what was fitted is nearer to the parent."""
-    if not_by_layers(wrapper):
-        pytest.skip("it is not run layer by layer")
-    write_letters(wrapper)
-    words = np.random.default_rng(0).integers(62, size=(300, 12))
-    data = write_rows(tmp_path / "data.jsonl", [{"text": spelt(row)} for row in words])
-    some: dict[str, Any] = {"data": str(data), "tokens": 256, "held_out": 256, "window": 16}
-    if (said := NOT_CALIBRATED.get(read_config(wrapper)["model_type"])) is not None:
-        with pytest.raises(CalibrationError, match=said):
-            moeits.calibrate(wrapper, **some)
-        return
-    signals = moeits.calibrate(wrapper, **some)
-    assert {*signals.known("reconstruction")} == {*signals.layers}
-    plan = moeits.plan(signals, criterion="reap", experts_per_layer=4)
-    moeits.prune(wrapper, plan=plan, output=tmp_path / "pruned")
-    made = moeits.refit(tmp_path / "pruned", parent=wrapper, output=tmp_path / "refitted", **some)
-    assert sum(each["error_after"] < each["error_before"] for each in made.layers) == len(plan.kept)
-    (tmp_path / "text.txt").write_text(spelt(words[:9].ravel()))
-    found = moeits.evaluate(tmp_path / "refitted", perplexity=tmp_path / "text.txt", parent=wrapper, window=8)
-    assert found.perplexity is not None
-    assert {*found.model["experts"].values()} == {4}
+def test_it_is_calibrated_refitted_and_evaluated_by_text_or_told_why_not(wrapper: Path, tmp_path: Path) -> None:
+    refitted = calibrated_and_refitted(wrapper, tmp_path)
+    if refitted is not None:
+        (tmp_path / "text.txt").write_text(spelt(at % 62 for at in range(100)))
+        found = moeits.evaluate(refitted, perplexity=tmp_path / "text.txt", parent=wrapper, window=8)
+        assert found.perplexity is not None
+        assert {*found.model["experts"].values()} == {4}
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

@@ -12,8 +12,8 @@ import moeits
 from moeits.calibration.activations import Activations, batches
 from moeits.calibration.layered import LayeredModel
 from moeits.checkpoint.reading import Checkpoint
-from moeits.errors import CalibrationError, CheckpointError
-from tests.healing_toys import spelt, write_letters, write_rows
+from moeits.errors import CheckpointError
+from tests.calibrated import NO_NEXT_TOKEN, NOT_BY_LAYERS
 from tests.toys import MODEL_TYPES, fuse, make_toy, read_config, read_tensors, write_checkpoint
 
 
@@ -39,40 +39,20 @@ def as_a_whole(folder: Path) -> torch.Tensor:
         return moeits.load(folder, dtype=torch.float32).eval()(input_ids=tokens(), use_cache=False).logits
 
 
-# Files of these name what is outside the experts in another way than memory does, or a layer hands on more.
-NOT_BY_LAYER = ("glm_moe_dsa", "hy_v4", "inkling2_text", "openai_privacy_filter", "qwen4_exp_text", "zaya")
+NOT_SO = {**NOT_BY_LAYERS, **NO_NEXT_TOKEN}
 
 
-@pytest.mark.parametrize("family", NOT_BY_LAYER)
+@pytest.mark.parametrize("family", [each for each in MODEL_TYPES if each in NOT_SO])
 def test_what_cannot_be_run_layer_by_layer_is_a_sentence(family: str, tmp_path: Path) -> None:
     make_toy(tmp_path / "toy", family)
-    with pytest.raises(CheckpointError, match=r"layer by layer|by transformers|which layer 0 needs|no next token"):
+    with pytest.raises(CheckpointError, match=NOT_SO[family]):
         layer_by_layer(tmp_path / "toy")
 
 
-@pytest.mark.parametrize("family", [each for each in MODEL_TYPES if each not in NOT_BY_LAYER])
+@pytest.mark.parametrize("family", [each for each in MODEL_TYPES if each not in NOT_SO])
 def test_layer_by_layer_is_the_whole_model(family: str, tmp_path: Path) -> None:
     make_toy(tmp_path / "toy", family)
     torch.testing.assert_close(layer_by_layer(tmp_path / "toy"), as_a_whole(tmp_path / "toy"), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("family", "said"),
-    [
-        ("nemotron_h", "has no gate beside up"),
-        ("kolibri1", "has its experts beside other parts of the layer"),
-        ("qwen4_exp_text", "more than one residual stream"),
-        ("zaya", "hand on more than hidden states"),
-    ],
-)
-def test_what_cannot_be_followed_is_a_sentence_of_calibrate(family: str, said: str, tmp_path: Path) -> None:
-    toy = make_toy(tmp_path / "toy", family, dtype="float32")
-    write_letters(toy)
-    rows = [{"text": spelt(row)} for row in np.random.default_rng(0).integers(62, size=(300, 12))]
-    data = write_rows(tmp_path / "data.jsonl", rows)
-    with pytest.raises((CalibrationError, CheckpointError), match=said) as error:
-        moeits.calibrate(toy, data=str(data), tokens=256, held_out=256, window=16)
-    assert "\n" not in str(error.value)
 
 
 def test_fused_experts_and_tied_embeddings_are_read_too(tmp_path: Path) -> None:

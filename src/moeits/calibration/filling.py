@@ -30,6 +30,8 @@ class Filling:
         self.checkpoint, self.layout, self.model, self.prefix, self.device = checkpoint, layout, model, prefix, device
         self._conversions = need("transformers.conversion_mapping", extra="load").get_model_conversion_mapping(model)
         self._by_layer = by_layer(layout.architecture, checkpoint.tensors)
+        in_layers = {name for tensors in self._by_layer.values() for name in tensors}
+        self._beside = self._held([name for name in checkpoint.tensors if name not in in_layers])
 
     def fill_outside(self, modules: Iterable[torch.nn.Module]) -> None:
         """Embeddings, the last norm, the head: modules that are in no decoder layer, each without what is below it."""
@@ -37,9 +39,7 @@ class Filling:
         self._compute_buffers(modules)
         own = {id(value) for module in modules for value in (*module._parameters.values(), *module._buffers.values())}
         wanted = {name for name, value in self.model.state_dict(keep_vars=True).items() if id(value) in own}
-        in_layers = {name for tensors in self._by_layer.values() for name in tensors}
-        held = self._held([name for name in self.checkpoint.tensors if name not in in_layers])
-        sources = [name for name, in_memory in held.items() if in_memory in wanted]
+        sources = [name for name, in_memory in self._beside.items() if in_memory in wanted]
         self._load(sources, _OUTSIDE)
         self.model.tie_weights()
         tied = set(getattr(self.model, "all_tied_weights_keys", None) or ())
@@ -56,7 +56,10 @@ class Filling:
             of_experts = {name for tensors in moe.experts.values() for name in tensors.values()}
             for name, stacked in self.layout.architecture.fused.items():
                 self._put(prefix + f"{block}.{name}".lstrip("."), self._stacked(moe, stacked), what)
-        foreign = self._load([name for name in self._by_layer[i] if name not in of_experts], what)
+        own = [name for name in self._by_layer[i] if name not in of_experts]
+        # A few files have something of every layer in a list of its own.
+        own += [name for name, in_memory in self._beside.items() if in_memory.startswith(prefix)]
+        foreign = self._load(own, what)
         if foreign:
             raise CheckpointError(
                 f"{foreign[0].removeprefix(prefix)} of {what} is not a tensor of transformers' "

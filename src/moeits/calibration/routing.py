@@ -150,6 +150,9 @@ def _form(gram: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
     return ((d[:, None] @ gram)[:, 0] * d).sum(dtype=torch.float64)
 
 
+_WITHOUT = "Calibrate without reconstruction (--selection 0), and choose by another criterion, such as reap."
+
+
 def reconstruction(layer: LiveLayer, seen: Watched) -> dict[str, Any]:
     """Signals of the elimination on the tokens of one `run`: the step at which each expert goes, and the error then.
 
@@ -163,12 +166,12 @@ def reconstruction(layer: LiveLayer, seen: Watched) -> dict[str, Any]:
         again = router.weights(range(experts))
     except (AttributeError, IndexError, RuntimeError, StopIteration, TypeError, ValueError) as error:
         raise CalibrationError(
-            f"The router {type(layer.block).__name__} cannot be asked again with experts gone ({error}). Plan by reap."
+            f"The router {type(layer.block).__name__} cannot be asked again with experts gone ({error}). {_WITHOUT}"
         ) from None
     limited = getattr(layer.router, "num_group", None) or 1
     own = torch.zeros_like(again).scatter_(1, seen.chosen, seen.gates.float())
     if limited == 1 and not torch.allclose(again, own, atol=1e-4, rtol=1e-3):
-        raise CalibrationError(f"The router {type(layer.block).__name__} does not choose by its logits. Plan by reap.")
+        raise CalibrationError(f"The router {type(layer.block).__name__} does not choose by its logits. {_WITHOUT}")
     gram = torch.cat([_gram(layer.experts, part) for part in seen.hidden.split(512)])
     least = layer.moe.least_per_group if layer.moe else 1
     removed, errors = backward_elimination(gram, router, least=least)

@@ -70,7 +70,9 @@ FLAGS: dict[str, Any] = {
         typer.Option(metavar="NAME:NUMBER,...", help="Weigh what was calibrated on anew: chat.jsonl:3,code.jsonl:1."),
     ],
     "mean_outputs": Annotated[bool, typer.Option(help="Also keep each expert's mean output, E x H numbers a layer.")],
-    "selection": Annotated[int, typer.Option(help="Tokens on which reconstruction tries which experts can go.")],
+    "selection": Annotated[
+        int, typer.Option(help="Tokens on which reconstruction tries which experts can go; 0: without it.")
+    ],
     "parent": Annotated[str, typer.Option(metavar="MODEL", help="The checkpoint that it was pruned from.")],
     "plan": Annotated[Path, typer.Option(help="The plan to carry out.")],
     "any_fingerprint": Annotated[

@@ -10,6 +10,8 @@ import numpy as np
 from moeits.calibration.settings import Machine, Tokens
 from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
+from moeits.choosing.criteria import criterion_named
+from moeits.choosing.criteria.reconstruction import CRITERION as RECONSTRUCTION
 from moeits.errors import CalibrationError, SettingError
 from moeits.evidence import MEAN_OUTPUT, Evidence
 from moeits.experts.families import architecture_of, check_stock_class
@@ -26,6 +28,11 @@ from moeits.sizes import parse_size
 
 # Tokens on which backward elimination tries who can go.
 SELECTION = 4096
+
+
+def selection_for(criterion: str) -> int:
+    """Of how many tokens a criterion needs that, among all that calibrating finds."""
+    return SELECTION if RECONSTRUCTION.name in criterion_named(criterion).needs else 0
 
 
 @with_settings
@@ -46,15 +53,16 @@ def calibrate(
 
     The stock model is run one decoder layer at a time, so no whole model is in memory, unless `data` is `self`.
     Signals: frequency, router-score, ean-sum, ean-mean, reap (gates as the model uses them), coactivation,
-    largest-activation, and reconstruction, by backward elimination on `selection` of the tokens. They are those that
-    `refit` with the same settings fits on or chooses by, and none that judges there. A killed run goes on where it was
-    unless `fresh`. With `statistics` (REAP's observer, SGLang's recorder, an imatrix, a JSONL order) the signals are
-    those that another tool found, and nothing is run. `mean_outputs` adds mean-output, E x H numbers a layer.
+    largest-activation, and reconstruction, by backward elimination on `selection` of the tokens, unless that is 0. The
+    tokens are those that `refit` with the same settings fits on or chooses by, and none that judges there. A killed run
+    goes on where it was unless `fresh`. With `statistics` (REAP's observer, SGLang's recorder, an imatrix, a JSONL
+    order) the signals are those that another tool found, and nothing is run. `mean_outputs` adds mean-output, E x H
+    numbers a layer.
 
     Raises CalibrationError for unfit tokens, CheckpointError, OutputError.
     """
-    if not 64 <= selection <= 10**6:
-        raise SettingError(f"--selection {selection} is out of range: it is from 64 to 1000000 tokens.")
+    if selection and not 64 <= selection <= 10**6:
+        raise SettingError(f"--selection {selection} is out of range: it is 0, or from 64 to 1000000 tokens.")
     checkpoint = opening.open(model, check=architecture_of)
     if output is not None:
         check_file_output(output := Path(output), inputs=[checkpoint.folder, statistics])
@@ -160,8 +168,8 @@ def _all_layers(
         for i in range(len(stream.model)):
             with stream.model.layer(i) as live:
                 known = finished.arrays(f"layer-{i}") if live.moe is not None else None
-                if known is not None and live.moe is not None and not _are_whole(known, sums_of(live.moe.num_experts)):
-                    known = None
+                if known is not None and live.moe is not None:
+                    known = known if _are_whole(known, sums_of(live.moe.num_experts), selection) else None
                 if live.moe is None or known is not None:
                     for part in stream.parts():
                         stream.hidden[part] = stream.run(live, i, part).cpu()
@@ -175,12 +183,13 @@ def _all_layers(
     return layers
 
 
-def _are_whole(arrays: Mapping[str, np.ndarray], sums: Any) -> bool:
+def _are_whole(arrays: Mapping[str, np.ndarray], sums: Any, selection: int) -> bool:
     """Whether these can be the signals of a layer, all of them: what lies on a disk may be damaged."""
     experts = len(sums.largest)
     shapes = {name: values.shape for name, values in sums.signals().items()}
-    shapes |= dict.fromkeys(("reconstruction", "reconstruction-error"), (experts,))
-    if experts <= MOST_ENUMERATED:
+    if selection:
+        shapes |= dict.fromkeys(("reconstruction", "reconstruction-error"), (experts,))
+    if selection and experts <= MOST_ENUMERATED:
         shapes |= {"naee": (experts, experts), "naee-error": (experts,)}
     if MEAN_OUTPUT in shapes and MEAN_OUTPUT in arrays:  # of a width that only the layer tells
         shapes[MEAN_OUTPUT] = (experts, arrays[MEAN_OUTPUT].shape[-1])
@@ -194,10 +203,11 @@ def _watch(stream: Any, live: Any, i: int, selection: int, by: np.ndarray, sums:
     from moeits.calibration.routing import reconstruction
 
     torch = need("torch", extra="load")
-    few = slice(0, -(-selection // stream.tokens.shape[1]))
+    few, steps = slice(0, -(-selection // stream.tokens.shape[1])), {}
     with live.watched() as seen:
-        stream.run(live, i, few)
-        steps = reconstruction(live, seen)
+        if selection:
+            stream.run(live, i, few)
+            steps = reconstruction(live, seen)
         for part in stream.parts():
             stream.hidden[part] = stream.run(live, i, part).cpu()
             sums.take(live, seen, torch.from_numpy(by[part].reshape(-1)))

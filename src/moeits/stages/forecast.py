@@ -24,7 +24,7 @@ from moeits.refitting.settings import Fitting
 from moeits.runtime import checked_device
 from moeits.settings import with_settings
 from moeits.signals.settings import Resources, Scoring
-from moeits.stages.calibrate import SELECTION, calibrated
+from moeits.stages.calibrate import calibrated, selection_for
 from moeits.stages.plan import plan
 from moeits.stages.score import scored
 from moeits.trials.settings import Forecasting
@@ -184,7 +184,7 @@ class _Run:
         """What the criterion must know."""
         name = self.sizes.criterion
         if watches(name):
-            asked = (self.watched, self.machine, Opening(), SELECTION, self.progress)
+            asked = (self.watched, self.machine, Opening(), selection_for(name), self.progress)
             return calibrated(self.checkpoint, self.place, *asked)
         scoring = scoring_for(name, Scoring())
         if scoring is not None:

@@ -32,7 +32,7 @@ from moeits.scoring.rehearsal import Rehearsal, rehearse
 from moeits.settings import with_settings
 from moeits.signals.settings import Scoring
 from moeits.sizes import format_size, parse_size
-from moeits.stages.calibrate import SELECTION, calibrated, check_runs
+from moeits.stages.calibrate import calibrated, check_runs, selection_for
 from moeits.stages.heal import check_healing
 from moeits.stages.heal import heal as heal_stage
 from moeits.stages.plan import plan
@@ -110,7 +110,7 @@ def _evidence(
         return scored(checkpoint, place, scoring, resources.scoring, opening, progress)
     if criterion_named(limits.choice.criterion).needs:
         check_runs(checkpoint)
-        asked = (windows(), resources.watching, opening, SELECTION, progress)
+        asked = (windows(), resources.watching, opening, selection_for(limits.choice.criterion), progress)
         return calibrated(checkpoint, place, *asked)
     return Evidence(inventory=replace(limits.inventory, coverage=opening.coverage(checkpoint, progress)))
 
