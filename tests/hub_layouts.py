@@ -405,6 +405,14 @@ RELEASES: tuple[Release, ...] = (
         beside=("model.mtp.layers.0.eh_proj.weight",),
     ),
     Release(
+        name="Ling-lite, Ling-plus, Ring-lite",
+        config=_text(
+            "bailing_moe", num_experts=EXPERTS, num_shared_experts=1, first_k_dense_replace=0,
+            auto_map={"AutoModelForCausalLM": "modeling_bailing_moe.BailingMoeForCausalLM"},
+        ),
+        shared=_SHARED,
+    ),
+    Release(
         name="Ling-mini-2.0, Ring-2.0",
         config=_text(
             "bailing_moe_v2", dense=1, num_experts=EXPERTS, n_group=1, topk_group=1, first_k_dense_replace=1,

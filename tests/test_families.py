@@ -163,6 +163,23 @@ def test_what_is_not_known_is_called_what_it_is(config: dict[str, Any], said: st
         architecture_of({"model_type": "odd", **config})
 
 
+@pytest.mark.parametrize(
+    ("model_type", "hint"),
+    [
+        ("qwen2moe", "Did you mean 'qwen2_moe'?"),
+        ("Kimi-K2", "Did you mean 'kimi_k2'?"),
+        ("deepseek_v5", "It may be like 'deepseek_v3', of the same makers"),
+        ("minimax_m4", "It may be like 'minimax_m2', of the same makers"),
+        *((name, "") for name in ("openmoe", "gemmoe", "arctic", "step_moe_9", "olmo_next", "9moe")),
+    ],
+)
+def test_a_hint_is_a_name_spelt_otherwise_or_of_the_same_makers(model_type: str, hint: str) -> None:
+    with pytest.raises(UnknownArchitecture) as error:
+        architecture_of({"model_type": model_type, "num_experts": 8})
+    said = str(error.value).removeprefix(f"No architecture '{model_type}'.").partition(" Known: ")[0].strip()
+    assert said.startswith(hint) if hint else said == ""
+
+
 @pytest.mark.parametrize("model_type", REFUSED)
 def test_a_family_that_cannot_be_described_is_told_why(model_type: str) -> None:
     assert model_type not in {architecture.model_type for architecture in ARCHITECTURES}

@@ -4,12 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 import moeits
 from moeits.errors import CheckpointError, SettingError
+from tests.masked import TOLERANCE, logits, routers_masked
 from tests.toys import make_toy, read_config
 from tests.wrappers import make_wrapper
 
+TOKENS = torch.arange(2, 26).view(2, 12)
 OWN_TOP_K = {"1": {"sliding_window": 7, "num_experts_per_tok": 1}, "2": {"num_experts_per_tok": 2}}
 
 
@@ -27,6 +31,36 @@ def test_layers_that_pick_different_numbers_have_no_uniform_layout(tmp_path: Pat
     toy = make_toy(tmp_path / "toy", per_layer_config=OWN_TOP_K)
     with pytest.raises(SettingError, match="one top_k for all layers, but those of this checkpoint have 1 and 2"):
         moeits.simplify(toy, experts_per_layer=4, output=tmp_path / "out", layout="uniform")
+
+
+@pytest.mark.parametrize(("chosen", "left"), [([2, 2, 2], [2, 2, 2]), ([4, 4, 4], [3, 3, 3])])
+def test_a_top_k_that_is_a_list_stays_one_and_is_read_by_the_stock_class(
+    tmp_path: Path, chosen: list[int], left: list[int]
+) -> None:
+    """As Hunyuan's config has it, with a number for each layer."""
+    toy = make_toy(tmp_path / "toy", "hunyuan_v1_moe", dtype="float32", moe_topk=chosen)
+    plan = moeits.simplify(toy, experts_per_layer=3, min_experts=1, output=tmp_path / "out")
+    assert read_config(tmp_path / "out")["moe_topk"] == left
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").eval()
+    assert [layer.mlp.gate.top_k for layer in model.model.layers] == left
+    if chosen == left:
+        original = moeits.load(toy).eval()
+        with routers_masked(original, plan.kept, 6):
+            expected = logits(original, TOKENS)
+        assert (logits(model, TOKENS) - expected).abs().max() < TOLERANCE * max(1.0, float(expected.abs().max()))
+
+
+def test_layers_of_a_list_of_top_k_keep_each_their_own(tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "toy", "hunyuan_v1_moe", dtype="float32", moe_topk=[1, 4, 2])
+    assert [row.top_k for row in moeits.inspect(toy).layers] == [1, 4, 2]
+    plan = moeits.simplify(toy, experts_per_layer=4, output=tmp_path / "same")
+    assert [row.top_k for row in moeits.inspect(tmp_path / "same").layers] == [1, 4, 2]
+    original, ours = moeits.load(toy).eval(), moeits.load(tmp_path / "same").eval()
+    with routers_masked(original, plan.kept, 6):
+        expected = logits(original, TOKENS)
+    assert (logits(ours, TOKENS) - expected).abs().max() < TOLERANCE * max(1.0, float(expected.abs().max()))
+    moeits.simplify(toy, experts_per_layer=3, min_experts=1, output=tmp_path / "fewer")
+    assert [row.top_k for row in moeits.inspect(tmp_path / "fewer").layers] == [1, 3, 2]
 
 
 def test_other_settings_of_single_layers_stay_in_a_uniform_layout(tmp_path: Path) -> None:

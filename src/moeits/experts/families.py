@@ -7,7 +7,7 @@ config keys. To add one, add an entry (docs/extending.md); the contract tests ta
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -319,9 +319,28 @@ def architecture_of(config: Config) -> Architecture:
             f"A checkpoint of type {model_type} is not a Mixture of Experts: its config.json names no experts. "
             f"moeits works on {', '.join(known)}."
         )
-    near = difflib.get_close_matches(model_type, known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise UnknownArchitecture(f"No architecture {model_type!r}.{hint} Known: {', '.join(known)}. {_DESCRIBE_IT}")
+    raise UnknownArchitecture(
+        f"No architecture {model_type!r}.{_hint(model_type, known)} Known: {', '.join(known)}. {_DESCRIBE_IT}"
+    )
+
+
+def _hint(model_type: str, known: Iterable[str]) -> str:
+    """The nearest name of the same makers, or one spelt otherwise: alike letters say nothing of what is inside."""
+    spelt = {_plain(name): name for name in known if _numbers(name) == _numbers(model_type)}
+    if same := difflib.get_close_matches(_plain(model_type), spelt, n=1, cutoff=0.88):
+        return f" Did you mean {spelt[same[0]]!r}?"
+    makers = re.match("[a-z]*", model_type)
+    alike = [name for name in known if makers and re.split("[^a-z]", name)[0] == makers[0]]
+    near = difflib.get_close_matches(model_type, alike, n=1)
+    return f" It may be like {near[0]!r}, of the same makers by its name." if near else ""
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _numbers(name: str) -> str:
+    return re.sub(r"[^0-9]", "", name)
 
 
 def _of_any(known: Architecture, config: Config) -> Architecture:
