@@ -1,7 +1,8 @@
 """Layers for multi-token prediction: a draft head behind the decoder layers, which may have experts of its own.
 
 DeepSeek-V3 and GLM-4.5 number it on as a layer beyond `num_hidden_layers`; Qwen3-Next and ERNIE 4.5 call it `mtp`.
-Transformers does not load it, engines do, with the one number of experts that config.json has. No plan covers it.
+Transformers loads it only to draft (`generate(use_mtp=True)`), as engines do, with the one number of experts that
+config.json has. No plan covers it.
 """
 
 import re
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from moeits.experts.families import Architecture
 
 # How many of them there are, by config.json.
-MTP_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules")
+MTP_KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_modules", "num_mtp_layers")
 
 _CALLED_MTP = re.compile(r"(?:.*?\.)?mtp(?:_\w+)?(?=\.)")
 _EXPERTS = re.compile(r"(?:^|\.)experts\.")

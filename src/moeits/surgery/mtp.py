@@ -20,8 +20,11 @@ def drops_mtp(plan: PruningPlan, *, asked: bool) -> bool:
 
 
 def without_mtp(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json that promises no such layers."""
-    return {key: 0 if key in MTP_KEYS else value for key, value in config.items()}
+    """A config.json that promises no such layers, in whichever of its parts."""
+    return {
+        key: 0 if key in MTP_KEYS else without_mtp(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+    }
 
 
 def plan_with_mtp(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout, *, dropped: bool) -> PruningPlan:
