@@ -1,0 +1,160 @@
+"""docs/clients.md, made from docs/clients/*.json: `python scripts/clients_page.py > docs/clients.md`.
+
+The files are what `python scripts/clients CLIENT MODELS` writes.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parents[1] / "docs" / "clients"
+LAYOUTS = ("unpruned", "uniform", "per-layer")
+MOST = {"max_difference": 1e-4, "reloaded_differs": 1e-4, "loglikelihoods_differ": 1e-3, "first_loss_differs": 5e-2}
+"""What may differ by how much in a row that is called the same: rounding, and in a first loss trl's balance term."""
+
+HEAD = """\
+# Clients that open what moeits writes
+
+Five small models of random weights (Mixtral, Qwen2-MoE, DeepSeek-V2, OLMoE and Qwen3-MoE; three layers, eight experts,
+float32), each as transformers 5 saves it (*unpruned*), pruned to the same number of experts in every layer (`--layout
+uniform`), and to unequal numbers (`--layout per-layer`), are opened by clients that we did not write. What they compute is
+compared with stock transformers 5 running the *unpruned* model whose routers cannot choose the removed experts. Anybody
+can repeat it, each client in an environment of its own:
+
+    python scripts/clients/models.py MODELS        # with moeits and its extras: the models, and what they should compute
+    python scripts/clients mlx-lm MODELS           # with mlx-lm: opens, compares, writes docs/clients/mlx-lm.json
+    python scripts/clients_page.py > docs/clients.md
+
+A cell says how many of the five compute the same, and the largest difference of a logit. Logits reach {largest:g}, and those
+of the unpruned model are {nearest:g} to {furthest:g} off, so that another model would be noticed. No GPU was used, and no real model.
+
+| client | versions | unpruned | uniform | per layer |
+| --- | --- | --- | --- | --- |
+"""  # noqa: E501
+
+SEEN = {
+    "transformers-4": "`per layer` with `trust_remote_code=True`.",
+    "transformers-5": "`per layer` with `trust_remote_code=True`; the same as `moeits.load`.",
+    "pipeline": '`pipeline("text-generation", ...)`: the same twelve greedy tokens after a prompt.',
+    "lm-eval": "`lm_eval --model hf`, log-likelihoods of three continuations; `trust_remote_code=True` per layer.",
+    "accelerate-launch": "`accelerate launch -m lm_eval`, one process, otherwise as above.",
+    "peft": "LoRA on attention and on the fused experts, five steps, saved, loaded again: the same logits.",
+    "trl": "`SFTTrainer` with LoRA, five steps; its first loss is the reference's, plus the balance term that it adds.",
+    "mlx-lm": "The CPU build on Linux.",
+    "openvino": "Exported and opened by `OVModelForCausalLM`; `trust_remote_code=True` per layer.",
+    "llama.cpp": "Converted by llama.cpp's converter to f32 and opened by llama-cpp-python; Q4_K_M made of it runs.",
+    "torchao": "int8 weights of every `Linear`, against the masked unpruned model quantized in the same way.",
+    "llm-compressor": "W8A16 without data, saved, opened again, against the quantized model before it was saved.",
+}
+
+_OLD_KEYS = (
+    "a config.json of transformers 5 has the rotary base, and Qwen3-MoE's count, under names that this client does not "
+    "know; what moeits writes has both spellings"
+)
+_ONE_COUNT = "`--layout uniform`: this client reads one count for all layers"
+INSTEAD: Mapping[tuple[str, str], str] = {
+    ("transformers-4", "unpruned"): _OLD_KEYS,
+    ("mlx-lm", "unpruned"): _OLD_KEYS,
+    ("mlx-lm", "per-layer"): _ONE_COUNT,
+    ("mlx-lm", "deepseek_v2"): "nothing here: it stops at a DeepSeek-V2 without rope scaling, unpruned too",
+    ("openvino", "deepseek_v2"): "nothing here: its exporter wants an older transformers for it, unpruned too",
+    ("openvino", "olmoe"): "nothing here: its exporter has no OLMoE, unpruned neither",
+    ("llm-compressor", "mixtral"): "torchao: what this client saves of a Mixtral is another model, unpruned too",
+    ("llm-compressor", "per-layer"): _ONE_COUNT,
+}
+"""Client and layout or family -> what to use where it fails."""
+
+Row = Mapping[str, Any]
+
+
+def read() -> dict[str, Any]:
+    """Client -> what its file says, in the order of SEEN."""
+    return {
+        name: json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+        for name in SEEN
+        if (FOLDER / f"{name}.json").is_file()
+    }
+
+
+def is_same(row: Row) -> bool:
+    """Whether the client computed what it should."""
+    seen = {**row, **row.get("facts", {})}
+    known = [name for name in MOST if name in seen]
+    within = all(seen[name] <= MOST[name] for name in known)
+    return "error" not in row and row.get("same_text", True) and within and bool(known or "same_text" in row)
+
+
+def cell(rows: Sequence[Row]) -> str:
+    """Of one client and layout."""
+    same = [row for row in rows if is_same(row)]
+    furthest = max((row["max_difference"] for row in same if "max_difference" in row), default=None)
+    count = "all" if len(same) == len(rows) else f"{len(same)} of {len(rows)}" if same else "none"
+    return count + (f", to {furthest:g}" if furthest is not None else "")
+
+
+def instead(client: str, row: Row) -> str:
+    """What to use where a client fails on a checkpoint; empty where nobody has said."""
+    keys = ((client, row["family"]), (client, row["layout"]), (client, "*"))
+    return next((INSTEAD[key] for key in keys if key in INSTEAD), "")
+
+
+def failures(client: str, rows: Sequence[Row]) -> Iterator[str]:
+    """Lines of the second table: families that fail alike in the same layouts are one."""
+    of_family: dict[tuple[str, str, str], list[Row]] = {}
+    for row in (row for row in rows if not is_same(row)):
+        of_family.setdefault((row["family"], instead(client, row), said(row).split(":")[0]), []).append(row)
+    alike: dict[tuple[str, str, str], list[Row]] = {}
+    for (_, use, kind), found in of_family.items():
+        alike.setdefault((", ".join(row["layout"] for row in found), use, kind), []).extend(found)
+    for (layouts, use, _), found in alike.items():
+        families = ", ".join(dict.fromkeys(row["family"] for row in found))
+        wrong = [row["max_difference"] for row in found if "error" not in row and "max_difference" in row]
+        far = f", off by up to {max(wrong):g}" if wrong else ""
+        yield f"| {client} | {families} ({layouts}) | {said(found[0])}{far} | {use} |"
+
+
+def said(row: Row) -> str:
+    """What a client says where it does not compute what it should: as much of it as a line holds."""
+    if "error" not in row:
+        return "**no error, other numbers**"
+    told = ""
+    for sentence in re.split(r"(?<=[.]) ", row["error"].replace("`", "'")):
+        if told and len(told + sentence) > 150:
+            break
+        told = f"{told} {sentence}".strip()
+    return f"`{told}`"
+
+
+def page() -> str:
+    """The whole page."""
+    results = read()
+    lines, failed = [], []
+    for client, result in results.items():
+        by_layout = [[row for row in result["rows"] if row["layout"] == layout] for layout in LAYOUTS]
+        versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if name != "python")
+        lines.append(f"| {client} | {versions} | {' | '.join(map(cell, by_layout))} |")
+        failed.extend(failures(client, result["rows"]))
+    of_transformers = [row for row in results["transformers-5"]["rows"] if row["layout"] != "unpruned"]
+    apart = [row["unpruned_difference"] for row in of_transformers]
+    largest = max(row["largest_logit"] for row in of_transformers)
+    parts = [HEAD.format(largest=largest, nearest=min(apart), furthest=max(apart)) + "\n".join(lines)]
+    parts.append("## What was done in each\n\n" + "\n".join(f"- **{client}**: {SEEN[client]}" for client in results))
+    parts.append(
+        "## What does not open, and what to use instead\n\n"
+        "| client | checkpoints | what it says | instead |\n| --- | --- | --- | --- |\n" + "\n".join(failed)
+    )
+    missing = [client for client in SEEN if client not in results]
+    not_run = ["vLLM", "SGLang", *missing]
+    parts.append(
+        f"## Not run\n\n{', '.join(not_run)}. vLLM and SGLang read one number of experts from config.json; a uniform "
+        "checkpoint has\nit where the source has it. Checkpoints of unequal layers also list their counts as "
+        "`num_experts_per_layer`, an entry\nfor each decoder layer and 0 where it has no experts, which EvoESAP and "
+        "patched servers read."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    print(page(), end="")
