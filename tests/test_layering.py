@@ -30,6 +30,7 @@ ROOMS = {
     "comparing": "stages.compare",
     "lines": "stages.compare_criteria stages.forecast stages.simplify stages.sweep sweeping trials",
     "report": "report_page stages.report",
+    "recipes": "recipes stages.run",
     "outside": "__init__ __main__ command_line console demo",
 }
 
@@ -47,7 +48,9 @@ DOORS = {
     "lines": "words files stages runtime healing evaluation measuring refitting comparing lines",
     # `compare` reads JSON and nothing else, as the report does.
     "report": "words runtime comparing report",
-    "outside": "words files stages runtime healing evaluation measuring refitting comparing lines report outside",
+    "recipes": "words files stages runtime healing evaluation refitting lines report recipes",
+    "outside": "words files stages runtime healing evaluation measuring refitting comparing lines report recipes "
+    "outside",
 }
 
 # What `pip install moeits` brings; everything else is imported inside functions, where it is needed.

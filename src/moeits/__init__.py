@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from moeits.stages.prune import prune
     from moeits.stages.refit import Refitting, refit
     from moeits.stages.report import report
+    from moeits.stages.run import Ran, run
     from moeits.stages.score import score
     from moeits.stages.simplify import simplify
     from moeits.stages.sweep import sweep
@@ -48,6 +49,7 @@ __all__ = [
     "Inspection",
     "MoeitsError",
     "PruningPlan",
+    "Ran",
     "Refitting",
     "Results",
     "__version__",
@@ -66,6 +68,7 @@ __all__ = [
     "prune",
     "refit",
     "report",
+    "run",
     "score",
     "simplify",
     "sweep",
@@ -101,6 +104,8 @@ _HOMES = {
     "plan": "moeits.stages.plan",
     "prune": "moeits.stages.prune",
     "report": "moeits.stages.report",
+    "Ran": "moeits.stages.run",
+    "run": "moeits.stages.run",
     "score": "moeits.stages.score",
     "simplify": "moeits.stages.simplify",
     "sweep": "moeits.stages.sweep",

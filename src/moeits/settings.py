@@ -155,6 +155,11 @@ def with_settings(function: Callable[..., S]) -> Callable[..., S]:
     return call
 
 
+def check_settings(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Keyword arguments of a function that takes settings are what these allow. Raises what they raise."""
+    _gathered(given, _settings_of(function))
+
+
 @dataclass(frozen=True)
 class _Group:
     """A parameter that stands for the fields of a settings dataclass."""

@@ -91,6 +91,7 @@ COMMANDS = {
     "measure": "footprint.show_footprint",
     "sweep": "sweeps.show_sweep",
     "report": "footprint.show_report",
+    "run": "recipes.show_ran",
     "export": "exports.show_export",
 }
 """Command -> what shows its result, in `moeits.console`. The stage is the package's function of the same name."""

@@ -118,6 +118,10 @@ FLAGS: dict[str, Any] = {
     "simplify heal": Annotated[
         str | None, typer.Option(metavar="DATA", help="Heal what is left on these data, as moeits heal does.")
     ],
+    "recipe_file": Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="A YAML file: model, output, and the flags of each step.")
+    ],
+    "run output": Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="the recipe's own")],
     "recipe": _one_of(RECIPES, "How it is healed; small is for CPUs."),
     "teacher": Annotated[str | None, typer.Option(help="The unpruned model, for --objective distillation.")],
     "keep_adapter": Annotated[
