@@ -9,7 +9,7 @@ _CANNOT_BE_ASKED = "cannot be asked again with experts gone"
 
 NOT_BY_LAYERS: Mapping[str, str] = {
     **dict.fromkeys(("glm5_next", "glm_moe_dsa", "hy_v4", "mistral_large4", "zaya"), "hand on more than hidden states"),
-    **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), "more than one residual stream"),
+    **dict.fromkeys(("deepseek_v4", "qwen4_exp", "qwen4_exp_text"), "more than one residual stream"),
 }
 """Families whose layers are not run one by one, and what is said."""
 

@@ -202,14 +202,19 @@ RELEASES: tuple[Release, ...] = (
     ),
     Release(
         name="DeepSeek-V4-Flash",
-        config=_text("deepseek_v4", n_routed_experts=EXPERTS, num_hash_layers=1),
+        config=_text(
+            "deepseek_v4", dense=1, n_routed_experts=EXPERTS, num_hash_layers=1,
+            architectures=["DeepseekV4ForCausalLM"],
+        ),
         layers="layers.{l}.",
         block="ffn.",
         experts=BY_NUMBER,
         router={"gate.weight": (EXPERTS, WIDTH), "gate.bias": (EXPERTS,)},
+        shared=("shared_experts.w1", "shared_experts.w2", "shared_experts.w3"),
+        dense=1,
+        beside=("layers.0.ffn.gate.weight", "layers.0.ffn.gate.tid2eid", "layers.0.ffn.experts.0.w1.weight"),
+        mtp="mtp.0.",
         form="mxfp4 rows",
-        expected="refused",
-        sentence="a table of tokens chooses the experts",
     ),
     Release(name="Moonlight-16B-A3B", config=_deepseek("deepseek_v3"), **_LIKE_DEEPSEEK),
     Release(

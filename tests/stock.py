@@ -45,7 +45,7 @@ class Stock:
     @cached_property
     def in_memory(self) -> Shapes:
         """As the modules hold them."""
-        names = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
+        names = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16", "torch.int64": "I64"}
         return {name: (names[str(value.dtype)], tuple(value.shape)) for name, value in state_of(self.model).items()}
 
 
@@ -140,7 +140,9 @@ def what_is_left(
     left = {}
     for name, value in tensors.items():
         found = re.search(r"layers\.(\d+)\.", name)
-        ids = list(kept[int(found[1])]) if found and (name in own or name in axes) else []
+        # A layer of which nothing is said keeps all.
+        of_experts = found and (name in own or name in axes)
+        ids = list(kept.get(int(found[1]), range(config[count_key]))) if found and of_experts else []
         if name in own:
             expert, numbered = own[name]
             if expert in ids:

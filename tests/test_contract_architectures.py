@@ -58,7 +58,9 @@ def test_the_stock_class_of_it_has_experts_in_the_same_layers(tmp_path: Path, ar
     toy = make_toy(tmp_path / "toy", architecture.model_type)
     config = read_config(toy)
     there = moe_layers_of(config, architecture.num_experts_keys[0])
-    assert there == moe_layers(config) == [*MoELayout.of(Checkpoint.open(toy)).layers]
+    layout = MoELayout.of(Checkpoint.open(toy))
+    assert there == sorted({*layout.layers, *layout.whole})
+    assert moe_layers(config) == [*layout.layers]
 
 
 def test_every_tensor_of_its_block_is_accounted_for(tmp_path: Path, architecture: Architecture) -> None:
@@ -86,7 +88,7 @@ def test_a_config_that_says_nothing_has_experts_where_its_class_has_them(archite
     kinds = getattr(config, "mlp_layer_types", None) or ["sparse"] * 6
     says_nothing = [architecture.is_moe_layer({"num_hidden_layers": 6}, layer) for layer in range(6)]
     if hasattr(config, "mlp_layer_types"):
-        assert says_nothing == [kind == "sparse" for kind in kinds]
+        assert says_nothing == [kind in ("sparse", "moe") for kind in kinds]
 
 
 def _of_groups(architecture: Architecture) -> tuple[Number, ...]:

@@ -134,7 +134,7 @@ def test_the_record_names_recipe_data_and_curves(healed, tmp_path: Path):  # noq
     assert "## Healing" in (output / "README.md").read_text()
 
 
-# As DeepSeek-V3 (arXiv 2412.19437, eq. 15) and those that follow it have it. All others take a softmax.
+# As DeepSeek-V3 (arXiv 2412.19437, eq. 15) and those that follow it have it. All others take a softmax, but for V4.
 SIGMOID = {
     *("afmoe", "axk1", "axk2", "bailing_hybrid", "beam", "deepseek_v3", "deepseek_v32", "dots1", "exaone_moe", "flint"),
     *("glm4_moe", "glm4_moe_lite", "glm_moe_dsa", "hy_v3", "kimi_linear", "laguna", "lfm2_moe", "mimo_v2_flash"),
@@ -145,6 +145,8 @@ SIGMOID = {
 def probabilities(logits: np.ndarray, model_type: str) -> np.ndarray:
     """s_i / sum_j s_j of a token's affinities s, as the paper of each family has them."""
     affinities = 1 / (1 + np.exp(-logits)) if model_type in SIGMOID else np.exp(logits)
+    if model_type == "deepseek_v4":
+        affinities = np.sqrt(np.log1p(np.exp(logits)))
     return affinities / affinities.sum(-1, keepdims=True)
 
 

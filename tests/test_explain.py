@@ -24,6 +24,7 @@ TAKES_TURNS = {"gpt_oss", "inkling2", "inkling2_text"}
 """What shapes do not tell, so that the entry is to be corrected, as is said: `stacking = "alternating columns"`."""
 
 NOT_TOLD = {
+    **dict.fromkeys(("deepseek_v4", "deepseek_v4 fused"), "would be of the router and of what is shared"),
     "gemma4": "would be of the router and of what is shared",
     "gemma4_text": "would be of the router and of what is shared",
     "inkling_mm_model": "no tensor of three axes with a router",

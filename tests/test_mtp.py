@@ -18,7 +18,7 @@ from moeits.command_line.app import application
 from moeits.errors import SettingError
 from moeits.experts.families import ARCHITECTURES, architecture_of
 from moeits.experts.layout import MoELayout
-from tests.toys import MODEL_TYPES, make_toy, read_config, read_tensors, write_checkpoint
+from tests.toys import MODEL_TYPES, NEVER_UNIFORM, make_toy, read_config, read_tensors, write_checkpoint
 from tests.wrappers import make_wrapper
 
 KEY = "num_nextn_predict_layers"
@@ -119,7 +119,15 @@ HAVE_SUCH = {
     ),
     **dict.fromkeys(
         (
-            *("ernie4_5_moe", "exaone_moe", "mellum", "minimax_m3_vl", "minimax_m3_vl_text", "nemotron_h"),
+            *(
+                "deepseek_v4",
+                "ernie4_5_moe",
+                "exaone_moe",
+                "mellum",
+                "minimax_m3_vl",
+                "minimax_m3_vl_text",
+                "nemotron_h",
+            ),
             *("qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next", "qwen4_exp", "qwen4_exp_text"),
         ),
         "mtp.layers.0.",
@@ -148,7 +156,7 @@ def called_by_the_stock_class(model_type: str) -> str | None:
 def test_families_with_them_are_those_whose_stock_class_passes_them_over() -> None:
     found = {each.model_type: called_by_the_stock_class(each.model_type) for each in ARCHITECTURES}
     assert {model_type: name for model_type, name in found.items() if name} == HAVE_SUCH
-    assert len(HAVE_SUCH) == 27
+    assert len(HAVE_SUCH) == 28
 
 
 def layers_again(tensors: Mapping[str, Any], layout: MoELayout, called: str) -> tuple[str, dict[str, Any]]:
@@ -183,7 +191,10 @@ def test_in_every_family_they_are_found_and_kept_or_left_out(tmp_path: Path, mod
     assert left.keys() == kept.keys() - more.keys()
     assert all(left[of].tobytes() == kept[of].tobytes() for of in left)
     assert architecture.part_of(read_config(tmp_path / "less"))[KEY] == 0
-    getattr(transformers, architecture.auto_class).from_pretrained(tmp_path / "less")
+    opens = (
+        moeits.load if model_type in NEVER_UNIFORM else getattr(transformers, architecture.auto_class).from_pretrained
+    )
+    opens(tmp_path / "less")
 
 
 @pytest.mark.parametrize("budget", [{"experts_per_layer": 4}, {"tau": 0.5}], ids=["equal", "unequal"])

@@ -59,6 +59,9 @@ def of_each_kind(model_types: Sequence[str]) -> list[Any]:
     return params
 
 
+NEVER_UNIFORM = tuple(architecture.model_type for architecture in BY_THEMSELVES if architecture.table_of_tokens)
+"""Families with layers that keep all experts, so that no pruned model of theirs has one number for all."""
+
 ONE_BY_ONE = tuple(architecture.model_type for architecture in BY_THEMSELVES if architecture.projections)
 """Families whose files have a tensor for each expert; of the others there is one form only."""
 FORMS = (*MODEL_TYPES, *(f"{model_type} fused" for model_type in ONE_BY_ONE))
@@ -96,6 +99,21 @@ _PECULIAR: Mapping[str, Mapping[str, Any]] = {
     "bailing_hybrid": {"num_expert_group": 1, "layer_types": ["linear_attention", "full_attention"]},
     "beam": {"mlp_layer_types": ["sparse"]},
     "deepseek_v32": {"q_lora_rank": 16, "index_n_heads": 2, "index_head_dim": 16, "index_topk": 64},
+    "deepseek_v4": {
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "q_lora_rank": 16,
+        "layer_types": ["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"],
+        "mlp_layer_types": ["hash_moe", "moe", "moe"],
+        "o_groups": 2,
+        "o_lora_rank": 8,
+        "index_n_heads": 2,
+        "index_head_dim": 8,
+        "index_topk": 4,
+        "hc_mult": 2,
+        "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4},
+        "partial_rotary_factor": 0.5,
+    },
     "dots3_note_text": {
         "q_lora_rank": 16,
         "index_n_heads": 2,
@@ -257,6 +275,9 @@ def toy_tensors(config: Mapping[str, Any], *, seed: int = 0) -> dict[str, np.nda
     common: dict[str, np.ndarray] = {}
     tensors = {}
     for name, (dtype, shape) in stock(config).on_disk.items():
+        if dtype == "I64":  # a table of the experts of each token
+            tensors[name] = rng.integers(num_experts(config), size=shape)
+            continue
         value = _numbers(rng, name, shape)
         layer = re.match(r".*?layers\.\d+\.", name)
         numbered = re.search(r"\.experts\.(\d+)\.", name)

@@ -22,6 +22,9 @@ from moeits.typed_json import NotOfItsType, convert_typed, read_typed
 
 FORMAT = 1
 
+WHOLE_LAYERS = "whole_layers"
+"""Key of the settings of a plan that was carried out: layers with experts that all stay, and are in no plan."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PruningPlan:

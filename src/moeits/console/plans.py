@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from moeits.choosing.pruning_plan import PruningPlan
+from moeits.choosing.pruning_plan import WHOLE_LAYERS, PruningPlan
 from moeits.console import out, table, written
 from moeits.console.explanation import show_explanation
 from moeits.evidence import NOISE_MARGIN, Evidence, estimated
@@ -35,6 +35,8 @@ def show_plan(plan: PruningPlan, arguments: dict[str, Any]) -> None:
     )
     if plan.settings.get("mtp"):
         out(f"note: layers for multi-token prediction, whose experts no plan covers, are {plan.settings['mtp']}.")
+    if whole := plan.settings.get(WHOLE_LAYERS):
+        out(f"note: a table of tokens chooses the experts of layers {', '.join(map(str, whole))}, so all of them stay.")
     if summary.get("layers_on_noise_floor"):
         out(_noise_warning(summary["layers_on_noise_floor"], len(plan.kept)))
         if arguments.get("output"):
@@ -140,6 +142,8 @@ def show_inspection(found: Inspection | Explanation, arguments: dict[str, Any]) 
             f"{found.routed_parameters / found.parameters:.1%} of the parameters are routed experts, stored "
             f"{found.storage}, in {found.shards} file{'s' if found.shards != 1 else ''}"
         )
+    if found.whole_layers:
+        out(f"layers {', '.join(map(str, found.whole_layers))} keep all experts: a table of tokens chooses them there")
     if found.estimated:
         out(f"{found.estimated}")
     if found.budget:

@@ -79,7 +79,7 @@ class Architecture(
     """Tensors with one entry or row per expert, selection biases included; the first one must be there."""
     router_in_memory: str = ""
     """Name of the first one where transformers holds experts fused, if it is another one there."""
-    affinity: Literal["softmax", "sigmoid"] = "softmax"
+    affinity: Literal["softmax", "sigmoid", "sqrtsoftplus"] = "softmax"
     """What makes a token's affinities to the experts of the router's logits, from which gates are taken."""
     expert_axis: Mapping[str, int] = {}
     """The axis of the experts in those tensors of the router where it is not the first."""
@@ -94,6 +94,9 @@ class Architecture(
     """Config key of how many experts a token is given to: a number, or a list with one for each layer."""
     top_k_aliases: tuple[str, ...] = ()
     """Other names of it in files on the hub, for configs that do not have the first."""
+    table_of_tokens: str = ""
+    """A tensor of the block that chooses experts by the token alone. Layers that have it are none of `layers`, and keep
+    all their experts."""
     counts_apart: bool = False
     """Whether transformers' `per_layer_config` cannot hold unequal counts, since the class reads it for other things.
     They are then in moeits' own block only."""

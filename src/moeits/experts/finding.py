@@ -95,6 +95,12 @@ def _block_names(architecture: Architecture, index: int, tensors: Mapping[str, T
     return [block for block in blocks if any(block + name in tensors for name in weights)]
 
 
+def has_table_of_tokens(architecture: Architecture, index: int, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Whether the experts of a layer are chosen by a table of tokens, and not by its router."""
+    block = block_name(architecture, index, tensors)
+    return bool(architecture.table_of_tokens) and f"{block}{architecture.table_of_tokens}" in tensors
+
+
 def belongs_to(name: str, own: str) -> bool:
     """A tensor itself, or what goes with it expert by expert: `_bias`, `_scale_inv`, `_blocks`, ..."""
     return name == own or name.startswith((own + "_", own + "."))

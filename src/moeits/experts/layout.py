@@ -28,6 +28,8 @@ class MoELayout:
 
     architecture: Architecture
     layers: Mapping[int, MoELayer]
+    whole: tuple[int, ...] = ()
+    """Layers whose experts all stay, since a table of tokens chooses them."""
     mtp: MtpLayers = field(default_factory=MtpLayers)
 
     @classmethod
@@ -41,14 +43,16 @@ class MoELayout:
         count = promises.num_layers(architecture, config)
         fitting.check_all_layers(count, by_layer)
         expected = promises.moe_layers(architecture, config)
-        for i in sorted(set(range(count)) - set(expected)):
+        others = sorted(set(range(count)) - set(expected))
+        whole = tuple(i for i in others if finding.has_table_of_tokens(architecture, i, by_layer[i]))
+        for i in set(others) - set(whole):
             fitting.check_no_router(architecture, i, by_layer[i])
         parameters = parameters_of(checkpoint)
         layers = {i: _layer(architecture, config, i, by_layer[i], parameters) for i in expected}
         if not layers:
             raise CheckpointError(f"{checkpoint.source} has no MoE layer: there is nothing to simplify.")
         mtp = MtpLayers.of(architecture, count, checkpoint.tensors)
-        return cls(architecture=architecture, layers=layers, mtp=mtp)
+        return cls(architecture=architecture, layers=layers, whole=whole, mtp=mtp)
 
     def read(self, checkpoint: Checkpoint, layer: int, expert: int, projection: str) -> np.ndarray:
         """Weight of one projection of one expert, (outputs, inputs), the same for every layout.

@@ -55,8 +55,8 @@ class RouterBalance:
 
     n is the layer's own number of experts, f_i the share of its choices that fall on expert i, P_i the mean probability
     of expert i; 1 where the load is even. Where affinities are sigmoids, probabilities are these divided by their sum
-    over the experts (DeepSeek-V3, arXiv 2412.19437, eqs. 17-20). transformers' own term pools all layers by expert
-    number, which means nothing where layers keep different experts. Padding does not count.
+    over the experts (DeepSeek-V3, arXiv 2412.19437, eqs. 17-20); of roots of softplus likewise. transformers' own term
+    pools all layers by expert number, which means nothing where layers keep different experts. Padding does not count.
     """
 
     def __init__(self, routers: Iterable[tuple[torch.nn.Module, int]], affinity: str = "softmax") -> None:
@@ -83,7 +83,7 @@ class RouterBalance:
     def _probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         if self._affinity == "softmax":
             return logits.softmax(-1)
-        affinities = logits.sigmoid()
+        affinities = logits.sigmoid() if self._affinity == "sigmoid" else torch.nn.functional.softplus(logits).sqrt()
         return affinities / affinities.sum(-1, keepdim=True)
 
     def _recorder(self, count: int) -> Callable[..., None]:

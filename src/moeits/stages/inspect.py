@@ -53,6 +53,8 @@ class Inspection:
     shards: int | None
     storage: str | None
     """How experts are stored: per-expert, fused, or mixed; None in a plan."""
+    whole_layers: tuple[int, ...] = ()
+    """Layers with experts that all stay, since a table of tokens chooses them; they are none of `layers`."""
     estimated: str | None = None
     """Of a plan whose scores are estimates: from how much, and how far off, in words."""
     budget: str | None = None
@@ -142,6 +144,7 @@ def _inspect_checkpoint(
         routed_parameters=sum(f.num_experts * f.sizes.parameters for f in facts.values()),
         shards=len(checkpoint.shards),
         storage=storages.pop() if len(storages) == 1 else "mixed",
+        whole_layers=layout.whole,
         budget=budget,
         budget_experts=experts,
         budget_bytes=nbytes,

@@ -13,7 +13,7 @@ from typing import Any
 from moeits.card_slot import results_slot
 from moeits.checkpoint.side_code import code_files
 from moeits.choosing.criteria import CRITERIA
-from moeits.choosing.pruning_plan import PruningPlan
+from moeits.choosing.pruning_plan import WHOLE_LAYERS, PruningPlan
 from moeits.edits import edit_named
 from moeits.evidence import NOISE_MARGIN, estimated
 from moeits.experts.families import has_class_on_hub
@@ -127,7 +127,10 @@ def model_card(
                 _how(
                     plan,
                     afterwards,
-                    _top_k_note(plan) + _mtp_note(plan, mtp_layers) + ("" if own_code else _code_note(plan, left_out)),
+                    _top_k_note(plan)
+                    + _mtp_note(plan, mtp_layers)
+                    + _whole_note(plan)
+                    + ("" if own_code else _code_note(plan, left_out)),
                 ),
                 _experts(plan),
             ]
@@ -292,6 +295,16 @@ def _mtp_note(plan: PruningPlan, layers: str) -> str:
                 "number of experts of other layers for it. A uniform layout leaves it out, with `--drop-mtp`.\n"
             )
     return ""
+
+
+def _whole_note(plan: PruningPlan) -> str:
+    """Which layers keep all experts, since their router does not choose them."""
+    layers = plan.settings.get(WHOLE_LAYERS)
+    if not layers:
+        return ""
+    return (
+        f"\nKept whole: layers {', '.join(map(str, layers))}, with all experts. A table of tokens chooses them there.\n"
+    )
 
 
 def _experts(plan: PruningPlan) -> str:

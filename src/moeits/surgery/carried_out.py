@@ -1,13 +1,13 @@
 """A plan carried out on headers alone: what would be written, before a byte of it is."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moeits.checkpoint.fingerprints import Coverage
 from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.writing import NewTensor
-from moeits.choosing.pruning_plan import PruningPlan, fit
+from moeits.choosing.pruning_plan import WHOLE_LAYERS, PruningPlan, fit
 from moeits.errors import PlanError, SettingError
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
@@ -48,6 +48,8 @@ def carried_out(
     layout = _chosen_layout(writing.layout, plan.counts, moe, drop_mtp=drop_mtp)
     inventory = Inventory.of(checkpoint, moe, coverage=coverage)
     plan = plan_with_mtp(fit(plan, inventory, layout), checkpoint, moe, dropped=drop_mtp)
+    others = {key: value for key, value in plan.settings.items() if key != WHOLE_LAYERS}
+    plan = replace(plan, settings=others | ({WHOLE_LAYERS: [*moe.whole]} if moe.whole else {}))
     config = pruned_config(checkpoint.config, moe, plan, layout)
     config, quantization_files = renumbered_settings(checkpoint, moe, plan.kept, config)
     return CarriedOut(
@@ -114,6 +116,11 @@ def check_asked_layout(layout: str, moe: MoELayout, *, drop_mtp: bool) -> None:
             f"--layout uniform has one number of experts for all layers, but {moe.mtp} would keep its experts, which "
             f"no plan covers. Leave it out with --drop-mtp{'' if on_hub else ', or use --layout per-layer'}."
         )
+    if (layout == "uniform" or on_hub) and moe.whole:
+        raise SettingError(
+            "--layout uniform has one number of experts for all layers, but where a table of tokens chooses them, all "
+            f"stay (layers {', '.join(map(str, moe.whole))}). Use --layout per-layer."
+        )
     if layout == "uniform" and not _has_one_top_k(moe):
         top_ks = sorted({layer.top_k for layer in moe.layers.values()})
         raise SettingError(
@@ -127,7 +134,8 @@ def _chosen_layout(layout: str, counts: Mapping[int, int], moe: MoELayout, *, dr
     if layout == "auto" and moe.architecture.class_on_hub:
         return "uniform"
     if layout == "auto":
-        equal = len(set(counts.values())) == 1 and (drop_mtp or not moe.mtp.have_experts)
+        uncut = all(count == moe.layers[i].num_experts for i, count in counts.items())
+        equal = len(set(counts.values())) == 1 and (drop_mtp or not moe.mtp.have_experts) and (uncut or not moe.whole)
         return "uniform" if equal and _has_one_top_k(moe) else "per-layer"
     return layout
 

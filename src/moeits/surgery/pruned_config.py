@@ -52,7 +52,9 @@ def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, 
         for i, kept in plan.kept.items():
             lowered = {top_k_key: top_k[i]} if top_k[i] != of_layer(part.get(top_k_key), i) else {}
             of_layers[i] = {**of_layers.get(i, {}), **dict.fromkeys(count_keys, len(kept)), **lowered}
-        changes[FLAT_COUNTS] = [len(plan.kept.get(i, ())) for i in range(num_layers(architecture, part))]
+        all_of_them = dict.fromkeys(moe.whole, part.get(architecture.num_experts_key(part) or ""))
+        counts = {**dict.fromkeys(range(num_layers(architecture, part)), 0), **all_of_them, **plan.counts}
+        changes[FLAT_COUNTS] = [counts[i] for i in sorted(counts)]
     single = {"per_layer_config": {str(i): values for i, values in sorted(of_layers.items())}} if of_layers else {}
     ours: dict[str, Any] = {"version": __version__, "source": plan.source, "plan_sha256": plan.sha256}
     if plan.family is not None:  # so that no command on the pruned checkpoint needs the file again

@@ -24,8 +24,9 @@ def check_written(folder: Path, source: MoELayout, counts: Mapping[int, int] | N
         written = MoELayout.of(checkpoint)
         _check_layers(checkpoint, written, source, counts)
         uncut = all(counts[i] == layer.num_experts for i, layer in source.layers.items())
-        if written.mtp.have_experts and not uncut and not needs_loader(checkpoint.config):
-            raise CheckpointError(f"{written.mtp} has other experts than the one number there.")
+        if (written.mtp.have_experts or written.whole) and not uncut and not needs_loader(checkpoint.config):
+            what = f"layer {written.whole[0]}" if written.whole else str(written.mtp)
+            raise CheckpointError(f"{what} has other experts than the one number there.")
     except CheckpointError as error:
         # Without advice about a checkpoint that someone else wrote.
         what = str(error).partition(". ")[0].rstrip(".")
