@@ -21,7 +21,7 @@ ROOMS = {
     "extras files locks printable progress run_files scoring settings signals sizes typed_json version weighing",
     "files": "checkpoint.replaceable checkpoint.side_files checkpoint.staging checkpoint.writing finished left_over "
     "surgery",
-    "stages": "stages stages.export stages.gather stages.inspect stages.plan stages.prune stages.score",
+    "stages": "stages stages.export stages.gather stages.inspect stages.plan stages.prune stages.push stages.score",
     "runtime": "modeling_moeits runtime",
     "healing": "healing stages.heal",
     "evaluation": "evaluation stages.evaluate",

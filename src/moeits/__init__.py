@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from moeits.stages.measure import Footprint, measure
     from moeits.stages.plan import plan
     from moeits.stages.prune import prune
+    from moeits.stages.push import Pushed, push
     from moeits.stages.refit import Refitting, refit
     from moeits.stages.report import report
     from moeits.stages.run import Ran, run
@@ -49,6 +50,7 @@ __all__ = [
     "Inspection",
     "MoeitsError",
     "PruningPlan",
+    "Pushed",
     "Ran",
     "Refitting",
     "Results",
@@ -66,6 +68,7 @@ __all__ = [
     "measure",
     "plan",
     "prune",
+    "push",
     "refit",
     "report",
     "run",
@@ -104,6 +107,8 @@ _HOMES = {
     "plan": "moeits.stages.plan",
     "prune": "moeits.stages.prune",
     "report": "moeits.stages.report",
+    "Pushed": "moeits.stages.push",
+    "push": "moeits.stages.push",
     "Ran": "moeits.stages.run",
     "run": "moeits.stages.run",
     "score": "moeits.stages.score",

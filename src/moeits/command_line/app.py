@@ -91,6 +91,7 @@ COMMANDS = {
     "measure": "footprint.show_footprint",
     "sweep": "sweeps.show_sweep",
     "report": "footprint.show_report",
+    "push": "exports.show_pushed",
     "run": "recipes.show_ran",
     "export": "exports.show_export",
 }

@@ -53,6 +53,7 @@ EXAMPLES: dict[str, tuple[str, str]] = {
         "moeits export UNIFORM --gguf model.gguf",
         "moeits export UNIFORM --gguf model-f16.gguf --outtype f16 --converter llama.cpp",
     ),
+    "push": ("moeits push OUT org/name", "moeits push OUT org/name --report report.html --public"),
     "run": ("moeits run recipe.yaml", "moeits run RUN/recipe.yaml -o AGAIN"),
     "report": ("moeits report RUN -o report.html", "moeits report RUN --format md -o report.md"),
 }

@@ -118,6 +118,11 @@ FLAGS: dict[str, Any] = {
     "simplify heal": Annotated[
         str | None, typer.Option(metavar="DATA", help="Heal what is left on these data, as moeits heal does.")
     ],
+    "repository": Annotated[str, typer.Argument(metavar="REPOSITORY", help="Its name on the hub: org/name.")],
+    "push report": Annotated[Path | None, typer.Option(metavar="FILE", help="A report's page to send along.")],
+    "public": Annotated[
+        bool, typer.Option("--public", metavar="", help="Let everybody see it; otherwise it is private.")
+    ],
     "recipe_file": Annotated[
         Path, typer.Argument(metavar="RECIPE", help="A YAML file: model, output, and the flags of each step.")
     ],
@@ -148,7 +153,7 @@ SHARED = (Budget, Choice, Scoring, Resources, Writing, Describing)
 _PANELS = {
     WHAT: "tau plan",
     HEALING: "heal data recipe teacher",
-    OUTPUT: "output gguf outtype overwrite json card format published fresh keep_adapter",
+    OUTPUT: "output gguf outtype public report overwrite json card format published fresh keep_adapter",
     EXPERT: "revision any_fingerprint",
 }
 _PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names.split()}
