@@ -7,7 +7,9 @@ import json
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
+import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -35,22 +37,27 @@ def closure(requirements: list[str]) -> set[str]:
     return {name for name, _ in wanted}
 
 
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The interpreter of a bare virtual environment that has this package and what it depends on."""
-    folder = tmp_path_factory.mktemp("core") / "venv"
+def bare_environment(folder: Path) -> tuple[Path, Path]:
+    """The interpreter of a virtual environment that has what the core depends on, and where packages are in it."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    python = folder / "bin" / "python"
-    where = sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)})
-    links = {"moeits": REPOSITORY / "src" / "moeits"}
+    where = Path(sysconfig.get_path("purelib", vars={"base": str(folder), "platbase": str(folder)}))
+    links: dict[str, Path] = {}
     for name in closure(PROJECT["dependencies"]):
         installed = distribution(name)
         tops = {file.parts[0] for file in installed.files or ()} - {"..", "__pycache__"}
         links |= {top: Path(str(installed.locate_file(top))) for top in tops}
     for top, target in links.items():
-        (Path(where) / top).symlink_to(target)
+        (where / top).symlink_to(target)
+    return folder / "bin" / "python", where
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of a bare virtual environment that has this package and what it depends on."""
+    python, where = bare_environment(tmp_path_factory.mktemp("core") / "venv")
+    (where / "moeits").symlink_to(REPOSITORY / "src" / "moeits")
     module, function = PROJECT["scripts"]["moeits"].split(":")
-    command = folder / "bin" / "moeits"
+    command = python.with_name("moeits")
     command.write_text(f"#!{python}\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n")
     command.chmod(0o755)
     return python
@@ -99,3 +106,34 @@ def test_what_needs_an_extra_says_which(python: Path, tmp_path: Path) -> None:
     make_toy(tmp_path / "toy")
     done = run(python, "-c", "import moeits; moeits.load('toy')", cwd=tmp_path)
     assert "pip install '.[load]'" in done.stderr
+
+
+@pytest.mark.slow
+def test_wheel_and_sdist_are_built_and_the_wheel_runs_where_nothing_of_this_checkout_is(tmp_path: Path) -> None:
+    built = tmp_path / "dist"
+    build = [sys.executable, "-m", "hatchling", "build", "-d", str(built)]
+    subprocess.run(build, cwd=REPOSITORY, capture_output=True, check=True)
+    (wheel,), (sdist,) = built.glob("*.whl"), built.glob("*.tar.gz")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    package = REPOSITORY / "src" / "moeits"
+    carried = ("py.typed", "experts/families.toml", "modeling_moeits.py", "report_page/page.css", "demo/valid.jsonl")
+    assert {f"moeits/{name}" for name in carried} <= set(names)
+    assert {name for name in names if name.endswith(".py")} == {
+        path.relative_to(package.parent).as_posix() for path in package.rglob("*.py")
+    }
+    with tarfile.open(sdist) as archive:
+        inside = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"src/moeits/py.typed", "docs/README.md", "tests/toys.py", "scripts/README.md", "LICENSE"} <= inside
+    python, _ = bare_environment(tmp_path / "venv")
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--no-deps", "--no-index", str(wheel)]
+    subprocess.run(install, capture_output=True, check=True)
+    helped = subprocess.run(
+        [python.with_name("moeits"), "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert "simplify" in helped.stdout
+    make_toy(tmp_path / "toy")
+    done = run(python, "-m", "moeits", "simplify", "toy", "--experts-per-layer", "4", "--output", "out", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    where = run(python, "-c", "import moeits; print(moeits.__file__)", cwd=tmp_path).stdout
+    assert where.startswith(str(tmp_path))
