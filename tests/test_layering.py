@@ -18,7 +18,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "moeits"
 # apart, as the noun that a stage leaves.
 ROOMS = {
     "words": "card_slot checkpoint choosing criteria_file edits engines errors evaluation.results evidence experts "
-    "extras files locks printable progress run_files scoring settings signals sizes typed_json version weighing",
+    "extras files locks notebook printable progress run_files scoring settings signals sizes typed_json version "
+    "weighing",
     "files": "checkpoint.replaceable checkpoint.side_files checkpoint.staging checkpoint.writing finished left_over "
     "surgery",
     "stages": "stages stages.export stages.gather stages.inspect stages.plan stages.prune stages.push stages.score",

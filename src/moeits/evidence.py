@@ -17,6 +17,7 @@ from moeits.errors import EvidenceError
 from moeits.experts.families import Architecture
 from moeits.experts.inventory import Inventory, LayerFacts
 from moeits.files import write_whole
+from moeits.notebook import SCORED_COLUMNS, html_table, scored_row
 from moeits.signals import PAIR_SIGNALS
 from moeits.typed_json import Count, NotOfItsType, decode_typed
 
@@ -51,6 +52,12 @@ class Evidence:
     """Decoder layer -> (E, E) float64: the redundancy expected if the experts were independent."""
     signals: Mapping[str, Mapping[int, np.ndarray]] = field(default_factory=dict)
     """Name of a signal -> decoder layer -> (E, E) or (E,): what else is known of pairs, or of single experts."""
+
+    def _repr_html_(self) -> str:
+        """Each layer with its experts' redundancy beside what independent weights would show, for a notebook."""
+        caption = f"{self.source}, scored by {self.estimator}{''.join(f', {name}' for name in self.signals)}"
+        rows = (scored_row(i, f.num_experts, self.redundancy.get(i), self.floor.get(i)) for i, f in self.layers.items())
+        return html_table(caption, SCORED_COLUMNS, rows)
 
     def known(self, name: str) -> Mapping[int, np.ndarray]:
         """What is known by that name, "redundancy" or a signal: decoder layer -> (E, E) or (E,); empty if nothing."""

@@ -18,6 +18,7 @@ from moeits.errors import PlanError
 from moeits.experts.families import Architecture
 from moeits.experts.inventory import MOST_EXPERTS, Inventory, LayerFacts
 from moeits.files import write_whole
+from moeits.notebook import html_table
 from moeits.typed_json import NotOfItsType, convert_typed, read_typed
 
 FORMAT = 1
@@ -48,6 +49,15 @@ class PruningPlan:
     """What becomes of the experts that stay; None if they stay as they are."""
     family: Architecture | None = None
     """The description that a user gave of the family; None where moeits has its own."""
+
+    def _repr_html_(self) -> str:
+        """Each layer with how many of its experts stay, for a notebook."""
+        before = self.experts_before() or {}
+        share = f"; P(down) {self.summary['reduction']:.2%}" if "reduction" in self.summary else ""
+        kept = sum(map(len, self.kept.values()))
+        caption = f"{self.source}: {kept} experts stay, chosen by {self.criterion}{share}"
+        rows = [(layer, before.get(layer, "?"), len(ids)) for layer, ids in self.kept.items()]
+        return html_table(caption, ("layer", "experts", "kept"), rows)
 
     def facts(self) -> dict[str, Any]:
         """The plan as the JSON value that plan.json holds."""

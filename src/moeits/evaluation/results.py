@@ -10,6 +10,7 @@ import msgspec
 
 from moeits.errors import EvaluationError
 from moeits.files import write_whole
+from moeits.notebook import html_table
 from moeits.run_files import Number
 from moeits.typed_json import Count, NotOfItsType, Typed, convert_typed, read_typed
 
@@ -114,6 +115,16 @@ class Results:
     generations: Generations | None = None
     samples: Mapping[str, Columns] = field(default_factory=dict)
     """Task -> one column per fact of an item, in the order of the items; `perplexity` -> nats and tokens per unit."""
+
+    def _repr_html_(self) -> str:
+        """Each task with its accuracies, and the loss on a text, for a notebook."""
+        rows = [
+            (name, *("" if row.get(metric) is None else f"{row[metric]:.4f}" for metric in ("acc", "acc_norm")), "")
+            for name, row in self.tasks.items()
+        ]
+        if self.perplexity is not None:
+            rows.append((self.perplexity["file"], "", "", f"{self.perplexity['nats_per_token']:.4f}"))
+        return html_table(str(self.model.get("source", "")), ("", "acc", "acc_norm", "nats per token"), rows)
 
     def facts(self) -> dict[str, Any]:
         """The results as the JSON value that the file holds."""
