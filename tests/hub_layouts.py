@@ -461,8 +461,6 @@ RELEASES: tuple[Release, ...] = (
         name="LongCat-Flash",
         config=_text("longcat_flash", n_routed_experts=EXPERTS, zero_expert_num=2, moe_topk=TOP_K, num_layers=2),
         router={"router.classifier.weight": (EXPERTS + 2, WIDTH), "router.e_score_correction_bias": (EXPERTS + 2,)},
-        expected="refused",
-        sentence="rows for experts that compute nothing",
     ),
     Release(
         name="Mistral-Small-4-119B",

@@ -16,6 +16,7 @@ from moeits.errors import FamilyError, UnknownArchitecture
 from moeits.experts.families import (
     ARCHITECTURES,
     COUNT_KEYS,
+    FAMILIES,
     REFUSED,
     TABLE,
     Architecture,
@@ -123,8 +124,9 @@ def test_every_family_of_transformers_with_experts_is_known_or_told_why_not() ->
         with suppress(ValueError, StrictDataclassError):
             if config in opened and names_experts(config()):
                 there.add(model_type)
-    ours = {architecture.model_type for architecture in ARCHITECTURES}
-    on_page = {*ours, *REFUSED} - families_page()["CALLED_SO_ON_THE_HUB"]
+    page, ours = families_page(), {architecture.model_type for architecture in ARCHITECTURES}
+    assert {family.model_type for family in FAMILIES if family.class_on_hub} >= page["OF_TRANSFORMERS_TOO"]
+    on_page = {*ours, *REFUSED, *page["OF_TRANSFORMERS_TOO"]} - page["CALLED_SO_ON_THE_HUB"]
     assert not there & OF_OTHER_SETTINGS.keys()
     assert there | OF_OTHER_SETTINGS.keys() == on_page
     assert len(on_page) == 87

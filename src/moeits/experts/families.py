@@ -297,8 +297,8 @@ def check_stock_class(config: Config, source: str) -> None:
     """Transformers has a class for a config's models. Raises CheckpointError."""
     if has_class_on_hub(config):
         raise CheckpointError(
-            f"{source} is a {config['model_type']} model, which transformers has no class for: code that it brings "
-            "opens it, and moeits runs no code of a checkpoint. It can be scored, planned and pruned; run it "
+            f"{source} is a {config['model_type']} model, which no class of transformers opens: code that it brings "
+            "does, and moeits runs no code of a checkpoint. It can be scored, planned and pruned; run it "
             "elsewhere, with trust_remote_code=True."
         )
 

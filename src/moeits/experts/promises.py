@@ -45,7 +45,8 @@ def num_layers(architecture: Architecture, config: Mapping[str, Any]) -> int:
     """Number of decoder layers, with experts and without. Raises CheckpointError."""
     count = architecture.layers.number(config)
     if type(count) is not int or count < 1:
-        raise CheckpointError(f"config.json should give num_hidden_layers as a number from 1 on; it has {count!r}.")
+        key = architecture.layers.count
+        raise CheckpointError(f"config.json should give {key} as a number from 1 on; it has {count!r:.60}.")
     return count
 
 

@@ -93,6 +93,8 @@ class Layers(
     All of them for a family that says nothing.
     """
 
+    count: str = "num_hidden_layers"
+    """Key of how many layers there are."""
     kinds: tuple[Kinds, ...] = ()
     """The first of these lists that a config has decides alone."""
     listed: str | None = None
@@ -110,9 +112,7 @@ class Layers(
     def number(self, config: Config) -> Any:
         """How many layers there are: as many as a config says, else as its list of kinds is long."""
         kinds = next((kinds for kinds in self.kinds if kinds.given(config)), None)
-        return (
-            len(config[kinds.key]) if kinds and "num_hidden_layers" not in config else config.get("num_hidden_layers")
-        )
+        return len(config[kinds.key]) if kinds and self.count not in config else config.get(self.count)
 
     def have_experts(self, config: Config, layer: int) -> bool:
         """Whether a layer has experts."""
@@ -124,7 +124,7 @@ class Layers(
             return layer in _listed(config[self.listed])
         end = number(self.end, config)
         return (
-            number(self.start, config) <= layer <= (config["num_hidden_layers"] - 1 if end == -1 else end)
+            number(self.start, config) <= layer <= (config[self.count] - 1 if end == -1 else end)
             and (self.every is None or self.every.holds(config, layer))
             and not (self.but and self.but.has(config, layer))
         )

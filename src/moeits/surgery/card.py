@@ -52,8 +52,8 @@ model = {auto}.from_pretrained("PATH", dtype="auto", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("PATH", trust_remote_code=True)
 ```
 
-transformers has no class for it, and moeits did not open it. vLLM, SGLang and MLX read one number of experts from
-config.json, as here; nobody has tried them on this checkpoint.
+No class of transformers opens it, and moeits did not. vLLM, SGLang and MLX read one number of experts from config.json,
+as here; nobody has tried them on this checkpoint.
 """
 
 _LOADS_PER_LAYER = """\
