@@ -32,7 +32,7 @@ def run() -> str:
 def _against_c() -> str:
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
-        c_loop = _compiled(Path(scratch))
+        c_loop = compiled(Path(scratch))
         for kind in KINDS:
             rng = np.random.default_rng(0)
             a, b = (NMI().encode_weight(matrix(kind, rng)) for _ in range(2))
@@ -40,7 +40,7 @@ def _against_c() -> str:
             wide, table_, wrapped = np.zeros(cells, np.uint32), np.zeros(cells, np.uint8), _wrapped(a.codes.size)
             plain, ours, whole = in_turn(
                 REPEATS,
-                partial(c_loop, _pointer(a.codes), _pointer(b.codes), a.codes.size, b.counts.size, _pointer(wide)),
+                partial(c_loop, pointer(a.codes), pointer(b.codes), a.codes.size, b.counts.size, pointer(wide)),
                 partial(_ours, a, b, table_, wrapped),
                 partial(NMI().compare_two, a, b),
             )
@@ -70,7 +70,7 @@ def _ours(a: Codes, b: Codes, table_: np.ndarray, wrapped: np.ndarray) -> None:
     count_pairs(a.codes, b.codes, b.counts.size, table_, wrapped)
 
 
-def _compiled(folder: Path) -> Any:
+def compiled(folder: Path) -> Any:
     (folder / "loop.c").write_text(C_LOOP)
     subprocess.run(
         ["gcc", "-O3", "-shared", "-fPIC", "-o", str(folder / "loop.so"), str(folder / "loop.c")], check=True
@@ -80,7 +80,7 @@ def _compiled(folder: Path) -> Any:
     return function
 
 
-def _pointer(array: np.ndarray) -> int:
+def pointer(array: np.ndarray) -> int:
     return array.ctypes.data
 
 
