@@ -45,9 +45,12 @@ class WorkShard:
         return f"{self.number}/{self.of}"
 
 
+ENGINES = ("threads", "ray")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sharing:
-    """Which share of the work is done."""
+    """Which share of the work is done, and who does it."""
 
     shard: str | None = setting(
         None,
@@ -57,8 +60,22 @@ class Sharing:
         shown_default="all layers",
     )
 
+    engine: str = setting(
+        "threads", help="Who does it: threads here, or a Ray cluster, layer by layer.", panel=SCORING, choices=ENGINES
+    )
+    address: str | None = setting(
+        None,
+        help="Of the Ray cluster, as host:port or auto.",
+        panel=SCORING,
+        shown_default="one of this machine alone",
+    )
+
     def __post_init__(self) -> None:
         self.work_shard()
+        if self.engine not in ENGINES:
+            raise SettingError(f"--engine {self.engine} is not one of {', '.join(ENGINES)}.")
+        if self.address is not None and self.engine != "ray":
+            raise SettingError("--address is that of a Ray cluster: give --engine ray too, or leave it out.")
 
     def work_shard(self) -> WorkShard | None:
         """None for the whole."""
