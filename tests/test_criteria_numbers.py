@@ -17,3 +17,8 @@ def test_every_run_is_on_it_and_small() -> None:
     files = [file for kind in criteria_page.KINDS for file in criteria_page.FOLDER.glob(f"{kind}-*.json")]
     assert {file.name.split("-")[0] for file in files} == criteria_page.KINDS.keys()
     assert all(file.stat().st_size < 40_000 for file in files)
+
+
+def test_what_is_known_of_the_refit_shows_a_part_of_the_same_table() -> None:
+    page = (ROOT / "docs" / "validity.md").read_text(encoding="utf-8")
+    assert f"\n\n{criteria_page.overview(criteria_page.SOME)}\n" in page

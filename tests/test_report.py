@@ -343,6 +343,7 @@ def test_published_rows_are_shown_on_request_with_their_caveats_and_sources(run:
     for table in known["tables"]:
         for row in table["rows"]:
             assert row["method"] in text
+            assert row.get("really", "") in text
             assert set(row["source"].split(", ")) <= set(known["sources"])
 
 

@@ -32,10 +32,11 @@ def _table(facts: dict[str, Any]) -> Block:
             f"{row['reduction_percent']:g}",
             NOTHING if row["mean"] is None else f"{row['mean']:g}",
             f"HellaSwag {row['hellaswag']:g}" if "hellaswag" in row else row.get("note", NOTHING),
+            row.get("really", NOTHING),
             row["source"],
         ]
         for row in facts["rows"]
     ]
     number = f"Table {facts['table']}" + (" (its number is inferred)" if facts.get("table_number_is_inferred") else "")
-    columns = ["method", "removed, %", "mean accuracy, %", "also", "source"]
+    columns = ["method", "removed, %", "mean accuracy, %", "also", "what it seems to be", "source"]
     return table(f"{number}, {facts['model']}", columns, rows)
