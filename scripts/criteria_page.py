@@ -79,7 +79,7 @@ section above, the others as in the first one.
 ## How many tokens, and whose
 
 Refitted as by default, with `--data self`, `--data bundled` or `--data ../shared/data/text/train.jsonl`, and with other
-numbers of `--tokens`.
+numbers of `--tokens`. Of the training text whole sources are held out, so that it is fitted on some of its ten only.
 """,
 }
 
@@ -142,11 +142,41 @@ def overview(shown: Sequence[tuple[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+COUNTS, SOURCES = ("2048", "8192", "32768"), {"self": "its own", "bundled": "bundled", "train": "training text"}
+
+
+def by_tokens() -> str:
+    """What reconstruction, refitted, loses at half: a line for each model and text."""
+    lines = [
+        f"| model | fitted on | {' | '.join(f'{int(count):,} tokens' for count in COUNTS)} |",
+        "| --- | --- |" + " ---: |" * 3,
+    ]
+    for model in sorted({file.stem.split("-")[1] for file in FOLDER.glob("tokens-*.json")}):
+        for source, called in SOURCES.items():
+            files = [FOLDER / f"tokens-{model}-{source}-{count}.json" for count in COUNTS]
+            if source == "self" and not files[1].exists():  # it is the run of the second section
+                files[1] = FOLDER / f"shared-{model}.json"
+            cells = [cell(_refitted(file)) for file in files]
+            lines.append(f"| {model} | {called} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _refitted(file: Path) -> ShownRow | None:
+    if not file.exists():
+        return None
+    rows = shown_rows(read_criteria(file)["rows"])
+    return next(row for row in rows if (row.label, row.state) == ("reconstruction", "refitted"))
+
+
 def page() -> str:
     """The page as it should be on disk."""
     parts = [HEAD, OVERVIEW, overview(ALL)]
     for kind, head in KINDS.items():
-        parts += [head, *(section(file) for file in sorted(FOLDER.glob(f"{kind}-*.json")))]
+        parts += [
+            head,
+            *(["\n", by_tokens()] if kind == "tokens" else []),
+            *(section(file) for file in sorted(FOLDER.glob(f"{kind}-*.json"))),
+        ]
     return "".join(parts)
 
 
