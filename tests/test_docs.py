@@ -37,9 +37,9 @@ FLAGS = {
     for flag in (*parameter.opts, *parameter.secondary_opts)
 }
 
-# Flags of other programs that the pages speak of.
+# Flags of other programs that the pages speak of: `--model` is of lm_eval.
 # `--power` belongs to a signal that docs/extending.md makes up.
-FOREIGN_FLAGS = {"--help", "--hypothesis-profile", "--power"}
+FOREIGN_FLAGS = {"--help", "--hypothesis-profile", "--model", "--power"}
 # Names that docs/extending.md makes up, and tests/test_extending.py puts where it says.
 MADE_UP = {
     "cosine.Cosine",
