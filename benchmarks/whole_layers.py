@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -217,12 +217,12 @@ HEADER = (
 )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Score one whole layer of a large model.")
     parser.add_argument("--model", choices=MODELS, default="Qwen3-30B-A3B")
     parser.add_argument("--samples", default="exact,1/8,1/32")
     parser.add_argument("--folder", type=Path, default=None, help="where the layer is written")
-    asked = parser.parse_args()
+    asked = parser.parse_args(argv)
     scratch = Path(tempfile.mkdtemp(dir=asked.folder))
     try:
         before = os.getloadavg()[0]

@@ -58,7 +58,7 @@ def test_a_pruned_checkpoint_that_was_edited_since_is_noticed(
 def test_what_a_refit_computed_is_not_an_edit_but_what_it_copied_is_if_it_changed(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moeits.stages.refit.judged", lambda losses: (judged(losses)[0], True))
+    monkeypatch.setattr("moeits.stages.refit.judged", lambda *given: (judged(*given)[0], True))
     made = moeits.refit(place / "pruned", parent=place / "toy", output=tmp_path / "once", **SMALL)
     moeits.refit(tmp_path / "once", parent=place / "toy", output=tmp_path / "twice", **SMALL)
     assert made.tensors["computed"]
