@@ -6,12 +6,13 @@ Every comparison is measured in one run, its sides in turn, and given as a media
 import argparse
 from collections.abc import Sequence
 
-from benchmarks import kernel, planning, process, sampling, scoring, writing
+from benchmarks import kernel, planning, process, sampling, scoring, start, writing
 from benchmarks.measuring import machine
 
 BENCHMARKS = {
     "scoring": scoring.run,
     "process": process.run,
+    "start": start.run,
     "kernel": kernel.run,
     "planning": planning.run,
     "writing": writing.run,
