@@ -159,7 +159,7 @@ class Planner:
             layers=self.evidence.layers,
             coverage=self.evidence.inventory.coverage,
             family=self.evidence.inventory.family,
-            edit=planned(self.choice.edit, self.evidence, kept),
+            edit=planned(self.choice.edit, self.choice.of_edit(), self.evidence, kept),
         )
 
     @cached_property

@@ -182,6 +182,7 @@ class _Edit(Struct):
 
     name: str
     groups: dict[_Layer, dict[_Expert, list[tuple[_Expert, _Weight]]]] = {}
+    settings: dict[str, _Scalar] = {}
 
 
 class _Stored(Struct):
@@ -247,7 +248,7 @@ def _read_edit(stored: _Stored) -> PlannedEdit | None:
         layer: {expert: tuple(group) for expert, group in of_layer.items()}
         for layer, of_layer in stored.edit.groups.items()
     }
-    edit = PlannedEdit(name=stored.edit.name, groups=groups)
+    edit = PlannedEdit(name=stored.edit.name, groups=groups, settings=stored.edit.settings)
     experts = {layer: facts.num_experts for layer, facts in stored.layers.items()}
     check_edit(edit, stored.kept, experts)
     return edit
@@ -273,7 +274,7 @@ def _edit_facts(edit: PlannedEdit) -> dict[str, Any]:
         str(layer): {str(expert): [list(member) for member in group] for expert, group in of_layer.items()}
         for layer, of_layer in edit.groups.items()
     }
-    return {"name": edit.name, "groups": groups}
+    return {"name": edit.name, **({"settings": dict(edit.settings)} if edit.settings else {}), "groups": groups}
 
 
 def fit(plan: PruningPlan, inventory: Inventory, layout: str) -> PruningPlan:

@@ -10,7 +10,8 @@ from typing import Any
 from moeits.choosing.allocations import ALLOCATIONS
 from moeits.choosing.criteria import CRITERIA
 from moeits.choosing.pruning_plan import PruningPlan
-from moeits.edits import EDITS
+from moeits.edits import EDITS, edit_of
+from moeits.edits.settings import EditSettings
 from moeits.errors import SettingError
 from moeits.experts.inventory import MOST_EXPERTS
 from moeits.settings import EXPERT, WHAT, setting
@@ -101,7 +102,7 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class Choice(EditSettings):
     """How experts are ranked for removal, and how far down a layer may go."""
 
     criterion: str = setting(
@@ -121,7 +122,7 @@ class Choice:
     seed: int = setting(0, help="Seed of a random criterion.", panel=EXPERT)
     edit: str = setting(
         "none",
-        help="What becomes of kept experts: nothing, or the average with removed ones.",
+        help="What becomes of kept experts: nothing, or what is made of them and removed ones.",
         panel=EXPERT,
         choices=tuple(each.name for each in EDITS),
     )
@@ -137,6 +138,7 @@ class Choice:
     )
 
     def __post_init__(self) -> None:
+        edit_of(self.edit, self.of_edit())
         if self.min_experts is not None and self.min_experts < 1:
             raise SettingError(
                 f"--min-experts {_shown(self.min_experts)} is out of range: a layer keeps at least one expert."

@@ -5,14 +5,15 @@ write `edits/<name>.py` with what fulfils `Edit`, and add its line to `EDITS` be
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Protocol, get_type_hints
 
 import numpy as np
 
 from moeits.errors import SettingError
 from moeits.evidence import Evidence
 from moeits.settings import one_named
+from moeits.typed_json import NotOfItsType, convert_typed
 
 Group = tuple[tuple[int, float], ...]
 """Experts of the source and their weights, which are from 0 to 1 and sum to 1."""
@@ -25,10 +26,16 @@ class PlannedEdit:
     name: str
     groups: Mapping[int, Mapping[int, Group]] = field(default_factory=dict)
     """Decoder layer -> kept expert -> what it is made of. Whoever is not named stays as it is."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the edit; those not named have their default."""
 
 
 class Edit(Protocol):
-    """A way to make kept experts of several. All tensors of an expert are treated alike, its router row is kept."""
+    """A way to make kept experts of several. All tensors of an expert are treated alike, its router row is kept.
+
+    One that tells neurons apart says so with `blends` (`edits.neurons.OfNeurons`), and is asked for that instead of
+    `make`. Settings are fields of a dataclass; each is a flag.
+    """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
@@ -45,11 +52,13 @@ class Edit(Protocol):
         ...
 
 
-from moeits.edits import average, none  # noqa: E402
+from moeits.edits import aligned_average, average, none, recombine  # noqa: E402
 
 EDITS: tuple[Edit, ...] = (
     none.EDIT,
     average.EDIT,
+    aligned_average.EDIT,
+    recombine.EDIT,
 )
 
 
@@ -58,13 +67,32 @@ def edit_named(name: str) -> Edit:
     return one_named(name, EDITS, "edit")
 
 
-def planned(name: str, evidence: Evidence, kept: Mapping[int, Sequence[int]]) -> PlannedEdit | None:
-    """The edit of a plan that keeps these experts; None where nothing is edited."""
+def edit_of(name: str, settings: Mapping[str, Any]) -> Edit:
+    """The edit of that name, set up. Raises SettingError for a setting that it does not have, or out of range."""
     edit = edit_named(name)
+    if not settings:
+        return edit
+    own = get_type_hints(type(edit))
+    for setting, value in settings.items():
+        flag = f"--{setting.replace('_', '-')}"
+        if setting not in {each.name for each in fields(edit)}:  # type: ignore[arg-type]
+            raise SettingError(f"--edit {name} has no setting {setting}: leave {flag} out.")
+        try:
+            convert_typed(value, own[setting])
+        except NotOfItsType as error:
+            raise SettingError(f"{flag} {value!r:.40} is not what --edit {name} can use: {error}.") from None
+    return replace(edit, **settings)  # type: ignore[type-var]
+
+
+def planned(
+    name: str, settings: Mapping[str, Any], evidence: Evidence, kept: Mapping[int, Sequence[int]]
+) -> PlannedEdit | None:
+    """The edit of a plan that keeps these experts; None where nothing is edited."""
+    edit = edit_of(name, settings)
     check_known(edit, evidence)
     groups = {layer: edit.groups(evidence, layer, experts) for layer, experts in kept.items()}
     groups = {layer: of_layer for layer, of_layer in groups.items() if of_layer}
-    return PlannedEdit(name=name, groups=groups) if groups else None
+    return PlannedEdit(name=name, groups=groups, settings=settings) if groups else None
 
 
 def check_known(edit: Edit, evidence: Evidence) -> None:

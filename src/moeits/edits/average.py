@@ -7,6 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from moeits.edits import Edit, Group
+from moeits.edits.shares import shares_of
 from moeits.evidence import Evidence
 
 
@@ -21,6 +22,8 @@ class Average:
 
     name: ClassVar[str] = "average"
     needs: ClassVar[tuple[str, ...]] = ("redundancy",)
+    weighs: ClassVar[tuple[str, ...]] = ("frequency",)
+    """Signals by the first of which that is known members are weighed."""
     weights: ClassVar[str] = (
         "Where experts were removed, those that are left are weighted averages of themselves and of removed ones "
         "(`edit` in plan.json); all other weights are those of the source, bit for bit."
@@ -32,8 +35,11 @@ class Average:
         for expert in sorted(set(range(len(redundancy))) - set(kept)):
             nearest = kept[int(redundancy[expert, list(kept)].argmax())]
             members[nearest].append(expert)
-        chosen = evidence.known("frequency").get(layer, np.ones(len(redundancy)))
-        return {expert: _weighted(group, chosen) for expert, group in members.items() if len(group) > 1}
+        return {
+            expert: shares_of(group, evidence, layer, self.weighs)
+            for expert, group in members.items()
+            if len(group) > 1
+        }
 
     def make(self, expert: int, group: Group, read: Callable[[int], np.ndarray]) -> np.ndarray:  # noqa: ARG002
         total: np.ndarray | None = None
@@ -42,13 +48,6 @@ class Average:
             total = part if total is None else np.add(total, part, out=total)
         assert total is not None
         return total
-
-
-def _weighted(group: Sequence[int], chosen: np.ndarray) -> Group:
-    """Shares of how often each is chosen; equal ones where none ever is."""
-    counts = np.asarray(chosen, np.float64)[list(group)]
-    shares = counts / counts.sum() if counts.sum() > 0 else np.full(len(group), 1 / len(group))
-    return tuple((expert, float(share)) for expert, share in zip(group, shares, strict=True))
 
 
 EDIT: Edit = Average()

@@ -17,9 +17,10 @@ from moeits.errors import CheckpointError, UnscorableWeight
 from moeits.experts import finding, fitting, promises
 from moeits.experts.counting import parameters_of
 from moeits.experts.families import Architecture, architecture_of
+from moeits.experts.held import Held
 from moeits.experts.layer import BlockTensors, ExpertSizes, MoELayer
 from moeits.experts.mtp import MtpLayers
-from moeits.experts.stored import Place, StoredWeight, WeightSize, parts_of
+from moeits.experts.stored import Place, Stacking, StoredWeight, WeightSize, parts_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +73,28 @@ class MoELayout:
         name = parts.get("weight") or next(iter(parts.values()))
         return name if self.layers[layer].experts else f"{name}[{expert}] ({projection})"
 
+    def held(self, layer: int) -> dict[str, Held]:
+        """What of an expert its tensors of numbers hold: of each tensor, by what follows the expert's number, or by
+        the name of the one that has all experts.
+
+        Raises UnscorableWeight for a tensor that is neither weights nor biases.
+        """
+        moe, family = self.layers[layer], self.architecture
+        own = moe.experts[0] if moe.experts else moe.fused
+        weights = {name: (projection,) for projection, name in family.projections.items()}
+        found: dict[str, Held] = {}
+        for weight, projections in (weights if moe.experts else family.fused).items():
+            for part, name in parts_of(weight, {name: name for name in own}).items():
+                if part in ("weight", "bias"):
+                    stacking = "rows" if moe.experts else self._stacking
+                    found[name] = Held(projections=projections, bias=part == "bias", stacking=stacking)
+        if odd := sorted(own.keys() - found.keys()):
+            raise UnscorableWeight(
+                f"{own[odd[0]]} is neither a weight nor a bias of a projection: what an edit should do with it is not "
+                "known. Plan without --edit."
+            )
+        return found if moe.experts else {moe.fused[name]: held for name, held in found.items()}
+
     def check_scorable(self, checkpoint: Checkpoint) -> None:
         """Every expert has its weights in a way that can be read. Raises UnscorableWeight where not, say for GPTQ."""
         for layer in self.layers:
@@ -101,9 +124,13 @@ class MoELayout:
         if self.layers[layer].experts:
             return None
         _, stacked = self._fused_with(projection)
-        at, stacking = stacked.index(projection), self.architecture.stacking
+        return Place(expert=expert, at=stacked.index(projection), of=len(stacked), stacking=self._stacking)
+
+    @property
+    def _stacking(self) -> Stacking:
+        stacking = self.architecture.stacking
         assert stacking != "rows or columns", "settled when the layout was found"
-        return Place(expert=expert, at=at, of=len(stacked), stacking=stacking)
+        return stacking
 
     def _fused_with(self, projection: str) -> tuple[str, tuple[str, ...]]:
         """The fused tensor that holds a projection, and all that are stacked in it."""

@@ -52,13 +52,7 @@ class Aligned(PairSignal):
         lying = [part.T if name == "down" else part for name, part in parts.items()]
         if len({part.shape for part in lying}) > 1:
             raise UnscorableWeight("its projections are not of one width, so that their neurons cannot be told apart")
-        count, width = lying[0].shape
-        rows = np.empty((count, width * len(lying)), np.float32)
-        for number, part in enumerate(lying):
-            own = rows[:, number * width : (number + 1) * width]
-            own[:] = part
-            lengths = np.sqrt(len(lying) * np.einsum("ij,ij->i", own, own, dtype=np.float64))
-            own /= np.where(lengths > 0, lengths, 1)[:, None]
+        rows = unit_neurons(lying)
         key = hashlib.blake2b(rows.data, digest_size=16).digest()
         return Neurons(entries=lying[0].size, rows=rows, key=key)
 
@@ -80,6 +74,18 @@ class Aligned(PairSignal):
     def memory(self, entries: int, itemsize: int) -> Memory:
         # A matrix of I x I, single once and double three times, where I is up to four times the hidden size.
         return Memory(encoded=4 * entries, encoding=12 * entries, comparing=28 * 2 * entries)
+
+
+def unit_neurons(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """(I, sum of H) float32, of length 1: of parts of neurons, (I, H) each, what products of are mean cosines."""
+    count, width = parts[0].shape
+    rows = np.empty((count, width * len(parts)), np.float32)
+    for number, part in enumerate(parts):
+        own = rows[:, number * width : (number + 1) * width]
+        own[:] = part
+        lengths = np.sqrt(len(parts) * np.einsum("ij,ij->i", own, own, dtype=np.float64))
+        own /= np.where(lengths > 0, lengths, 1)[:, None]
+    return rows
 
 
 def matching(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

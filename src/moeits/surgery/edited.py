@@ -1,20 +1,34 @@
 """The tensors of edited experts: known from headers, computed one expert at a time as they are written."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Protocol
 
 import numpy as np
 
 from moeits.checkpoint.reading import DTYPES, FLOATS, Checkpoint, TensorInfo
 from moeits.checkpoint.writing import ByteRange
-from moeits.edits import Edit, Group, PlannedEdit, edit_named
+from moeits.edits import Edit, Group, PlannedEdit, edit_of
+from moeits.edits.neurons import Blend, OfNeurons
 from moeits.errors import NonFiniteWeight, UnscorableWeight
+from moeits.experts.held import Held, by_neuron
 from moeits.experts.layer import MoELayer
 from moeits.experts.layout import MoELayout
 from moeits.surgery.fates import Compute
 
 # Expert -> the tensor that holds something of it, and where in it.
 Place = Callable[[int], tuple[str, tuple[int, ...]]]
+
+
+class Make(Protocol):
+    """What an expert gets in a tensor: float32 or float64, of the shape of what it has there.
+
+    `key` is what follows an expert's number, or the name of the tensor that has all experts; `read` gives what any
+    expert of the layer has there.
+    """
+
+    def __call__(self, expert: int, key: str, read: Callable[[int], np.ndarray]) -> np.ndarray: ...
 
 
 def edited_tensors(
@@ -26,27 +40,28 @@ def edited_tensors(
     """
     if edit is None:
         return {}
-    computed: dict[str, Compute] = {}
+    known, computed = edit_of(edit.name, edit.settings), dict[str, Compute]()
     for i, groups in edit.groups.items():
-        layer, make = moe.layers[i], partial(_made, checkpoint, edit_named(edit.name))
+        layer = moe.layers[i]
         check_numbers(checkpoint, layer, edit.name)
+        made = partial(_made, checkpoint, edit.name, _make(checkpoint, moe, i, known, groups))
         numbers = {expert: number for number, expert in enumerate(kept[i])}
-        for expert, group in groups.items() if layer.experts else ():
+        for expert in groups if layer.experts else ():
             for tensor, name in layer.experts[expert].items():
                 info = checkpoint.tensors[name]
-                part = partial(make, expert, group, partial(_of_its_own, layer, tensor))
+                part = partial(made, expert, tensor, partial(_of_its_own, layer, tensor))
                 computed[name] = Compute(layer.experts[numbers[expert]][tensor], info.dtype, info.shape, (part,))
         for name in layer.fused.values():
-            computed[name] = _fused(checkpoint.tensors[name], kept[i], groups, make)
+            computed[name] = _fused(checkpoint.tensors[name], kept[i], [*groups], made)
     return computed
 
 
-def _fused(info: TensorInfo, kept: Sequence[int], groups: Mapping[int, Group], make: Callable[..., bytes]) -> Compute:
+def _fused(info: TensorInfo, kept: Sequence[int], edited: Sequence[int], made: Callable[..., bytes]) -> Compute:
     """A tensor of all experts of a layer; who is not edited is moved as bytes."""
     nbytes = info.nbytes // info.shape[0]
     parts = tuple(
-        partial(make, expert, groups[expert], partial(_among_all, info.name))
-        if expert in groups
+        partial(made, expert, info.name, partial(_among_all, info.name))
+        if expert in edited
         else ByteRange(shard=info.shard, offset=info.offset + expert * nbytes, length=nbytes)
         for expert in kept
     )
@@ -61,7 +76,7 @@ def _among_all(name: str, expert: int) -> tuple[str, tuple[int, ...]]:
     return name, (expert,)
 
 
-def _made(checkpoint: Checkpoint, edit: Edit, expert: int, group: Group, place: Place) -> bytes:
+def _made(checkpoint: Checkpoint, edit: str, make: Make, expert: int, key: str, place: Place) -> bytes:
     """One tensor of one kept expert, in the dtype that it is stored in."""
 
     def read(member: int) -> np.ndarray:
@@ -69,10 +84,71 @@ def _made(checkpoint: Checkpoint, edit: Edit, expert: int, group: Group, place: 
         return stored if stored.dtype.itemsize > 4 else stored.astype(np.float32)
 
     name, _ = place(expert)
-    made = edit.make(expert, group, read).astype(DTYPES[checkpoint.tensors[name].dtype])
+    made = make(expert, key, read).astype(DTYPES[checkpoint.tensors[name].dtype])
     if not np.isfinite(made).all():
-        raise NonFiniteWeight(f"{name} would not be finite as --edit {edit.name} makes it. Plan without it.")
+        raise NonFiniteWeight(f"{name} would not be finite as --edit {edit} makes it. Plan without it.")
     return made.tobytes()
+
+
+# ------------------------------------------------------------------------------------------ how a tensor is made
+
+
+def _make(checkpoint: Checkpoint, moe: MoELayout, layer: int, edit: Edit, groups: Mapping[int, Group]) -> Make:
+    if isinstance(edit, OfNeurons):
+        return _Blended(_blends(checkpoint, moe, layer, edit, groups), moe.held(layer))
+    return _OfGroup(edit, groups)
+
+
+@dataclass(frozen=True)
+class _OfGroup:
+    """A tensor of the same tensor of several experts."""
+
+    edit: Edit
+    groups: Mapping[int, Group]
+
+    def __call__(self, expert: int, key: str, read: Callable[[int], np.ndarray]) -> np.ndarray:  # noqa: ARG002
+        return self.edit.make(expert, self.groups[expert], read)
+
+
+@dataclass(frozen=True)
+class _Blended:
+    """A tensor whose neurons are sums of neurons; what belongs to none stays as it is."""
+
+    blends: Callable[[], Mapping[int, Blend]]
+    held: Mapping[str, Held]
+
+    def __call__(self, expert: int, key: str, read: Callable[[int], np.ndarray]) -> np.ndarray:
+        own, held = read(expert).astype(np.float64), self.held[key]
+        blend = self.blends().get(expert)
+        if blend is None:
+            return own
+        made = held.neurons(own)
+        totals = {projection: np.zeros_like(rows) for projection, rows in made.items()}
+        for member, terms in blend.items():
+            of_member = held.neurons(read(member))
+            for projection, total in totals.items():
+                terms.add(of_member[projection], total)
+        for projection, total in totals.items():
+            made[projection][:] = total
+        return own
+
+
+def _blends(
+    checkpoint: Checkpoint, moe: MoELayout, layer: int, edit: OfNeurons, groups: Mapping[int, Group]
+) -> Callable[[], Mapping[int, Blend]]:
+    """What the neurons of a layer are made of, settled when the first of its tensors is written."""
+
+    def read(expert: int) -> dict[str, np.ndarray]:
+        found = {}
+        for projection in moe.architecture.projection_names:
+            matrix = moe.read(checkpoint, layer, expert, projection).astype(np.float32)
+            if not np.isfinite(matrix).all():
+                name = moe.weight_name(layer, expert, projection)
+                raise NonFiniteWeight(f"{name} is not finite, so that no edit can tell its neurons. Plan without it.")
+            found[projection] = by_neuron(projection, matrix)
+        return found
+
+    return lru_cache(1)(lambda: edit.blends(groups, read))
 
 
 def check_numbers(checkpoint: Checkpoint, layer: MoELayer, edit: str) -> None:
