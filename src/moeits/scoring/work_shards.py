@@ -69,9 +69,17 @@ class Sharing:
         panel=SCORING,
         shown_default="one of this machine alone",
     )
+    device: str | None = setting(
+        None,
+        help="Count pairs on this device of torch: cuda:0, ... Changes no score.",
+        panel=SCORING,
+        shown_default="the CPU, without torch",
+    )
 
     def __post_init__(self) -> None:
         self.work_shard()
+        if self.device is not None and self.engine == "ray":
+            raise SettingError("--device is one of this machine, and --engine ray has others: leave one of them out.")
         if self.engine not in ENGINES:
             raise SettingError(f"--engine {self.engine} is not one of {', '.join(ENGINES)}.")
         if self.address is not None and self.engine != "ray":

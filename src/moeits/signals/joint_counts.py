@@ -4,7 +4,7 @@ One byte per cell keeps the table of an average pair in the second-level cache, 
 depends on. A cell that passes 255 wraps to 0 and is noted in a list, so that the counts stay exact.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from math import ceil, log, log2
 
@@ -25,9 +25,21 @@ def joint_count_log_count(a: np.ndarray, b: np.ndarray, bins_a: int, bins_b: int
     `a`, `b`: (N,) uint16 codes below `bins_a` and `bins_b`. Symmetric to the last bit: terms are summed as integers,
     scaled so that the largest possible sum, N ln N, just fits 62 bits; that leaves more digits than a float sum has.
     """
-    largest = a.size * log(a.size) if a.size > 1 else 1.0
-    scale = 2.0 ** (61 - ceil(log2(largest)))
+    scale = _scale(a.size)
     return sum(_take_terms(table, wrapped, scale) for table, wrapped in tables(a, b, bins_a, bins_b)) / scale
+
+
+def sum_over_counts(counted: Iterable[tuple[np.ndarray, np.ndarray]], entries: int) -> float:
+    """`joint_count_log_count` of a histogram that someone else has counted, to the last bit: parts of it, each as the
+    different counts of its cells and how many cells have each, (D,) int64.
+    """
+    scale = _scale(entries)
+    return sum(_terms_of(counts, times, scale) for counts, times in counted) / scale
+
+
+def _scale(entries: int) -> float:
+    largest = entries * log(entries) if entries > 1 else 1.0
+    return 2.0 ** (61 - ceil(log2(largest)))
 
 
 def tables(a: np.ndarray, b: np.ndarray, bins_a: int, bins_b: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -168,4 +180,15 @@ def _take_terms(table, cells, scale):  # type: ignore[no-untyped-def]  # pragma:
     for count in table[8 * eights.size :]:
         total += terms[count]
     table[:] = 0
+    return total
+
+
+@compiled
+def _terms_of(counts, times, scale):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """Scaled sum of c ln c over cells of which `times` hold `counts`; by the same logarithm as `_take_terms`."""
+    total = np.int64(0)
+    for i in range(counts.size):
+        count = counts[i]
+        if count > 1:
+            total += times[i] * np.int64(np.rint(scale * count * np.log(count)))
     return total

@@ -143,15 +143,19 @@ class NMI(PairSignal):
         Equals scikit-learn's `normalized_mutual_info_score(..., average_method="geometric")` on the bin numbers.
         Raises ShapeMismatch if the two weights have different sizes.
         """
-        from moeits.signals.joint_counts import joint_count_log_count
-
         if a.codes.size != b.codes.size:
             raise ShapeMismatch(f"Weights of {a.codes.size} and {b.codes.size} entries cannot be compared.")
         if a.entropy == 0 or b.entropy == 0:
             return 0.0
         n = a.codes.size
-        joint = log(n) - joint_count_log_count(a.codes, b.codes, a.counts.size, b.counts.size) / n
+        joint = log(n) - self.joint_sum(a, b) / n
         return _normalized(a.entropy + b.entropy - joint, a.entropy, b.entropy)
+
+    def joint_sum(self, a: Codes, b: Codes) -> float:
+        """sum of c ln c over all cells of the joint histogram of two encoded weights."""
+        from moeits.signals.joint_counts import joint_count_log_count
+
+        return joint_count_log_count(a.codes, b.codes, a.counts.size, b.counts.size)
 
     def floor(self, encoded: Sequence[Codes]) -> np.ndarray:
         """(E, E), diagonal 0: the NMI expected if the weights were independent, given their marginals.

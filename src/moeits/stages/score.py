@@ -2,6 +2,7 @@
 for beside it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,13 @@ from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output
 from moeits.finished import FinishedParts, Workplace, workplace
 from moeits.progress import Progress, silent
+from moeits.runtime import checked_device
 from moeits.scoring.jobs import LayerJob, score_layer
 from moeits.scoring.layers import LayerScorer
 from moeits.scoring.wanted import Wanted
 from moeits.scoring.work_shards import Sharing
 from moeits.settings import with_settings
+from moeits.signals.on_device import on_device
 from moeits.signals.settings import Resources, Scoring
 from moeits.sizes import parse_size
 
@@ -45,8 +48,9 @@ def score(
     beside the redundancy. `memory` bounds the weights held at once, encoded and as they are read, with the tables of
     the threads. With `output` the evidence is also written there, and a killed run goes on where it was unless
     `fresh`. `shard` is a share of the layers, which `gather` puts together; with `engine` ray a cluster scores layer by
-    layer, each on `threads` cores within `memory`. `verify` says by what the weights are told from others. The scores
-    do not depend on `threads`, `memory`, `shard`, `engine`, sharding or layout.
+    layer, each on `threads` cores within `memory`. `device` counts the pairs on a device of torch, which then holds the
+    encoded weights too. `verify` says by what the weights are told from others. The scores do not depend on `threads`,
+    `memory`, `shard`, `engine`, `device`, sharding or layout.
 
     Raises CheckpointError if the checkpoint is broken or has weights that cannot be scored, SettingError for an
     argument that is out of range, OutputError if the evidence cannot be written.
@@ -77,6 +81,8 @@ def scored(
     chosen = tuple(layout.layers) if shard is None else shard.of_layers(tuple(layout.layers))
     layout.check_scorable(checkpoint)
     wanted = Wanted.of(scoring, layout)
+    if sharing.device is not None:
+        wanted = replace(wanted, redundancy=on_device(wanted.redundancy, checked_device(sharing.device)))
     memory_bytes = parse_size(resources.memory, "--memory")
     finished = place.parts(
         stage="score",
