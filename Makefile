@@ -3,6 +3,7 @@
 # make test-all  the same, with the contracts of families whose description another family has too
 # make check     the same without the slow tests
 # make demo      the main job on the model that the package carries
+# make docs      the pages as a site in build/site, every link checked
 # make bench     what is fast and by how much, against programs written by someone else
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: install lint test test-all check demo bench clean
+.PHONY: install lint test test-all check demo docs bench clean
 
 install: .venv/installed
 
@@ -47,8 +48,12 @@ check: lint
 demo: .venv/demo-installed
 	$(BIN)/python -m moeits.demo
 
+docs: install
+	$(BIN)/python scripts/site_pages.py build/pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 bench: install
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf .venv demo-output artefacts .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build demo-output artefacts .mypy_cache .pytest_cache .ruff_cache
