@@ -404,6 +404,19 @@ SETTINGS = {
     "too few experts": (["--experts-per-layer", "1"], "--experts-per-layer 1 is out of reach"),
     "too many experts": (["--experts-per-layer", "7"], "--experts-per-layer 7 is out of reach"),
     "a floor of zero": (["--tau", "1", "--min-experts", "0"], "--min-experts 0 is out of range"),
+    "zeros everywhere": (
+        ["--tau", "1", "--edit", "mask", "--mask-by", "magnitude", "--sparsity", "1"],
+        "--sparsity '1' is out of range",
+    ),
+    "a mask without its norms": (["--tau", "1", "--edit", "mask"], "--criterion moeits watches no tokens"),
+    "a setting of another edit": (
+        ["--tau", "1", "--edit", "average", "--min-similarity", "0.5"],
+        "--edit average has no setting min_similarity: leave --min-similarity out",
+    ),
+    "a similarity that is none": (
+        ["--tau", "1", "--edit", "recombine", "--min-similarity", "4"],
+        "--min-similarity 4.0 is out of range",
+    ),
     "an unknown criterion": (["--tau", "1", "--criterion", "moits"], "Did you mean 'moeits'?"),
     "a random choice by tau": (
         ["--tau", "1", "--criterion", "random"],

@@ -11,8 +11,8 @@ import moeits
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.edits import EDITS, Edit, edit_named
 from moeits.errors import SettingError
-from moeits.evidence import Evidence
-from tests.toys import make_toy, random_redundancy, toy_evidence
+from moeits.evidence import INPUT_NORMS, Evidence
+from tests.toys import HIDDEN, WIDTH, make_toy, random_redundancy, toy_evidence
 
 COUNTS = {0: 7, 2: 4, 3: 1}
 
@@ -65,8 +65,18 @@ def test_what_it_makes_has_the_shape_of_an_expert_and_nobody_else_is_changed(edi
     assert np.allclose(edit.make(2, ((2, 1.0),), weights.__getitem__), weights[2], rtol=1e-6)
 
 
+def knowing(known: Evidence, edit: Edit) -> Evidence:
+    """Evidence with what an edit needs that neither scores nor sizes tell."""
+    widths = dict.fromkeys(INPUT_NORMS, HIDDEN) | dict.fromkeys((n for n in INPUT_NORMS if "neuron" in n), WIDTH)
+    signals = {**known.signals}
+    for need in {*edit.needs} - {"redundancy"}:
+        width = [widths[need]] if need in widths else []
+        signals[need] = {i: np.ones([facts.num_experts, *width]) for i, facts in known.layers.items()}
+    return replace(known, signals=signals)
+
+
 def test_a_plan_with_it_keeps_the_experts_of_a_plan_without(edit: Edit, tmp_path) -> None:
-    plan, plain = (moeits.plan(evidence(1), tau=0.0, edit=name) for name in (edit.name, "none"))
+    plan, plain = (moeits.plan(knowing(evidence(1), edit), tau=0.0, edit=name) for name in (edit.name, "none"))
     assert (plan.kept, plan.order, plan.summary) == (plain.kept, plain.order, plain.summary)
     plan.save(tmp_path / "plan.json")
     assert PruningPlan.load(tmp_path / "plan.json") == plan
@@ -74,7 +84,7 @@ def test_a_plan_with_it_keeps_the_experts_of_a_plan_without(edit: Edit, tmp_path
 
 def test_the_card_of_what_it_makes_says_what_became_of_the_weights(edit: Edit, tmp_path) -> None:
     toy = make_toy(tmp_path / "toy")
-    plan = moeits.plan(moeits.score(toy), tau=0.0, edit=edit.name)
+    plan = moeits.plan(knowing(moeits.score(toy), edit), tau=0.0, edit=edit.name)
     moeits.prune(toy, plan=plan, output=tmp_path / "out")
     card = " ".join((tmp_path / "out" / "README.md").read_text().split())
     untouched = "The weights that are left are those of the source, bit for bit; nothing was trained."

@@ -26,8 +26,10 @@ FORMAT = 1
 # Which shard of a scoring it is, among the settings; not there if it is the whole.
 SHARD = "shard"
 
-# The one signal that is a vector of each expert: (E, H).
+# The signals that are a vector of each expert: (E, H), and (E, I) of what it hands to its down projection.
 MEAN_OUTPUT = "mean-output"
+INPUT_NORMS = ("input-norm", "neuron-norm", "gated-input-norm", "gated-neuron-norm")
+VECTORS = (MEAN_OUTPUT, *INPUT_NORMS)
 
 
 def error_of(name: str) -> str:
@@ -386,7 +388,7 @@ def _signals(inventory: Inventory, tensors: Mapping[str, np.ndarray]) -> dict[st
             if values.dtype.kind == "f":  # half a float could not be compared with MOST
                 values = values.astype(np.float64)
             fits = values.shape in {(count,), (count, count)}
-            if name == MEAN_OUTPUT:
+            if name in VECTORS:
                 fits = values.ndim == 2 and len(values) == count
             if values.dtype.kind != "f" or not fits:
                 raise NotOfItsType(

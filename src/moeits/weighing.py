@@ -9,7 +9,7 @@ from math import isfinite
 import numpy as np
 
 from moeits.errors import EvidenceError, SettingError
-from moeits.evidence import MEAN_OUTPUT, Evidence
+from moeits.evidence import VECTORS, Evidence
 
 SUMS = ("count", "gates", "norms", "gated")
 """Of each expert, over the tokens of a source that chose it: how many, gates, norms of the output, gate times norm."""
@@ -18,7 +18,7 @@ OF_SUMS = ("frequency", "router-score", "ean-sum", "ean-mean", "reap")
 """The signals that such sums make."""
 
 # They are of the tokens as they were drawn: an order of removal that was tried out, and who is chosen with whom.
-_NOT_SUMS = ("reconstruction", "reconstruction-error", "naee", "naee-error", "coactivation", MEAN_OUTPUT)
+_NOT_SUMS = ("reconstruction", "reconstruction-error", "naee", "naee-error", "coactivation", *VECTORS)
 _ITEM = re.compile(r"(.+?):([^:,]*)(?:,|$)")
 
 

@@ -10,7 +10,7 @@ import torch
 
 from moeits.calibration.layered import LiveLayer, Watched
 from moeits.errors import CalibrationError
-from moeits.evidence import MEAN_OUTPUT
+from moeits.evidence import INPUT_NORMS, MEAN_OUTPUT
 from moeits.refitting.features import before_down, down_of
 from moeits.signals import MOST_ENUMERATED
 from moeits.weighing import SUMS, own_sums, signals_of
@@ -19,10 +19,13 @@ from moeits.weighing import SUMS, own_sums, signals_of
 class Sums:
     """The token signals of one layer, taken in batch by batch, with sums of each source; float64."""
 
-    def __init__(self, experts: int, sources: int = 1, *, mean_outputs: bool = False) -> None:
+    def __init__(
+        self, experts: int, sources: int = 1, *, mean_outputs: bool = False, input_norms: bool = False
+    ) -> None:
         self.own = {name: torch.zeros(sources, experts, dtype=torch.float64) for name in SUMS}
         self.largest = torch.zeros(experts, dtype=torch.float64)
         self.outputs = [torch.zeros(1, dtype=torch.float64)] * experts if mean_outputs else None
+        self.squares = [[torch.zeros(1, dtype=torch.float64)] * experts for _ in INPUT_NORMS if input_norms]
         self.together = torch.zeros(experts, experts, dtype=torch.float64)
 
     def take(self, layer: LiveLayer, seen: Watched, by: torch.Tensor | None = None) -> None:
@@ -42,10 +45,18 @@ class Sums:
                     self.own[name][:, e].index_add_(0, by[tokens.cpu()], values)
                 if self.outputs is not None:
                     self.outputs[e] = self.outputs[e] + out.sum(0, dtype=torch.float64).cpu()
+                if self.squares:
+                    self._take_inputs(layer.experts, e, seen.hidden[tokens], gate)
                 self.largest[e] = torch.maximum(self.largest[e], out.abs().max().double().cpu())
 
+    def _take_inputs(self, experts: Any, expert: int, hidden: torch.Tensor, gate: torch.Tensor) -> None:
+        """Sums of the squares of what the weights of an expert are multiplied with, without and with its gates."""
+        inputs = [each.double().cpu() for each in (hidden, before_down(experts, expert, hidden))]
+        for own, given in zip(self.squares, (*inputs, *(each * gate[:, None] for each in inputs)), strict=True):
+            own[expert] = own[expert] + given.square().sum(0)
+
     def signals(self) -> dict[str, Any]:
-        """Name -> (E,) or (E, E), and of mean outputs (E, H)."""
+        """Name -> (E,) or (E, E), and of each of VECTORS that was asked for (E, H) or (E, I)."""
         sums = {name: values.numpy() for name, values in self.own.items()}
         signals = {
             **signals_of(sums),
@@ -56,6 +67,8 @@ class Sums:
         if self.outputs is not None:
             count = self.own["count"].sum(0).clamp(min=1)[:, None]
             signals[MEAN_OUTPUT] = (torch.stack(torch.broadcast_tensors(*self.outputs)) / count).numpy()
+        for name, squares in zip(INPUT_NORMS, self.squares, strict=False):
+            signals[name] = torch.stack(torch.broadcast_tensors(*squares)).sqrt().numpy()
         return signals
 
 

@@ -183,6 +183,7 @@ class _Edit(Struct):
     name: str
     groups: dict[_Layer, dict[_Expert, list[tuple[_Expert, _Weight]]]] = {}
     settings: dict[str, _Scalar] = {}
+    details: dict[_Layer, dict[_Expert, dict[str, _Scalar]]] = {}
 
 
 class _Stored(Struct):
@@ -248,7 +249,7 @@ def _read_edit(stored: _Stored) -> PlannedEdit | None:
         layer: {expert: tuple(group) for expert, group in of_layer.items()}
         for layer, of_layer in stored.edit.groups.items()
     }
-    edit = PlannedEdit(name=stored.edit.name, groups=groups, settings=stored.edit.settings)
+    edit = PlannedEdit(name=stored.edit.name, groups=groups, settings=stored.edit.settings, details=stored.edit.details)
     experts = {layer: facts.num_experts for layer, facts in stored.layers.items()}
     check_edit(edit, stored.kept, experts)
     return edit
@@ -256,6 +257,9 @@ def _read_edit(stored: _Stored) -> PlannedEdit | None:
 
 def check_edit(edit: PlannedEdit | None, kept: Mapping[int, Sequence[int]], num_experts: Mapping[int, int]) -> None:
     """Every group is of a kept expert, made of experts that the layer has, with weights that sum to 1."""
+    for layer, details in (edit.details if edit else {}).items():
+        if odd := sorted(details.keys() - set(kept.get(layer, ()))):
+            raise PlanError(f"`edit` says something of expert {odd[0]} of layer {layer}, which is not kept")
     for layer, groups in (edit.groups if edit else {}).items():
         if layer not in kept:
             raise PlanError(f"`edit` has layer {layer}, of which `kept` says nothing")
@@ -274,7 +278,16 @@ def _edit_facts(edit: PlannedEdit) -> dict[str, Any]:
         str(layer): {str(expert): [list(member) for member in group] for expert, group in of_layer.items()}
         for layer, of_layer in edit.groups.items()
     }
-    return {"name": edit.name, **({"settings": dict(edit.settings)} if edit.settings else {}), "groups": groups}
+    details = {
+        str(layer): {str(expert): dict(detail) for expert, detail in of_layer.items()}
+        for layer, of_layer in edit.details.items()
+    }
+    return {
+        "name": edit.name,
+        **({"settings": dict(edit.settings)} if edit.settings else {}),
+        "groups": groups,
+        **({"details": details} if details else {}),
+    }
 
 
 def fit(plan: PruningPlan, inventory: Inventory, layout: str) -> PruningPlan:
@@ -317,9 +330,10 @@ def even_out(plan: PruningPlan, num_experts: Mapping[int, int], *, groups: int =
     them), so that the result is no larger than the plan's own. Raises PlanError if the plan has no order, or was edited
     so that its kept experts do not follow it, or says what its kept experts are made of.
     """
-    if plan.edit is not None:
+    if plan.edit is not None and plan.edit.ties:
+        what = "makes of several" if plan.edit.groups else "says how to change"
         raise PlanError(
-            f"A uniform layout keeps other experts than those that this plan makes of several (edit {plan.edit.name}). "
+            f"A uniform layout keeps other experts than those that this plan {what} (edit {plan.edit.name}). "
             "Plan with --experts-per-layer, or use --layout per-layer."
         )
     count = sum(map(len, plan.kept.values())) // len(plan.kept) // groups * groups

@@ -137,8 +137,13 @@ class Choice(EditSettings):
         shown_default="in criteria that watch tokens",
     )
 
+    @property
+    def edit_needs(self) -> tuple[str, ...]:
+        """What evidence must know for the edit: "redundancy", or names of signals."""
+        return edit_of(self.edit, self.of_edit()).needs
+
     def __post_init__(self) -> None:
-        edit_of(self.edit, self.of_edit())
+        _ = self.edit_needs
         if self.min_experts is not None and self.min_experts < 1:
             raise SettingError(
                 f"--min-experts {_shown(self.min_experts)} is out of range: a layer keeps at least one expert."

@@ -70,6 +70,9 @@ FLAGS: dict[str, Any] = {
         typer.Option(metavar="NAME:NUMBER,...", help="Weigh what was calibrated on anew: chat.jsonl:3,code.jsonl:1."),
     ],
     "mean_outputs": Annotated[bool, typer.Option(help="Also keep each expert's mean output, E x H numbers a layer.")],
+    "input_norms": Annotated[
+        bool, typer.Option(help="Also keep the norms of each expert's inputs, for --edit mask: 2 E (H + I) a layer.")
+    ],
     "selection": Annotated[
         int, typer.Option(help="Tokens on which reconstruction tries which experts can go; 0: without it.")
     ],

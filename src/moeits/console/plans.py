@@ -84,7 +84,8 @@ def _notes(plan: PruningPlan) -> Iterator[str]:
         )
     if plan.edit:
         edited = sum(map(len, plan.edit.groups.values()))
-        yield f"{edited} kept experts are made of several ({plan.edit.name}): compare with the plan without --edit."
+        what = f"{edited} kept experts are made of several" if edited else "the weights of all kept experts are changed"
+        yield f"{what} ({plan.edit.name}): compare with the plan without --edit."
     if plan.summary["experts_kept"] == plan.summary["experts_before"]:
         yield "nothing was removed: the model is within the budget as it is."
     if len(plan.summary.get("floored_layers") or ()) == len(plan.kept):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol, get_type_hints
 import numpy as np
 
 from moeits.errors import SettingError
-from moeits.evidence import Evidence
+from moeits.evidence import INPUT_NORMS, Evidence
 from moeits.settings import one_named
 from moeits.typed_json import NotOfItsType, convert_typed
 
@@ -28,20 +28,30 @@ class PlannedEdit:
     """Decoder layer -> kept expert -> what it is made of. Whoever is not named stays as it is."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the edit; those not named have their default."""
+    details: Mapping[int, Mapping[int, Mapping[str, Any]]] = field(default_factory=dict)
+    """Decoder layer -> kept expert -> what an edit of every kept expert's own weights has to know of it."""
+
+    @property
+    def ties(self) -> bool:
+        """Whether it says something of single experts, so that no others can be kept."""
+        return bool(self.groups or self.details)
 
 
 class Edit(Protocol):
     """A way to make kept experts of several. All tensors of an expert are treated alike, its router row is kept.
 
-    One that tells neurons apart says so with `blends` (`edits.neurons.OfNeurons`), and is asked for that instead of
-    `make`. Settings are fields of a dataclass; each is a flag.
+    One that tells neurons apart says so with `blends` (`edits.neurons.OfNeurons`), and one that changes each expert on
+    its own with `changed` (`edits.weights.OfWeights`): these are asked for that instead of `make`. Settings are fields
+    of a dataclass; each is a flag.
     """
 
     name: ClassVar[str]
-    needs: ClassVar[tuple[str, ...]]
-    """What evidence must know: "redundancy", or the name of a signal."""
     weights: ClassVar[str]
     """What the card says of the weights: a sentence."""
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What evidence must know: "redundancy", or the name of a signal."""
 
     def groups(self, evidence: Evidence, layer: int, kept: Sequence[int]) -> Mapping[int, Group]:
         """What the kept experts of a layer are made of, as far as it is not themselves alone."""
@@ -52,13 +62,15 @@ class Edit(Protocol):
         ...
 
 
-from moeits.edits import aligned_average, average, none, recombine  # noqa: E402
+from moeits.edits import aligned_average, average, mask, none, recombine  # noqa: E402
+from moeits.edits.weights import OfWeights  # noqa: E402
 
 EDITS: tuple[Edit, ...] = (
     none.EDIT,
     average.EDIT,
     aligned_average.EDIT,
     recombine.EDIT,
+    mask.EDIT,
 )
 
 
@@ -92,13 +104,22 @@ def planned(
     check_known(edit, evidence)
     groups = {layer: edit.groups(evidence, layer, experts) for layer, experts in kept.items()}
     groups = {layer: of_layer for layer, of_layer in groups.items() if of_layer}
-    return PlannedEdit(name=name, groups=groups, settings=settings) if groups else None
+    if not isinstance(edit, OfWeights):
+        return PlannedEdit(name=name, groups=groups, settings=settings) if groups else None
+    details = {layer: edit.details(evidence, layer, experts) for layer, experts in kept.items()}
+    details = {layer: of_layer for layer, of_layer in details.items() if of_layer}
+    return PlannedEdit(name=name, settings=settings, details=details)
 
 
 def check_known(edit: Edit, evidence: Evidence) -> None:
     """The evidence knows what the edit needs. Raises SettingError."""
-    if missing := [need for need in edit.needs if not evidence.known(need)]:
+    if missing := [need for need in edit.needs if not evidence.layers.keys() <= evidence.known(need).keys()]:
+        made_by = "score the model" if missing == ["redundancy"] else f"calibrate the model with {_flag_of(missing[0])}"
         raise SettingError(
-            f"--edit {edit.name} needs {' and '.join(missing)}, which this evidence does not have: score the model, "
+            f"--edit {edit.name} needs {' and '.join(missing)}, which this evidence does not have: {made_by}, "
             "and give moeits plan that file too."
         )
+
+
+def _flag_of(signal: str) -> str:
+    return "--input-norms" if signal in INPUT_NORMS else "--selection 4096"

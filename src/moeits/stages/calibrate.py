@@ -13,7 +13,7 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.criteria import criterion_named
 from moeits.choosing.criteria.reconstruction import CRITERION as RECONSTRUCTION
 from moeits.errors import CalibrationError, SettingError
-from moeits.evidence import MEAN_OUTPUT, Evidence
+from moeits.evidence import VECTORS, Evidence
 from moeits.experts.families import architecture_of, check_stock_class
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
@@ -45,6 +45,7 @@ def calibrate(
     opening: Opening,
     selection: int = SELECTION,
     mean_outputs: bool = False,
+    input_norms: bool = False,
     statistics: str | Path | None = None,
     fresh: bool = False,
     progress: Progress = silent,
@@ -57,7 +58,8 @@ def calibrate(
     tokens are those that `refit` with the same settings fits on or chooses by, and none that judges there. A killed run
     goes on where it was unless `fresh`. With `statistics` (REAP's observer, SGLang's recorder, an imatrix, a JSONL
     order) the signals are those that another tool found, and nothing is run. `mean_outputs` adds mean-output, E x H
-    numbers a layer.
+    numbers a layer, `input_norms` the norms of what each weight is multiplied with, without and with gates (Wanda,
+    MoE-Pruner): 2 E (H + I) numbers a layer.
 
     Raises CalibrationError for unfit tokens, CheckpointError, OutputError.
     """
@@ -73,7 +75,7 @@ def calibrate(
         from moeits.calibration.texts import windows_of
 
         asked = (windows_of(checkpoint, texts, progress), machine, opening, selection, progress)
-        evidence = calibrated(checkpoint, place, *asked, mean_outputs=mean_outputs)
+        evidence = calibrated(checkpoint, place, *asked, mean_outputs=mean_outputs, input_norms=input_norms)
         if output is not None:
             evidence.save(output)
     return evidence
@@ -89,6 +91,7 @@ def calibrated(
     progress: Progress,
     *,
     mean_outputs: bool = False,
+    input_norms: bool = False,
 ) -> Evidence:
     """The evidence of a checkpoint on tokens that are at hand; finished layers are kept in `place`. Raises what
     `calibrate` raises."""
@@ -103,12 +106,13 @@ def calibrated(
         "watched": names,
         "watched_tokens": np.bincount(by.ravel(), minlength=len(names)).tolist(),
         **({"mean_outputs": True} if mean_outputs else {}),
+        **({"input_norms": True} if input_norms else {}),
     }
     of = {"fingerprint": checkpoint.told_by, "shards": checkpoint.stamps, "device": device}
     finished = place.parts(stage="calibrate", **of, **settings)
     from moeits.calibration.routing import Sums
 
-    sums_of = partial(Sums, sources=len(names), mean_outputs=mean_outputs)
+    sums_of = partial(Sums, sources=len(names), mean_outputs=mean_outputs, input_norms=input_norms)
     few, beside = settings["selection"], place.scratch()
     layers = _all_layers(checkpoint, windows.watched, by, few, sums_of, finished, most_bytes, beside, device, progress)
     checkpoint.check_unchanged()
@@ -191,8 +195,8 @@ def _are_whole(arrays: Mapping[str, np.ndarray], sums: Any, selection: int) -> b
         shapes |= dict.fromkeys(("reconstruction", "reconstruction-error"), (experts,))
     if selection and experts <= MOST_ENUMERATED:
         shapes |= {"naee": (experts, experts), "naee-error": (experts,)}
-    if MEAN_OUTPUT in shapes and MEAN_OUTPUT in arrays:  # of a width that only the layer tells
-        shapes[MEAN_OUTPUT] = (experts, arrays[MEAN_OUTPUT].shape[-1])
+    for name in {*VECTORS} & shapes.keys() & arrays.keys():  # of a width that only the layer tells
+        shapes[name] = (experts, arrays[name].shape[-1])
     return {name: values.shape for name, values in arrays.items()} == shapes and all(
         values.dtype == np.float64 and np.isfinite(values).all() for values in arrays.values()
     )

@@ -12,13 +12,12 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.replaceable import remove_checkpoint
 from moeits.choosing.criteria import criterion_named, watches_tokens
 from moeits.choosing.limits import Limits
-from moeits.choosing.needs import scoring_for
+from moeits.choosing.needs import scoring_for, watches
 from moeits.choosing.protection import named_by
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.choosing.settings import Budget, Choice
-from moeits.edits import edit_named
 from moeits.errors import SettingError
-from moeits.evidence import Evidence
+from moeits.evidence import INPUT_NORMS, Evidence
 from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
@@ -111,7 +110,8 @@ def _evidence(
     if criterion_named(limits.choice.criterion).needs:
         check_runs(checkpoint)
         asked = (windows(), resources.watching, opening, selection_for(limits.choice.criterion), progress)
-        return calibrated(checkpoint, place, *asked)
+        norms = bool({*INPUT_NORMS} & {*limits.choice.edit_needs})
+        return calibrated(checkpoint, place, *asked, input_norms=norms)
     return Evidence(inventory=replace(limits.inventory, coverage=opening.coverage(checkpoint, progress)))
 
 
@@ -198,8 +198,7 @@ def _within_reach(checkpoint: Checkpoint, moe: MoELayout, budget: Budget, choice
     """How far down each layer may go. What floors, groups, protection or the layout forbid is said before scoring."""
     if choice.super_experts and not watches_tokens(criterion_named(choice.criterion)):
         raise SettingError("--super-experts needs a criterion that watches tokens, such as reap or reconstruction.")
-    if edit_named(choice.edit).needs:
-        _check_edit(checkpoint, moe, choice)
+    _check_edit(checkpoint, moe, choice)
     inventory = Inventory.of(checkpoint, moe)
     limits = Limits(inventory, choice, named_by(choice.protect, inventory))
     limits.check(budget)
@@ -209,13 +208,19 @@ def _within_reach(checkpoint: Checkpoint, moe: MoELayout, budget: Budget, choice
 
 
 def _check_edit(checkpoint: Checkpoint, moe: MoELayout, choice: Choice) -> None:
-    """An edit will have what it needs: scores of pairs, and experts that are numbers."""
-    if scoring_for(choice.criterion, Scoring()) is None:
+    """An edit will have what it needs: scores of pairs or what tokens show, and experts that are numbers."""
+    needs = choice.edit_needs
+    if "redundancy" in needs and scoring_for(choice.criterion, Scoring()) is None:
         raise SettingError(
             f"--edit {choice.edit} needs the redundancy of pairs, and --criterion {choice.criterion} scores no "
             "weights. Score and calibrate, then give moeits plan both files."
         )
-    for layer in moe.layers.values():
+    if {*needs} - {"redundancy"} and not watches(choice.criterion):
+        raise SettingError(
+            f"--edit {choice.edit} needs {' and '.join(needs)}, and --criterion {choice.criterion} watches no tokens. "
+            "Calibrate (and score), then give moeits plan all files."
+        )
+    for layer in moe.layers.values() if choice.edit != "none" else ():
         check_numbers(checkpoint, layer, choice.edit)
 
 

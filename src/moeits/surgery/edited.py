@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from moeits.checkpoint.reading import DTYPES, FLOATS, Checkpoint, TensorInfo
 from moeits.checkpoint.writing import ByteRange
 from moeits.edits import Edit, Group, PlannedEdit, edit_of
 from moeits.edits.neurons import Blend, OfNeurons
+from moeits.edits.weights import Detail, OfWeights
 from moeits.errors import NonFiniteWeight, UnscorableWeight
 from moeits.experts.held import Held, by_neuron
 from moeits.experts.layer import MoELayer
@@ -34,25 +35,27 @@ class Make(Protocol):
 def edited_tensors(
     checkpoint: Checkpoint, moe: MoELayout, kept: Mapping[int, Sequence[int]], edit: PlannedEdit | None
 ) -> dict[str, Compute]:
-    """Which tensors of the source an edit gives another fate: those of kept experts that are made of several.
+    """Which tensors of the source an edit gives another fate: those of kept experts that are made of several, or all of
+    them.
 
-    Raises SettingError for an edit that nobody knows, UnscorableWeight where experts are quantized.
+    Raises SettingError for an edit that nobody knows or that cannot be, UnscorableWeight where experts are quantized.
     """
     if edit is None:
         return {}
     known, computed = edit_of(edit.name, edit.settings), dict[str, Compute]()
-    for i, groups in edit.groups.items():
-        layer = moe.layers[i]
+    of_weights = isinstance(known, OfWeights)
+    for i in kept if of_weights else edit.groups:
+        layer, edited = moe.layers[i], kept[i] if of_weights else [*edit.groups[i]]
         check_numbers(checkpoint, layer, edit.name)
-        made = partial(_made, checkpoint, edit.name, _make(checkpoint, moe, i, known, groups))
+        made = partial(_made, checkpoint, edit.name, _make(checkpoint, moe, i, known, edit, edited))
         numbers = {expert: number for number, expert in enumerate(kept[i])}
-        for expert in groups if layer.experts else ():
+        for expert in edited if layer.experts else ():
             for tensor, name in layer.experts[expert].items():
                 info = checkpoint.tensors[name]
                 part = partial(made, expert, tensor, partial(_of_its_own, layer, tensor))
                 computed[name] = Compute(layer.experts[numbers[expert]][tensor], info.dtype, info.shape, (part,))
         for name in layer.fused.values():
-            computed[name] = _fused(checkpoint.tensors[name], kept[i], [*groups], made)
+            computed[name] = _fused(checkpoint.tensors[name], kept[i], edited, made)
     return computed
 
 
@@ -93,10 +96,30 @@ def _made(checkpoint: Checkpoint, edit: str, make: Make, expert: int, key: str, 
 # ------------------------------------------------------------------------------------------ how a tensor is made
 
 
-def _make(checkpoint: Checkpoint, moe: MoELayout, layer: int, edit: Edit, groups: Mapping[int, Group]) -> Make:
+def _make(
+    checkpoint: Checkpoint, moe: MoELayout, layer: int, edit: Edit, asked: PlannedEdit, edited: Sequence[int]
+) -> Make:
+    """Raises what `OfWeights.check` raises."""
+    groups = asked.groups.get(layer, {})
+    if isinstance(edit, OfWeights):
+        details = asked.details.get(layer, {})
+        for projection, shape in _shapes(checkpoint, moe, layer).items():
+            for expert in edited:
+                edit.check(projection, shape, details.get(expert, {}))
+        return _Changed(edit, details, moe.held(layer))
     if isinstance(edit, OfNeurons):
         return _Blended(_blends(checkpoint, moe, layer, edit, groups), moe.held(layer))
     return _OfGroup(edit, groups)
+
+
+def _shapes(checkpoint: Checkpoint, moe: MoELayout, layer: int) -> dict[str, tuple[int, int]]:
+    """Projection -> (outputs, inputs) of an expert of a layer, by headers alone."""
+    own, shapes = moe.layers[layer].experts.get(0, {}), dict[str, Any]()
+    for key, held in moe.held(layer).items():
+        stored = checkpoint.tensors[own.get(key, key)].shape[-1 if held.bias else -2 :]
+        if not held.bias:
+            shapes |= {name: matrix.shape for name, matrix in held.of(np.broadcast_to(0, stored)).items()}
+    return shapes
 
 
 @dataclass(frozen=True)
@@ -130,6 +153,24 @@ class _Blended:
                 terms.add(of_member[projection], total)
         for projection, total in totals.items():
             made[projection][:] = total
+        return own
+
+
+@dataclass(frozen=True)
+class _Changed:
+    """A tensor whose matrices are changed one by one; biases stay as they are."""
+
+    edit: OfWeights
+    details: Mapping[int, Detail]
+    held: Mapping[str, Held]
+
+    def __call__(self, expert: int, key: str, read: Callable[[int], np.ndarray]) -> np.ndarray:
+        own, held = read(expert).copy(), self.held[key]
+        if not held.bias:
+            for projection, weight in held.of(own).items():
+                weight[:] = self.edit.changed(
+                    projection, np.ascontiguousarray(weight, np.float32), self.details.get(expert, {})
+                )
         return own
 
 

@@ -76,8 +76,9 @@ def unwritten(checkpoint: Checkpoint, plan: PruningPlan) -> Unwritten:
     moe = MoELayout.of(checkpoint)
     check_plan(plan, checkpoint, moe)
     if plan.edit is not None:
+        what = "makes experts of several" if plan.edit.groups else "changes the weights of experts"
         raise PlanError(
-            f"The plan makes experts of several (edit {plan.edit.name}), to be read only once they are written. "
+            f"The plan {what} (edit {plan.edit.name}), to be read only once they are written. "
             "Prune by it first, or plan without --edit."
         )
     made = carried_out(checkpoint, moe, plan, Writing(), plan.coverage)
