@@ -202,3 +202,57 @@ def test_the_page_has_one_right_edge_and_words_that_can_be_read(
         assert not any(caption.startswith("What each healing did") for caption in cut if width == 1280)
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+FIRST_SCREEN = """
+const bottom = (each) => each.getBoundingClientRect().bottom;
+const shown = [...document.querySelectorAll(".ship .verdict, .ship p, .cards > div, .warnings li")];
+const sizes = shown.map((each) => parseFloat(getComputedStyle(each).fontSize));
+const told = [...document.querySelectorAll(".cards dd, .warnings li")];
+const wide = told.filter((each) => each.scrollWidth > each.clientWidth + 1);
+return [shown.length, Math.max(...shown.map(bottom)), Math.min(...sizes), wide.length];
+"""
+
+
+def test_the_first_screen_holds_the_verdict_its_numbers_and_its_doubts(browser: Any, toy: Path, tmp_path: Path) -> None:
+    open_page(browser, [evaluated(swept(toy, tmp_path / "run"), seeds=1)], tmp_path / "report.html")
+    for width, height in ((1280, 800), (390, 844)):
+        screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        shown, bottom, smallest, cut = browser.execute_script(FIRST_SCREEN)
+        assert shown > 8
+        assert smallest >= 13, "pixels"
+        assert not cut, "a number is cut off"
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        if width > 500:
+            assert bottom <= height, "a doubt stands below the first screen"
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_the_first_screen_can_be_read_in_the_dark(browser: Any, toy: Path, tmp_path: Path) -> None:
+    open_page(browser, [evaluated(swept(toy, tmp_path / "run"))], tmp_path / "report.html")
+    for scheme in ("light", "dark"):
+        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        paper, raised, *inks = browser.execute_script(
+            "const colour = (name, what) => getComputedStyle(document.querySelector(name))[what];"
+            "return [colour('body', 'backgroundColor'), colour('.warnings', 'backgroundColor'),"
+            "...['.verdict', '.cards dd', '.cards dd.note', '.cards dt'].map(each => colour(each, 'color')),"
+            "colour('.warnings li', 'color')]"
+        )
+        assert all(_contrast(paper, ink) >= 4.5 for ink in inks), scheme
+        assert _contrast(raised, inks[-1]) >= 7, scheme
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_nothing_is_cut_off_on_paper(browser: Any, toy: Path, tmp_path: Path) -> None:
+    open_page(browser, [evaluated(swept(toy, tmp_path / "run"), seeds=2)], tmp_path / "report.html")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    # A4 less the browser's own margins.
+    paper = {"width": 718, "height": 1040, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", paper)
+    try:
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= 718
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})

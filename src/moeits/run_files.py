@@ -87,6 +87,74 @@ class HealingFile(TypedDict):
     curves: NotRequired[Curves | None]
 
 
+class Between(TypedDict):
+    """A paired difference with its 95 % interval."""
+
+    mean: Number
+    low: Number
+    high: Number
+
+
+class LossOfRefit(TypedDict):
+    """Of a refit, on tokens that took no part: nats per token."""
+
+    tokens: Count
+    pruned: Number
+    refitted: Number
+    difference: NotRequired[Between | None]
+
+
+class Judged(TypedDict):
+    """Of tokens that fit, choose and judge, how those that judge were told from the others."""
+
+    held_out_by: str
+    judge: NotRequired[str]
+    judged_by: NotRequired[list[str]]
+
+
+class RefitFile(TypedDict):
+    """refit.json: how a model was refitted, and whether its weights were changed."""
+
+    accepted: bool
+    loss: LossOfRefit
+    data: Judged
+
+
+class PredictionOfLoss(TypedDict):
+    """A rise of the loss, nats per token, with its 95 % interval."""
+
+    rise: Number
+    low: Number
+    high: Number
+
+
+class SizeOfForecast(TypedDict):
+    """What a forecast says of one size."""
+
+    reduction: Number
+    pruned: PredictionOfLoss
+    refitted: PredictionOfLoss
+    accepted: bool
+
+
+class SettingsOfForecast(TypedDict):
+    """Of what was asked for, what a page shows."""
+
+    criterion: str
+
+
+class ForecastFile(TypedDict):
+    """forecast.json: what each size would cost, before anything is written."""
+
+    source: str
+    fingerprint: str
+    settings: SettingsOfForecast
+    budget: Number
+    safe: dict[str, Number | None]
+    sizes: list[SizeOfForecast]
+    data: Judged
+
+
 class Speed(TypedDict):
     """Tokens per second: the median, the slowest and the fastest."""
 
@@ -145,5 +213,5 @@ def read_sweep(path: Path, *, error: type[MoeitsError] = EvaluationError) -> Swe
 
 
 def read_file(path: Path, of: type[Typed], *, what: str) -> Typed:
-    """A ledger.json, healing.json or footprint.json. Raises EvaluationError with what is wrong in it."""
+    """A file of a run that its own type describes. Raises EvaluationError with what is wrong in it."""
     return read_typed(path, of, error=EvaluationError, what=what, remedy="Remove it and make it again.")

@@ -2,6 +2,7 @@
 
 artefacts.py    a run's files, read            (JSON and evidence, by type; a broken one is a sentence)
 removal.py      elimination orders             what the slider cuts
+decision.py     the first screen               lost.py, saved.py, doubts.py: its numbers, and what they cannot tell
 rows.py         evaluated models, the unpruned one first, each before its control
 questions.py    what they were asked           numbers of different questions are never side by side
 differences.py  two of them on the same items  by `moeits compare`

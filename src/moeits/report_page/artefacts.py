@@ -1,8 +1,9 @@
 """The files of a run: read here and nowhere else, so that every number on a page comes from a file.
 
 A run is the folder of a sweep, or any folder laid out like one: a folder for each pruned model, with its `plan.json`
-and whichever of `unhealed.json`, `healed.json`, `healing.json` and `footprint.json` there are; `unpruned/` beside them.
-Random choices of as many experts in every layer lie in the folder of the model they are the control of, or beside it.
+and whichever of `unhealed.json`, `healed.json`, `healing.json`, `refit.json` and `footprint.json` there are;
+`unpruned/` and the `forecast.json` of the model beside them.
+Random choices of as many experts in every layer are the control of a model: in its own folder, or anywhere in the run.
 """
 
 import hashlib
@@ -18,7 +19,16 @@ from moeits.errors import EvaluationError, MoeitsError
 from moeits.evaluation.results import Results
 from moeits.evidence import Evidence
 from moeits.printable import printable
-from moeits.run_files import FootprintFile, HealingFile, LedgerFile, SweepFile, read_file, read_sweep
+from moeits.run_files import (
+    FootprintFile,
+    ForecastFile,
+    HealingFile,
+    LedgerFile,
+    RefitFile,
+    SweepFile,
+    read_file,
+    read_sweep,
+)
 from moeits.typed_json import Typed
 
 PARTS = ("plan", "unhealed", "healed", "healing", "footprint")
@@ -48,6 +58,7 @@ class Point:
     unhealed: Results | None = None
     healed: Results | None = None
     healing: HealingFile | None = None
+    refit: RefitFile | None = None
     footprint: FootprintFile | None = None
     controls: tuple["Point", ...] = ()
     """Random choices of as many experts in every layer."""
@@ -76,6 +87,7 @@ class Run:
     ledger: LedgerFile | None
     criteria: CriteriaFile | None
     """Of a comparison of criteria at one size."""
+    forecast: ForecastFile | None = None
     unpruned: Point
     points: tuple[Point, ...]
     """By experts kept, the smallest model first."""
@@ -109,6 +121,7 @@ def read_run(folder: str | Path) -> Run:
         sweep=reader.sweep,
         ledger=reader.file("ledger.json", LedgerFile, "a ledger that moeits wrote"),
         criteria=reader.criteria,
+        forecast=_forecast(reader, about),
         unpruned=unpruned,
         points=_with_controls(points),
         files=reader.files,
@@ -149,6 +162,17 @@ def _about(reader: "_Reader", points: Iterable[Point]) -> dict[str, str]:
     return {key: about[key] for key in ("source", "model_type", "fingerprint")}
 
 
+def _forecast(reader: "_Reader", about: Mapping[str, str]) -> ForecastFile | None:
+    """What was foreseen for the run's model. Raises EvaluationError if it is of another checkpoint."""
+    found = reader.file("forecast.json", ForecastFile, "what moeits forecast wrote")
+    if found and found["fingerprint"] != about["fingerprint"]:
+        raise EvaluationError(
+            f"{reader.folder / 'forecast.json'} is of another checkpoint ({found['source']}) than the rest of the run "
+            f"({about['source']}). Move it away, or forecast this one."
+        )
+    return found
+
+
 def _point_folders(folder: Path) -> Iterator[str]:
     """The folders of models within a run; `.` where the run is itself the folder of one."""
     if (folder / "plan.json").exists():
@@ -162,12 +186,13 @@ def _with_controls(points: Iterable[Point]) -> tuple[Point, ...]:
     """The points with the random ones given to the model that keeps as many experts in every layer, if there is one."""
     points = list(points)
     chosen = [point for point in points if not point.is_random]
+    random = [each for point in points for each in (point, *point.controls) if each.is_random]
     found = []
     for point in points:
         alike = [other for other in chosen if other.counts == point.counts]
         if point.is_random and alike:
             continue
-        own = [other for other in points if other.is_random and other.counts == point.counts]
+        own = [other for other in random if other.counts == point.counts and other not in point.controls]
         found.append(point if point.is_random else replace(point, controls=(*point.controls, *own)))
     return tuple(found)
 
@@ -204,6 +229,7 @@ class _Reader:
             unhealed=self._results(f"{name}/unhealed.json"),
             healed=self._results(f"{name}/healed.json"),
             healing=self.file(f"{name}/healing.json", HealingFile, "what moeits heal wrote"),
+            refit=self.file(f"{name}/refit.json", RefitFile, "what moeits refit wrote"),
             footprint=self.file(f"{name}/footprint.json", FootprintFile, "what moeits measure wrote"),
             controls=tuple(
                 point for control in controls if (point := self.whole_point(f"{name}/{control.parent.name}"))

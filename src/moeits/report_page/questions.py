@@ -40,6 +40,11 @@ class Questions:
         """The rows that were asked what the first ones were."""
         return [row for row in self._rows if not any(self.mark(row, task) for task in _asked(row))]
 
+    def asked(self) -> list[tuple[str, str]]:
+        """Task, or `TEXT`, and how it was asked, in words; each once."""
+        every = ((task, question_in_words(row, task)) for row in self._rows for task in _asked(row))
+        return list(dict.fromkeys(every))
+
     def notes(self) -> list[str]:
         """What each mark means."""
         return [

@@ -70,9 +70,12 @@ class Row:
 
 def rows_of(run: Run) -> list[Row]:
     """Every evaluated model of a run: the unpruned one, then the largest to the smallest, each before its controls."""
-    rows = []
+    rows, met = [], set()
     for point in (run.unpruned, *reversed(run.points)):
         for each in (point, *point.controls):
+            if each in met:  # a random choice is the control of every model of its size
+                continue
+            met.add(each)
             for kind, results in (("unhealed", each.unhealed), ("healed", each.healed)):
                 if results:
                     is_source = each is run.unpruned and kind == "unhealed"

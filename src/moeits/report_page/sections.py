@@ -8,7 +8,9 @@ from moeits.report_page.accuracy import INTERVAL, NOTHING, count, percent
 from moeits.report_page.artefacts import Run, criterion_of, min_experts_of, name_of
 from moeits.report_page.blocks import Block, Section, facts, notes, section, table
 from moeits.report_page.cost_sections import footprint, ledger
+from moeits.report_page.criteria_decision import criteria_decision
 from moeits.report_page.criteria_section import criteria_compared
+from moeits.report_page.decision import decision
 from moeits.report_page.differences import Pairing
 from moeits.report_page.evidence_sections import noise_sentence, per_layer, redundancy, who_stays
 from moeits.report_page.measures import Measure, measures_of
@@ -25,10 +27,12 @@ def sections_of(run: Run, slug: str) -> list[Section]:
     removal = Removal.of(run.evidence, min_experts_of(run), criterion_of(run)) if run.evidence else None
     rows = rows_of(run)
     if run.criteria:
-        compared = (criteria_compared(run.criteria, slug), ledger(run), _provenance(run, rows))
+        first = criteria_decision(run.criteria, run)
+        compared = (first, criteria_compared(run.criteria, slug), ledger(run), _provenance(run, rows))
         return [each for each in compared if each]
     pairs = Pairing(rows)
     made = (
+        decision(run, rows, pairs),
         _summary(run, rows, pairs),
         _left_out(run),
         who_stays(run, rows, removal, slug),

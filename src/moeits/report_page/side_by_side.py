@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
 
+from moeits.errors import EvaluationError
 from moeits.report_page.accuracy import NOTHING, percent
 from moeits.report_page.artefacts import Run
 from moeits.report_page.blocks import SHOWN, Section, section, spread, table
@@ -23,6 +24,21 @@ def with_own_names(runs: Sequence[Run]) -> list[Run]:
         met[run.name] += 1
         named.append(replace(run, name=f"{run.name} ({met[run.name]})") if run.name in twice else run)
     return named
+
+
+def check_comparable(runs: Sequence[Run]) -> None:
+    """Runs with results share a task or a text that was asked in the same way. Raises EvaluationError."""
+    evaluated = {run.name: asked for run in runs if (asked := Questions(rows_of(run)).asked())}
+    if len(evaluated) < 2:
+        return
+    (name, first), *others = evaluated.items()
+    for other, asked in others:
+        if not set(first) & set(asked):
+            mine, theirs = ("; ".join(map(", ".join, each)) for each in (first, asked))
+            raise EvaluationError(
+                f"{name} and {other} cannot be compared, for they share no task and no text that was asked in the same "
+                f"way ({mine} against {theirs}). Evaluate both alike, or report each by itself."
+            )
 
 
 def side_by_side(runs: Sequence[Run]) -> Section | None:

@@ -1,6 +1,8 @@
 """What a run comes to, in sentences: how much is gone, what that cost, and whether it was better than chance."""
 
 from collections.abc import Sequence
+from functools import partial
+from math import inf
 
 from moeits.report_page.accuracy import percent
 from moeits.report_page.artefacts import Point, name_of
@@ -10,10 +12,28 @@ from moeits.report_page.questions import Questions
 from moeits.report_page.rows import Row
 
 
-def judged_point(rows: Sequence[Row]) -> Point | None:
-    """The choice that removes closest to half; None if nothing but the unpruned model and chance was evaluated."""
+def judged_rows(rows: Sequence[Row]) -> list[Row]:
+    """The choices and states with as many experts in every layer as the one closest to half, the least loss first.
+
+    None of them is random. Empty if nothing but the unpruned model and chance was evaluated.
+    """
     pruned = [row for row in rows if row.point.plan and row.point.name != "unpruned" and not row.point.is_random]
-    return min(pruned, key=lambda row: abs(row.reduction - 0.5)).point if pruned else None
+    nearest = min(pruned, key=lambda row: abs(row.reduction - 0.5), default=None)
+    same = [row for row in pruned if nearest and row.point.counts == nearest.point.counts]
+    return sorted(same, key=partial(_lost_by, measures_of(rows)))
+
+
+def _lost_by(measures: Sequence[Measure], row: Row) -> float:
+    """How bad a row is, by the finest measure: the loss on a text where there is one."""
+    score = measures[-1].of(row) if measures else None
+    if score is None:
+        return inf
+    return score[0] if measures[-1].metric == "nats_per_token" else -score[0]
+
+
+def judged_point(rows: Sequence[Row]) -> Point | None:
+    """The choice that removes closest to half, of several the one that lost least; None if none was evaluated."""
+    return next((row.point for row in judged_rows(rows)), None)
 
 
 def verdict(rows: Sequence[Row], pairs: Pairing) -> list[str]:

@@ -20,7 +20,7 @@ from moeits.report_page.page import render
 from moeits.report_page.published import published_section
 from moeits.report_page.rows import rows_of
 from moeits.report_page.sections import sections_of
-from moeits.report_page.side_by_side import side_by_side, with_own_names
+from moeits.report_page.side_by_side import check_comparable, side_by_side, with_own_names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +47,9 @@ def report(
     its front matter tells the hub its own (`model-index`).
     `published` adds the paper's own rows, with their caveats.
 
-    Raises EvaluationError if a run has nothing to show or a file of it is broken, SettingError for arguments that make
-    no sense, OutputError if the result cannot be written, MissingExtra without matplotlib and jinja2.
+    Raises EvaluationError if a run has nothing to show or a file of it is broken, or if runs were asked nothing alike,
+    SettingError for arguments that make no sense, OutputError if the result cannot be written, MissingExtra without
+    matplotlib and jinja2.
     """
     if format not in FORMATS:
         raise SettingError(f"--format {format} is not one of {', '.join(FORMATS)}.")
@@ -58,6 +59,7 @@ def report(
     read = with_own_names([read_run(folder) for folder in folders])
     if not read:
         raise SettingError("Name at least one run.")
+    check_comparable(read)
     if output is not None:
         inputs = (Path(folder) / name for folder, run in zip(folders, read, strict=True) for name in run.files)
         check_file_output(Path(output), inputs=inputs)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moeits.checkpoint.parts import HEALING_NAME
+from moeits.checkpoint.parts import HEALING_NAME, REFIT_NAME
 from moeits.errors import OutputError, SettingError
 from moeits.files import write_whole
 from moeits.progress import Progress, silent
@@ -25,7 +25,7 @@ _STAGES: Mapping[str, Callable[..., Any]] = {
 }
 _MADE = {"simplify": "pruned", "refit": "refitted", "heal": "healed"}
 """Step -> what it makes: a checkpoint in `checkpoints`, and what is known of it in a folder of that name."""
-_TOLD = ("plan.json", HEALING_NAME)
+_TOLD = ("plan.json", REFIT_NAME, HEALING_NAME)
 
 
 @dataclass(frozen=True, kw_only=True)
