@@ -17,9 +17,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "moeits"
 # room -> its modules. A package stands for all that is in it, and may use itself freely; a module of it can be named
 # apart, as the noun that a stage leaves.
 ROOMS = {
-    "words": "card_slot checkpoint choosing criteria_file edits engines errors evaluation.results evidence experts "
-    "extras files locks notebook printable progress run_files scoring settings signals sizes typed_json version "
-    "weighing",
+    "words": "card_slot checkpoint choosing criteria_file devices edits engines errors evaluation.results evidence "
+    "experts extras files locks notebook printable progress run_files scoring settings signals sizes "
+    "typed_json version weighing",
     "files": "checkpoint.replaceable checkpoint.side_files checkpoint.staging checkpoint.writing finished left_over "
     "surgery",
     "stages": "stages stages.export stages.gather stages.inspect stages.plan stages.prune stages.push stages.score",

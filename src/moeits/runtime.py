@@ -197,15 +197,3 @@ def checked_dtype(name: str, known: tuple[str, ...] = DTYPES) -> str:
     if name not in known:
         raise SettingError(f"There is no dtype {name!r} here. Known: {', '.join(known)}.")
     return name
-
-
-def checked_device(name: str | None) -> str:
-    """A device of torch by name: the one asked for, else the first accelerator, else the CPU. Raises SettingError."""
-    torch = need("torch", extra="load")
-    if name is None:
-        return str(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise SettingError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
-    return name

@@ -6,12 +6,13 @@ from math import isfinite
 from typing import Any
 
 from moeits.checkpoint.reading import Checkpoint
+from moeits.devices import checked_device
 from moeits.errors import EvaluationError, MissingExtra, MoeitsError
 from moeits.evaluation.settings import Inference
 from moeits.evaluation.tasks import LoadedTask
 from moeits.experts.promises import needs_loader
 from moeits.progress import Progress
-from moeits.runtime import checked_device, context_of, load_checked, load_tokenizer, need, processes
+from moeits.runtime import context_of, load_checked, load_tokenizer, need, processes
 
 
 class CutPrompts:

@@ -19,11 +19,12 @@ from typing import Any
 
 from moeits.checkpoint.opening import Describing
 from moeits.checkpoint.reading import Checkpoint
+from moeits.devices import checked_device
 from moeits.errors import EvaluationError, MoeitsError
 from moeits.experts.families import Architecture
 from moeits.measurement.energy import energy_of
 from moeits.measurement.memory import peak_bytes, resident_bytes
-from moeits.runtime import checked_device, load_opened, need
+from moeits.runtime import load_opened, need
 from moeits.typed_json import convert_typed
 
 

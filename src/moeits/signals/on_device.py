@@ -6,16 +6,13 @@ entropy depends on. The terms are then summed here, by the CPU's own logarithm, 
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from moeits.errors import SettingError
 from moeits.signals import PairSignal
 from moeits.signals.nmi import NMI, Codes
-
-if TYPE_CHECKING:
-    import torch
 
 # Cells of a joint histogram that are counted at once, eight bytes each; of larger ones some rows at a time.
 CELLS = 32 << 20
@@ -25,8 +22,8 @@ CELLS = 32 << 20
 class DeviceCodes(Codes):
     """One weight as the numbers of its occupied bins, on the device as well."""
 
-    there: "torch.Tensor"
-    """(N,) int16: the sixteen bits of each of `codes`."""
+    there: Any
+    """(N,) int16 tensor: the sixteen bits of each of `codes`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +64,11 @@ def on_device(signal: PairSignal, device: str) -> PairSignal:
     return DeviceNMI(**asdict(signal), device=device)
 
 
-def counts_of_counts(
-    a: "torch.Tensor", b: "torch.Tensor", bins_a: int, bins_b: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def counts_of_counts(a: Any, b: Any, bins_a: int, bins_b: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Of the joint histogram of two weights, rows of it at a time: the different counts of its cells, ascending, and
     how many cells have each; (D,) int64.
 
-    `a`, `b`: (N,) int16, the bits of codes below `bins_a` and `bins_b`.
+    `a`, `b`: (N,) int16 tensors, the bits of codes below `bins_a` and `bins_b`.
     """
     import torch
 

@@ -12,6 +12,7 @@ from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.criteria import criterion_named
 from moeits.choosing.criteria.reconstruction import CRITERION as RECONSTRUCTION
+from moeits.devices import checked_device
 from moeits.errors import CalibrationError, SettingError
 from moeits.evidence import VECTORS, Evidence
 from moeits.experts.families import architecture_of, check_stock_class
@@ -21,7 +22,7 @@ from moeits.experts.quantized import BF16_COPY, quantized_as
 from moeits.files import check_file_output
 from moeits.finished import FinishedParts, Workplace, workplace
 from moeits.progress import Progress, silent
-from moeits.runtime import checked_device, need
+from moeits.runtime import need
 from moeits.settings import with_settings
 from moeits.signals import MOST_ENUMERATED
 from moeits.sizes import parse_size

@@ -12,6 +12,7 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.limits import Limits
 from moeits.choosing.needs import scoring_for, watches
 from moeits.choosing.settings import Budget, Choice
+from moeits.devices import checked_device
 from moeits.evidence import Evidence
 from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
@@ -21,7 +22,6 @@ from moeits.finished import FinishedParts, Workplace, workplace
 from moeits.progress import Progress, silent
 from moeits.refitting.requirements import check_can_be_fitted
 from moeits.refitting.settings import Fitting
-from moeits.runtime import checked_device
 from moeits.settings import with_settings
 from moeits.signals.settings import Resources, Scoring
 from moeits.stages.calibrate import calibrated, selection_for

@@ -12,6 +12,7 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.side_files import copy_side_files
 from moeits.checkpoint.writing import check_output, new_checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
+from moeits.devices import checked_device
 from moeits.experts.families import architecture_of, recorded_family
 from moeits.experts.layout import MoELayout
 from moeits.finished import Workplace, workplace
@@ -21,7 +22,6 @@ from moeits.refitting.files import FittedLayers
 from moeits.refitting.judgement import judged
 from moeits.refitting.requirements import check_can_be_fitted, check_pair
 from moeits.refitting.settings import Fitting
-from moeits.runtime import checked_device
 from moeits.settings import with_settings
 from moeits.sizes import parse_size
 from moeits.surgery.card import model_card

@@ -9,6 +9,7 @@ import numpy as np
 
 from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
+from moeits.devices import checked_device
 from moeits.engines.ray import RayCluster
 from moeits.engines.threads import Threads
 from moeits.evidence import SHARD, Evidence
@@ -18,7 +19,6 @@ from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output
 from moeits.finished import FinishedParts, Workplace, workplace
 from moeits.progress import Progress, silent
-from moeits.runtime import checked_device
 from moeits.scoring.jobs import LayerJob, score_layer
 from moeits.scoring.layers import LayerScorer
 from moeits.scoring.wanted import Wanted

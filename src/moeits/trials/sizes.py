@@ -10,6 +10,7 @@ import numpy as np
 from moeits.calibration.settings import Machine
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
+from moeits.devices import checked_device
 from moeits.experts.layout import MoELayout
 from moeits.finished import FinishedParts
 from moeits.progress import Progress
@@ -17,7 +18,6 @@ from moeits.refitting.all_layers import fit_all
 from moeits.refitting.files import FittedLayers
 from moeits.refitting.judgement import judged
 from moeits.refitting.settings import Fitting
-from moeits.runtime import checked_device
 from moeits.sizes import parse_size
 from moeits.stages.compare import RESAMPLES, paired_interval
 from moeits.surgery.unwritten import unwritten
