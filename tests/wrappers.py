@@ -105,6 +105,7 @@ _SPEECH: Mapping[str, Any] = {
     "num_mel_bins": 8,
 }
 _PECULIAR_PARTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "aria": {"": {"projector_patch_to_query_dict": {"4": 2}}},
     "dots3_note": {
         "vision_config": {
             "moe_intermediate_size": 8,
@@ -137,14 +138,34 @@ _PECULIAR_PARTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             },
         }
     },
+    "gemma4": {
+        "": {
+            "vision_config": {
+                "model_type": "gemma4_vision",
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 2,
+                "head_dim": 8,
+                "patch_size": 4,
+                "pooling_kernel_size": 2,
+                "position_embedding_size": 4,
+            }
+        }
+    },
     "glm5_next": {"vision_config": {"projection_intermediate_size": 16}},
     "inkling2": {"vision_config": {"text_hidden_size": 32, "projection_hidden_dim": 16, "posemb_grid_size": 2}},
     "inkling_mm_model": {
         "vision_config": {"num_hidden_layers": 4, "patch_size": 8, "temporal_patch_size": 2},
         "audio_config": {"n_mel_bins": 4, "mel_vocab_size": 8},
     },
+    "kimi_k25": {"": {"projection_hidden_size": 16}},
+    "llama4": {"vision_config": {"intermediate_size": 64}},
+    "mistral3": {"": {"spatial_merge_size": 1}},
+    "mistral_large4": {"": {"spatial_merge_size": 1}},
     "muse_spark": {
-        "": {"out_hidden_size": 16, "projector_hidden_size": 16},
+        "": {"out_hidden_size": 64, "projector_hidden_size": 16},
         "vision_config": {"pos_emb_height": 2, "pos_emb_width": 2, "max_position_embeddings": 4},
         "audio_config": {
             "patch_sizes": [4],
