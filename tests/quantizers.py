@@ -132,7 +132,7 @@ _NVFP4 = {
             },
         }
     },
-    "ignore": ["lm_head"],
+    "ignore": ["lm_head", "re:.*self_attn.*", "re:.*mlp.gate$"],
 }  # fmt: skip
 
 
@@ -230,7 +230,7 @@ NF4 = [
 ]  # fmt: skip
 
 
-def _bitsandbytes(*, nested: bool) -> Callable[..., Parts]:
+def _bitsandbytes(*, nested: bool, any_digits: bool = False) -> Callable[..., Parts]:
     def write(rng: np.random.Generator, outputs: int, inputs: int) -> Parts:
         blocks = outputs * inputs // 64
         state = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [outputs, inputs]}
@@ -241,6 +241,8 @@ def _bitsandbytes(*, nested: bool) -> Callable[..., Parts]:
         }
         if nested:
             state |= {"nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.0432198}
+            if any_digits:  # as real ones have it, so that the texts of two weights differ in length
+                state["nested_offset"] = round(float(rng.uniform(0.01, 0.09)), int(rng.integers(4, 18)))
             parts[".weight.absmax"] = torch.from_numpy(rng.integers(0, 256, blocks, np.uint8))
             parts[".weight.nested_absmax"] = torch.from_numpy(rng.uniform(0.01, 0.04, -(-blocks // 256))).float()
             parts[".weight.nested_quant_map"] = torch.linspace(-1, 1, 256)
@@ -312,6 +314,9 @@ QUANTIZERS: Mapping[str, Quantizer] = {
     "bitsandbytes": Quantizer(_bitsandbytes(nested=False), _meant_by_bitsandbytes, _BNB),
     "bitsandbytes, nested": Quantizer(
         _bitsandbytes(nested=True), _meant_by_bitsandbytes, _BNB | {"bnb_4bit_use_double_quant": True}
+    ),
+    "bitsandbytes, nested, any digits": Quantizer(
+        _bitsandbytes(nested=True, any_digits=True), _meant_by_bitsandbytes, _BNB | {"bnb_4bit_use_double_quant": True}
     ),
 }
 

@@ -16,7 +16,7 @@ from tests.toys import read_config
 Given = Mapping[str, torch.Tensor]
 
 SENSED, MOVING, BEFORE, AFTER, OTHER = 5, 6, 7, 8, 9
-"""Tokens in the place of the picture or the sound, of a film, before and after them, and of a sense that is not used."""
+"""Tokens in the place of the picture or the sound, of a film, before and after them, and of a sense not used."""
 
 _GRID = {"image_grid_thw": torch.tensor([[1, 2, 2]])}
 

@@ -14,6 +14,7 @@ from moeits.experts.stored import parts_of
 
 _SCALES = ("scale", "scale_inv", "scale_2", "input_scale")
 _PACKED = ("qweight", "qzeros", "packed", "absmax", "blocks")
+_TEXT = ".quant_state."
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class OfRouter:
     """With a row for each expert."""
     whole: tuple[str, ...] = ()
     """One number for all of them."""
+
+
+def is_text(tensor: str) -> bool:
+    """Whether a tensor is text that a quantizer wrote about one weight, as long as its numbers are in digits."""
+    return _TEXT in tensor
 
 
 def of_router(weight: str, block: str, inside: Sequence[str], tensors: Mapping[str, TensorInfo]) -> OfRouter:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 
 from moeits.checkpoint.reading import TensorInfo
 from moeits.errors import CheckpointError
-from moeits.experts.borders import check_fused
+from moeits.experts.borders import check_fused, is_text
 from moeits.experts.families import Architecture
 from moeits.experts.finding import belongs_to, block_name
 from moeits.experts.layer import BlockTensors
@@ -134,7 +134,8 @@ def _check_matrix(info: TensorInfo, *, axes: int, stacked: int, along: int) -> N
 
 def _check_alike(index: int, experts: Mapping[int, Mapping[str, str]], tensors: Tensors) -> None:
     def describe(expert: int) -> dict[str, tuple[str, tuple[int, ...]]]:
-        return {tensor: (tensors[name].dtype, tensors[name].shape) for tensor, name in experts[expert].items()}
+        own = {tensor: tensors[name] for tensor, name in experts[expert].items()}
+        return {tensor: (info.dtype, () if is_text(tensor) else info.shape) for tensor, info in own.items()}
 
     for expert in experts:
         if describe(expert) != describe(0):

@@ -15,6 +15,7 @@ from msgspec import structs
 from moeits.checkpoint.reading import Checkpoint, TensorInfo
 from moeits.errors import CheckpointError, UnscorableWeight
 from moeits.experts import finding, fitting, promises
+from moeits.experts.borders import is_text
 from moeits.experts.counting import parameters_of
 from moeits.experts.families import Architecture, architecture_of
 from moeits.experts.held import Held
@@ -163,12 +164,17 @@ def _layer(
 def _sizes(
     block: BlockTensors, count: int, tensors: Mapping[str, TensorInfo], parameters: Mapping[str, int]
 ) -> ExpertSizes:
-    """What one expert takes; `parameters` of each tensor are those that it stands for, where it is packed."""
+    """What one expert takes; `parameters` of each tensor are those that it stands for, where it is packed.
+
+    Text about a weight has another length in each expert, of which the mean is taken.
+    """
     of_experts, of = (block.experts[0].values(), 1) if block.experts else (block.fused.values(), count)
+    texts = [name for own in block.experts.values() for name in own.values() if is_text(name)]
     rows = [(name, count + block.extra.get(name, 0)) for name in block.router]
     return ExpertSizes(
         parameters=sum(parameters[name] for name in of_experts) // of,
-        nbytes=sum(tensors[name].nbytes for name in of_experts) // of,
+        nbytes=sum(tensors[name].nbytes for name in of_experts if not is_text(name)) // of
+        + sum(tensors[name].nbytes for name in texts) // count,
         router_parameters=sum(parameters[name] // entries for name, entries in rows),
         router_nbytes=sum(tensors[name].nbytes // entries for name, entries in rows),
     )
