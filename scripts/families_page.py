@@ -14,10 +14,10 @@ The {count} model_types of config.json that moeits knows, made from `experts/fam
 `scripts/families_page.py`. Each is scored, pruned to equal and to unequal counts, opened in its own stock transformers
 class and compared with the masked original, as a tiny random model that the stock class made: models by themselves in
 `tests/test_contract_surgery.py`, those beside others (a vision tower, which is copied byte for byte) in
-`tests/test_contract_wrappers.py`, by text, and Qwen3.5 and Qwen3-VL by a picture. Those that can be healed are healed
-in `tests/test_contract_heal.py` and `tests/test_contract_wrappers.py`, but for `qwen3_5_moe_text`, whose tokenizer
-class cannot hold the words of a toy. The models themselves were not run here. [Extending moeits](extending.md) says how
-to add a family.
+`tests/test_contract_wrappers.py`, by text and by one picture (`nemo_speechlm` by one sound), in what they compute and
+in what they write. Those that can be healed are healed in `tests/test_contract_heal.py` and
+`tests/test_contract_wrappers.py`, but for `qwen3_5_moe_text`, whose tokenizer class cannot hold the words of a toy. The
+models themselves were not run here. [Extending moeits](extending.md) says how to add a family.
 
 `simplify --refit` works where the column *refitted* says so, criteria of tokens (`reap`, `frequency`, ...) where
 *calibrated* does: "in part" is all but `reconstruction` and `naee`, for which the router is asked again with experts
@@ -35,7 +35,8 @@ ON_HUB = """\
 ## Opened by code that each checkpoint brings
 
 No class of transformers 5.23 opens these as they lie on the hub. They are scored and pruned to equal counts; the code
-is copied and never run, so they are not calibrated, refitted, healed or evaluated here.
+is copied and never run, so they are not calibrated, refitted, healed or evaluated here. LongCat-Flash as transformers
+itself saves it is refused: it has weights of experts that compute nothing, which the release on the hub has not.
 
 | model_type | models | experts on disk |
 | --- | --- | --- |

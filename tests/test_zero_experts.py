@@ -102,3 +102,14 @@ def test_what_config_json_does_not_explain_is_a_sentence(hub: Path, changes: dic
     (hub / "config.json").write_text(json.dumps(read_config(hub) | changes))
     with pytest.raises(CheckpointError, match=said):
         moeits.score(hub)
+
+
+def test_what_transformers_itself_saves_is_a_sentence_that_says_what_to_leave_out(
+    stock: Path, hub: Path, tmp_path: Path
+) -> None:
+    said = r"Layer 0 has weights of 8 experts, of which the last 2 compute nothing .* as it lies on the hub"
+    for stage, budget in ((moeits.score, {}), (moeits.simplify, {"experts_per_layer": 4})):
+        with pytest.raises(CheckpointError, match=said):
+            stage(stock, output=tmp_path / "out", **budget)
+    assert not (tmp_path / "out").exists()
+    assert moeits.score(hub).inventory.num_experts == {0: EXPERTS, 1: EXPERTS}, "and then it is scored"

@@ -290,10 +290,11 @@ def _edit_facts(edit: PlannedEdit) -> dict[str, Any]:
     }
 
 
-def fit(plan: PruningPlan, inventory: Inventory, layout: str) -> PruningPlan:
+def fit(plan: PruningPlan, inventory: Inventory, layout: str, *, only_uniform: bool = False) -> PruningPlan:
     """The plan as it is carried out on a checkpoint: evened out if the layout asks for it, with the sizes that it has.
 
     A plan that was made for another copy or form of the model becomes one for this. Of another form it says which.
+    `only_uniform`: no other layout can be asked for.
     Raises PlanError where the checkpoint cannot keep what the plan keeps.
     """
     settings = dict(plan.settings)
@@ -309,7 +310,7 @@ def fit(plan: PruningPlan, inventory: Inventory, layout: str) -> PruningPlan:
     )
     if layout == "uniform" and len(set(plan.counts.values())) > 1:
         groups = lcm(*(facts.groups for facts in inventory.layers.values()))
-        plan = even_out(plan, inventory.num_experts, groups=groups)
+        plan = even_out(plan, inventory.num_experts, groups=groups, only=only_uniform)
     check_groups(plan.kept, inventory.layers)
     check_edit(plan.edit, plan.kept, inventory.num_experts)
     summary = {**plan.summary, **inventory.summary(plan.counts)}
@@ -323,18 +324,20 @@ def fit(plan: PruningPlan, inventory: Inventory, layout: str) -> PruningPlan:
     return replace(plan, summary=summary, layers=inventory.layers)
 
 
-def even_out(plan: PruningPlan, num_experts: Mapping[int, int], *, groups: int = 1) -> PruningPlan:
+def even_out(plan: PruningPlan, num_experts: Mapping[int, int], *, groups: int = 1, only: bool = False) -> PruningPlan:
     """The same plan with equal counts in all layers, following its order of removal.
 
     Every layer gets the plan's mean count, rounded down (to a multiple of `groups`, for a router that is limited by
     them), so that the result is no larger than the plan's own. Raises PlanError if the plan has no order, or was edited
-    so that its kept experts do not follow it, or says what its kept experts are made of.
+    so that its kept experts do not follow it, or says what its kept experts are made of; the sentence offers unequal
+    counts, unless equal ones are the `only` ones that can be.
     """
+    otherwise = "." if only else ", or use --layout per-layer."
     if plan.edit is not None and plan.edit.ties:
         what = "makes of several" if plan.edit.groups else "says how to change"
         raise PlanError(
             f"A uniform layout keeps other experts than those that this plan {what} (edit {plan.edit.name}). "
-            "Plan with --experts-per-layer, or use --layout per-layer."
+            f"Plan with --experts-per-layer{otherwise}"
         )
     count = sum(map(len, plan.kept.values())) // len(plan.kept) // groups * groups
     kept = {}
@@ -343,17 +346,17 @@ def even_out(plan: PruningPlan, num_experts: Mapping[int, int], *, groups: int =
         if steps_to(removed, experts, num_experts[layer]) is None:
             raise PlanError(
                 f"A uniform layout needs the order of removal, but the experts kept in layer {layer} do not follow the "
-                "plan's order (was it edited by hand?). Use --layout per-layer, or plan with --experts-per-layer."
+                f"plan's order (was it edited by hand?). Plan with --experts-per-layer{otherwise}"
             )
         if count > num_experts[layer]:
             raise PlanError(
                 f"A uniform layout of {count} experts is more than the {num_experts[layer]} that layer {layer} has. "
-                "Use --layout per-layer, or plan with --experts-per-layer."
+                f"Plan with --experts-per-layer{otherwise}"
             )
         if num_experts[layer] - count > len(removed):
             raise PlanError(
                 f"A uniform layout of {count} experts is below the floor of layer {layer}, where the plan's order ends "
-                f"with {num_experts[layer] - len(removed)}. Use --layout per-layer, or plan with a lower --min-experts."
+                f"with {num_experts[layer] - len(removed)}. Plan with a lower --min-experts{otherwise}"
             )
         gone = set(removed[: num_experts[layer] - count])
         kept[layer] = tuple(expert for expert in range(num_experts[layer]) if expert not in gone)

@@ -7,7 +7,7 @@ config keys. To add one, add an entry (docs/extending.md); the contract tests ta
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -310,12 +310,15 @@ def architecture_of(config: Config) -> Architecture:
     model_type = config["model_type"]
     known = {architecture.model_type: architecture for architecture in FAMILIES}
     if reason := REFUSED.get(model_type):
-        raise UnknownArchitecture(f"moeits cannot prune a {model_type} checkpoint: {reason}.")
-    if part := _model_with_experts(config):
+        raise UnknownArchitecture(
+            f"moeits cannot prune a {model_type} checkpoint: {reason}. docs/architectures.md lists what can be."
+        )
+    if parts := [*_models_with_experts(config)]:
         wrappers = ", ".join(each.model_type for each in ARCHITECTURES if each.part)
         raise UnknownArchitecture(
-            f"{model_type} is the type of several models in one, with a Mixture of Experts in its {part}. moeits does "
-            f"not know where its tensors are. It knows {wrappers}. {_DESCRIBE_IT}"
+            f"{model_type} is the type of several models in one, with a Mixture of Experts in its "
+            f"{' and in its '.join(parts)}. moeits does not know where the tensors of {'these' if parts[1:] else 'it'} "
+            f"are. It knows {wrappers}. {_DESCRIBE_IT}"
         )
     if not _has_experts(config):
         raise UnknownArchitecture(
@@ -356,16 +359,15 @@ def _of_any(known: Architecture, config: Config) -> Architecture:
     return structs.replace(inside, blocks=blocks, **{name: getattr(known, name) for name in own})
 
 
-def _model_with_experts(config: Config, below: str = "") -> str:
-    """Where a config has that of another model with experts, and of what type; empty if nowhere."""
+def _models_with_experts(config: Config, below: str = "") -> Iterator[str]:
+    """Where a config has those of other models with experts, and of what type."""
     for key, value in config.items():
         if not isinstance(value, Mapping):
             continue
         if "model_type" in value and any("expert" in name for name in value):
-            return f"{below}{key} ({value['model_type']})"
-        if found := _model_with_experts(value, f"{below}{key}."):
-            return found
-    return ""
+            yield f"{below}{key} ({value['model_type']})"
+        else:
+            yield from _models_with_experts(value, f"{below}{key}.")
 
 
 def _has_experts(config: Config) -> bool:

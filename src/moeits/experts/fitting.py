@@ -57,6 +57,7 @@ def check_experts(architecture: Architecture, index: int, count: int, block: Blo
     """`count` whole experts, equal in shapes and dtypes, in one of the two layouts; a router as wide."""
     _check_one_layout(architecture, index, block)
     if block.experts:
+        _check_no_padding(architecture, index, count, block)
         _check_each(architecture, index, count, block.experts)
     _check_expert_axes(index, count, block.router, tensors, block.extra)
     check_fused(block.fused, count, tensors)  # after the router, which tells better that config.json is of another one
@@ -74,6 +75,17 @@ def _check_one_layout(architecture: Architecture, index: int, block: BlockTensor
         raise CheckpointError(
             f"Layer {index} should have its experts either one by one or fused as {wanted}: under {block.block} there "
             f"are {len(experts)} experts and {len(fused)} fused tensors. Download the checkpoint again."
+        )
+
+
+def _check_no_padding(architecture: Architecture, index: int, count: int, block: BlockTensors) -> None:
+    """No weights of experts that compute nothing, as transformers adds them behind the others' when it saves some."""
+    others = max(block.extra.values(), default=0)
+    if others and sorted(block.experts) == [*range(count + others)]:
+        raise CheckpointError(
+            f"Layer {index} has weights of {count + others} experts, of which the last {others} compute nothing by "
+            f"config.json: transformers adds such weights when it saves a {architecture.model_type} model. Prune the "
+            "release as it lies on the hub, which has none, or leave these tensors out."
         )
 
 

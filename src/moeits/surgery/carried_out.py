@@ -47,7 +47,8 @@ def carried_out(
     drop_mtp = drops_mtp(plan, asked=writing.drop_mtp)
     layout = _chosen_layout(writing.layout, plan.counts, moe, drop_mtp=drop_mtp)
     inventory = Inventory.of(checkpoint, moe, coverage=coverage)
-    plan = plan_with_mtp(fit(plan, inventory, layout), checkpoint, moe, dropped=drop_mtp)
+    fitted = fit(plan, inventory, layout, only_uniform=moe.architecture.class_on_hub)
+    plan = plan_with_mtp(fitted, checkpoint, moe, dropped=drop_mtp)
     others = {key: value for key, value in plan.settings.items() if key != WHOLE_LAYERS}
     plan = replace(plan, settings=others | ({WHOLE_LAYERS: [*moe.whole]} if moe.whole else {}))
     config = pruned_config(checkpoint.config, moe, plan, layout)
@@ -111,21 +112,33 @@ def check_asked_layout(layout: str, moe: MoELayout, *, drop_mtp: bool) -> None:
             f"{moe.architecture.model_type}: the code that the checkpoint brings reads one number of experts. Use "
             "--layout uniform."
         )
-    if (layout == "uniform" or on_hub) and moe.mtp.have_experts and not drop_mtp:
+    if layout == "uniform" or on_hub:
+        _check_uniform(moe, drop_mtp=drop_mtp)
+
+
+def _check_uniform(moe: MoELayout, *, drop_mtp: bool) -> None:
+    """One number of experts and one top_k are right for all layers. Raises SettingError."""
+    on_hub, uniform = moe.architecture.class_on_hub, "--layout uniform has one number of experts for all layers"
+    otherwise = (
+        "The code that the checkpoint brings reads no other, so it cannot be pruned."
+        if on_hub
+        else "Use --layout per-layer."
+    )
+    if moe.mtp.have_experts and not drop_mtp:
         raise SettingError(
-            f"--layout uniform has one number of experts for all layers, but {moe.mtp} would keep its experts, which "
-            f"no plan covers. Leave it out with --drop-mtp{'' if on_hub else ', or use --layout per-layer'}."
+            f"{uniform}, but {moe.mtp} would keep its experts, which no plan covers. Leave it out with "
+            f"--drop-mtp{'' if on_hub else ', or use --layout per-layer'}."
         )
-    if (layout == "uniform" or on_hub) and moe.whole:
+    if moe.whole:
         raise SettingError(
-            "--layout uniform has one number of experts for all layers, but where a table of tokens chooses them, all "
-            f"stay (layers {', '.join(map(str, moe.whole))}). Use --layout per-layer."
+            f"{uniform}, but where a table of tokens chooses them, all stay (layers "
+            f"{', '.join(map(str, moe.whole))}). {otherwise}"
         )
-    if layout == "uniform" and not _has_one_top_k(moe):
+    if not _has_one_top_k(moe):
         top_ks = sorted({layer.top_k for layer in moe.layers.values()})
         raise SettingError(
             f"--layout uniform has one top_k for all layers, but those of this checkpoint have "
-            f"{' and '.join(map(str, top_ks))}. Use --layout per-layer."
+            f"{' and '.join(map(str, top_ks))}. {otherwise}"
         )
 
 
