@@ -40,10 +40,33 @@ numbers of experts are checked, and the card says for which release the plan was
 All are equal bit for bit (`tests/test_codecs.py`); what is transcribed was once compared with the library itself, but for
 ModelOpt's, which could not be imported here. Experts quantized in another way (GPTQ of 3 bits, AWQ's GEMV, int8 by
 bitsandbytes) are pruned by the plan of another release. What was packed *across* experts is refused: a router in GPTQ's words,
-scales over several of its rows, fused experts in one pile of codes.
+scales over several of its rows, fused experts in one pile of codes. bitsandbytes packs the router too, unless it is told not
+to (`llm_int8_skip_modules=["gate"]`): such releases are refused as well.
 
 Calibrating, refitting, healing and editing need weights that are numbers: do that with a copy in bf16, pruned by the same
 plan, and quantize the result.
+
+## Opened again, on a CPU
+
+What a tiny pruned release computes, opened by a loader that is not ours, beside the release itself whose routers cannot choose
+the removed experts. No GPU was used. *In the tests* says which tests do it every time; the others were run once, by hand.
+
+| format | loader | the same as the masked release | |
+| --- | --- | --- | --- |
+| FP8 by blocks | transformers 5.23, which dequantizes it | yes: the order of sums only | in `tests/test_codecs.py` |
+| MXFP4 in blocks (gpt-oss) | transformers 5.23, which dequantizes it | yes: the order of sums only | in `tests/test_codecs.py` |
+| compressed-tensors, 4 and 8 bits without zero points | transformers 5.23 with compressed-tensors 0.20 | yes: the order of sums only | in `tests/test_quantized_releases.py` |
+| compressed-tensors, with zero points | the same | not opened, unpruned neither | in `tests/test_quantized_releases.py` |
+| NVFP4 by compressed-tensors | the same | yes; but the loader leaves out the scale of each whole weight, unpruned too, so both are another model | in `tests/test_quantized_releases.py` |
+| bitsandbytes NF4, experts too | transformers 4.57.6 with bitsandbytes 0.50.2 | yes: to 1.6e-06 of logits up to 8.4 | by hand |
+| bitsandbytes NF4, nested, experts too | the same | to 2.9e-03 of logits up to 8.4: all weights are equal bit for bit, and products are rounded to bf16 | by hand |
+| bitsandbytes NF4, experts in bf16, as transformers 5 quantizes | transformers 5.23 with bitsandbytes 0.50.2 | yes: to 1.9e-06 of logits up to 8.7, in float32 | by hand |
+| bitsandbytes NF4, experts too | the same | not opened, unpruned neither: it fuses experts, and does not unpack fused ones | by hand |
+| GPTQ, AWQ | transformers 5.23 with GPTQModel 7.7 | experts of neither are read, for the same reason: random numbers take their place | by hand |
+| GPTQ, AWQ | transformers 4, vLLM, SGLang | not run | |
+| NVFP4 by ModelOpt; FP8 by rows, MXFP4 in other names | transformers has no loader, or it needs a GPU | not run | |
+
+Of what was not run, and of all formats, bytes are compared: each kept expert's tensors are those of the source.
 
 ## Which releases
 
