@@ -5,7 +5,7 @@
 Experts are chosen by reconstruction, watched on 8,192 self-written tokens (`--window 128`), on which refits are fitted
 too; eight random choices stand beside them. Prints the table of docs/comparison.md: the rise of the loss on the
 held-out text of the package over the unpruned model, with its paired interval. What is done is kept in FOLDER. About
-20 minutes of one core.
+40 minutes of one core.
 """
 
 import argparse
@@ -28,6 +28,19 @@ EDITS: Mapping[str, Mapping[str, Any]] = {
     "recombine": {"edit": "recombine"},
     "recombine, from 0.3 on": {"edit": "recombine", "min_similarity": 0.3},
 }
+ON_THEIR_OWN: Mapping[str, Mapping[str, Any]] = {
+    "mask, half, moe-pruner": {"edit": "mask"},
+    "mask, half, wanda": {"edit": "mask", "mask_by": "wanda"},
+    "mask, half, magnitude": {"edit": "mask", "mask_by": "magnitude"},
+    "mask, 2:4, moe-pruner": {"edit": "mask", "sparsity": "2:4"},
+    "low-rank, 50%": {"edit": "low-rank"},
+    "low-rank, 50%, equal": {"edit": "low-rank", "rank_power": 0.0},
+    "quantize, 2.5 bits of 1 to 3": {"edit": "quantize"},
+    "quantize, 2 bits of 1 to 3": {"edit": "quantize", "bits": 2.0},
+    "quantize, 3 bits": {"edit": "quantize", "bits": 3.0, "bit_widths": "3"},
+    "quantize, 2 bits": {"edit": "quantize", "bits": 2.0, "bit_widths": "2"},
+}
+"""Edits of each expert's own weights, which go without removing anybody as well."""
 SEEDS = range(8)
 
 
@@ -37,7 +50,7 @@ def evidence_of(work: Path) -> list[Path]:
     if not scored.exists():
         moeits.score(MODEL, output=scored)
     if not watched.exists():
-        moeits.calibrate(MODEL, output=watched, **WATCHED)
+        moeits.calibrate(MODEL, output=watched, input_norms=True, rounding_errors=True, **WATCHED)
     return [scored, watched]
 
 
@@ -70,12 +83,16 @@ def rows(work: Path, keep: float) -> Iterator[str]:
     unpruned = loss(work, "unpruned", None)
     evidence = evidence_of(work)
     count = round(keep * Evidence.load(evidence[0]).layers[0].num_experts)
-    yield "| edit | pruned | refitted |"
-    yield "| --- | ---: | ---: |"
-    for name, asked in EDITS.items():
-        plan = moeits.plan(evidence, criterion="reconstruction", experts_per_layer=count, min_experts=1, **asked)
+    yield "| edit | all experts | pruned | refitted |"
+    yield "| --- | ---: | ---: | ---: |"
+    for name, asked in {**EDITS, **ON_THEIR_OWN}.items():
+        choice: dict[str, Any] = {"criterion": "reconstruction", "min_experts": 1, **asked}
+        plan = moeits.plan(evidence, experts_per_layer=count, **choice)
         of = [loss(work, f"{count} {name}", plan, refit=refit) for refit in (False, True)]
-        yield f"| {name} | {' | '.join(rise(unpruned, results)[1] for results in of)} |"
+        cells = [rise(unpruned, results)[1] for results in of]
+        whole = moeits.plan(evidence, reduction=0, **choice) if name in ON_THEIR_OWN else None
+        first = rise(unpruned, loss(work, f"all {name}", whole))[1] if whole else ""
+        yield f"| {' | '.join([name, first, *cells])} |"
     cells = []
     for refit in (False, True):
         found = []
@@ -83,7 +100,7 @@ def rows(work: Path, keep: float) -> Iterator[str]:
             plan = moeits.plan(evidence, criterion="random", seed=seed, experts_per_layer=count, min_experts=1)
             found.append(rise(unpruned, loss(work, f"{count} random {seed}", plan, refit=refit))[0])
         cells.append(f"{sum(found) / len(found):.3f} (least {min(found):.3f}, most {max(found):.3f})")
-    yield f"| eight random choices, no edit | {' | '.join(cells)} |"
+    yield f"| eight random choices, no edit | | {' | '.join(cells)} |"
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -409,6 +409,9 @@ SETTINGS = {
         "--sparsity '1' is out of range",
     ),
     "a mask without its norms": (["--tau", "1", "--edit", "mask"], "--criterion moeits watches no tokens"),
+    "a rank of nothing": (["--tau", "1", "--edit", "low-rank", "--mean-rank", "0"], "--mean-rank '0' is out of range"),
+    "no bits": (["--tau", "1", "--edit", "quantize", "--bits", "0"], "--bits 0.0 is met by no width"),
+    "bits without their errors": (["--tau", "1", "--edit", "quantize"], "--criterion moeits watches no tokens"),
     "a setting of another edit": (
         ["--tau", "1", "--edit", "average", "--min-similarity", "0.5"],
         "--edit average has no setting min_similarity: leave --min-similarity out",

@@ -113,7 +113,7 @@ def test_simplify_asks_a_router_again_only_for_the_criterion_that_needs_it(tmp_p
 def test_signals_do_not_depend_on_whether_reconstruction_is_among_them(tmp_path: Path) -> None:
     folder = toy(tmp_path / "toy", "mixtral")
     whole, without = (moeits.calibrate(folder, device="cpu", selection=few, **SMALL).signals for few in (64, 0))
-    again = {"reconstruction", "reconstruction-error", "naee", "naee-error"}
+    again = {"reconstruction", "reconstruction-error", "drop-error", "naee", "naee-error"}
     assert whole.keys() - without.keys() == again
     assert all(np.array_equal(without[name][layer], whole[name][layer]) for name in without for layer in without[name])
 

@@ -11,7 +11,8 @@ import moeits
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.edits import EDITS, Edit, edit_named
 from moeits.errors import SettingError
-from moeits.evidence import INPUT_NORMS, Evidence
+from moeits.evidence import Evidence
+from moeits.signals.watched import INPUT_NORMS
 from tests.toys import HIDDEN, WIDTH, make_toy, random_redundancy, toy_evidence
 
 COUNTS = {0: 7, 2: 4, 3: 1}

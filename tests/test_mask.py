@@ -17,10 +17,11 @@ from moeits.choosing.pruning_plan import PruningPlan
 from moeits.edits import PlannedEdit
 from moeits.edits.mask import Mask
 from moeits.errors import PlanError, SettingError
-from moeits.evidence import INPUT_NORMS, Evidence
+from moeits.evidence import Evidence
 from moeits.experts.layout import MoELayout
 from moeits.progress import silent
 from moeits.runtime import need
+from moeits.signals.watched import INPUT_NORMS
 from tests.evaluation_toys import give_tokenizer
 from tests.toys import HIDDEN, WIDTH, fuse, make_toy, read_tensors
 

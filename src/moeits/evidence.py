@@ -19,17 +19,13 @@ from moeits.experts.inventory import Inventory, LayerFacts
 from moeits.files import write_whole
 from moeits.notebook import SCORED_COLUMNS, html_table, scored_row
 from moeits.signals import PAIR_SIGNALS
+from moeits.signals.watched import VECTORS
 from moeits.typed_json import Count, NotOfItsType, decode_typed
 
 FORMAT = 1
 
 # Which shard of a scoring it is, among the settings; not there if it is the whole.
 SHARD = "shard"
-
-# The signals that are a vector of each expert: (E, H), and (E, I) of what it hands to its down projection.
-MEAN_OUTPUT = "mean-output"
-INPUT_NORMS = ("input-norm", "neuron-norm", "gated-input-norm", "gated-neuron-norm")
-VECTORS = (MEAN_OUTPUT, *INPUT_NORMS)
 
 
 def error_of(name: str) -> str:

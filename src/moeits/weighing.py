@@ -9,7 +9,8 @@ from math import isfinite
 import numpy as np
 
 from moeits.errors import EvidenceError, SettingError
-from moeits.evidence import VECTORS, Evidence
+from moeits.evidence import Evidence
+from moeits.signals.watched import ROUNDING_BITS, VECTORS, rounding_error
 
 SUMS = ("count", "gates", "norms", "gated")
 """Of each expert, over the tokens of a source that chose it: how many, gates, norms of the output, gate times norm."""
@@ -18,7 +19,11 @@ OF_SUMS = ("frequency", "router-score", "ean-sum", "ean-mean", "reap")
 """The signals that such sums make."""
 
 # They are of the tokens as they were drawn: an order of removal that was tried out, and who is chosen with whom.
-_NOT_SUMS = ("reconstruction", "reconstruction-error", "naee", "naee-error", "coactivation", *VECTORS)
+_NOT_SUMS = (
+    *("reconstruction", "reconstruction-error", "drop-error", "naee", "naee-error", "coactivation"),
+    *VECTORS,
+    *map(rounding_error, ROUNDING_BITS),
+)
 _ITEM = re.compile(r"(.+?):([^:,]*)(?:,|$)")
 
 

@@ -1,7 +1,7 @@
 """What the routed experts of one layer do at some tokens, and who can go with the least harm to what they give."""
 
 from collections.abc import Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from itertools import combinations
 from typing import Any
 
@@ -9,10 +9,11 @@ import numpy as np
 import torch
 
 from moeits.calibration.layered import LiveLayer, Watched
+from moeits.edits.quantize import rounded
 from moeits.errors import CalibrationError
-from moeits.evidence import INPUT_NORMS, MEAN_OUTPUT
 from moeits.refitting.features import before_down, down_of
 from moeits.signals import MOST_ENUMERATED
+from moeits.signals.watched import INPUT_NORMS, MEAN_OUTPUT, ROUNDING_BITS, rounding_error
 from moeits.weighing import SUMS, own_sums, signals_of
 
 
@@ -20,12 +21,19 @@ class Sums:
     """The token signals of one layer, taken in batch by batch, with sums of each source; float64."""
 
     def __init__(
-        self, experts: int, sources: int = 1, *, mean_outputs: bool = False, input_norms: bool = False
+        self,
+        experts: int,
+        sources: int = 1,
+        *,
+        mean_outputs: bool = False,
+        input_norms: bool = False,
+        rounding_errors: bool = False,
     ) -> None:
         self.own = {name: torch.zeros(sources, experts, dtype=torch.float64) for name in SUMS}
         self.largest = torch.zeros(experts, dtype=torch.float64)
         self.outputs = [torch.zeros(1, dtype=torch.float64)] * experts if mean_outputs else None
         self.squares = [[torch.zeros(1, dtype=torch.float64)] * experts for _ in INPUT_NORMS if input_norms]
+        self.errors = torch.zeros(len(ROUNDING_BITS) if rounding_errors else 0, experts, dtype=torch.float64)
         self.together = torch.zeros(experts, experts, dtype=torch.float64)
 
     def take(self, layer: LiveLayer, seen: Watched, by: torch.Tensor | None = None) -> None:
@@ -47,6 +55,8 @@ class Sums:
                     self.outputs[e] = self.outputs[e] + out.sum(0, dtype=torch.float64).cpu()
                 if self.squares:
                     self._take_inputs(layer.experts, e, seen.hidden[tokens], gate)
+                for row, bits in zip(self.errors, ROUNDING_BITS, strict=False):
+                    row[e] += _rounded_error(layer.experts, e, bits, seen.hidden[tokens], out, gate)
                 self.largest[e] = torch.maximum(self.largest[e], out.abs().max().double().cpu())
 
     def _take_inputs(self, experts: Any, expert: int, hidden: torch.Tensor, gate: torch.Tensor) -> None:
@@ -69,7 +79,24 @@ class Sums:
             signals[MEAN_OUTPUT] = (torch.stack(torch.broadcast_tensors(*self.outputs)) / count).numpy()
         for name, squares in zip(INPUT_NORMS, self.squares, strict=False):
             signals[name] = torch.stack(torch.broadcast_tensors(*squares)).sqrt().numpy()
+        for row, bits in zip(self.errors, ROUNDING_BITS, strict=False):
+            signals[rounding_error(bits)] = row.sqrt().numpy()
         return signals
+
+
+def _rounded_error(
+    experts: Any, expert: int, bits: int, hidden: torch.Tensor, out: torch.Tensor, gate: torch.Tensor
+) -> float:
+    """The squared change of what an expert gives at some tokens, times its gates, if its weights were rounded."""
+    few = copy(experts)
+    for name in ("gate_up_proj", "down_proj"):
+        weight = getattr(experts, name)[expert]
+        rows = weight.T if experts.is_transposed else weight
+        made = torch.from_numpy(rounded(rows.float().cpu().numpy(), bits)).to(weight)
+        few.__dict__[name] = {expert: made.T if experts.is_transposed else made}
+    few._parameters = {name: own for name, own in experts._parameters.items() if name not in few.__dict__}
+    change = (output_of(few, expert, hidden) - out).double().cpu() * gate[:, None]
+    return float(change.square().sum())
 
 
 def output_of(experts: Any, expert: int, hidden: torch.Tensor) -> torch.Tensor:
@@ -134,6 +161,20 @@ def backward_elimination(gram: torch.Tensor, router: Router, *, least: int = 1) 
     return removed + last, errors + [1.0] * len(last)
 
 
+def drop_errors(gram: torch.Tensor, router: Router, *, least: int = 1) -> list[float]:
+    """Of each expert the error if it alone were gone, the norm of the change as a share of that of the output.
+
+    The importance of MoE-I2 (arXiv 2411.01016). A layer none of whose experts can go has errors of 1.
+    """
+    everyone = range(gram.shape[1])
+    if len(everyone) <= max(least, 1):
+        return [1.0] * len(everyone)
+    full = router.weights(everyone)
+    whole = float(_form(gram, full)) or 1.0
+    errors = (float(_form(gram, router.weights([e for e in everyone if e != out]) - full)) for out in everyone)
+    return [(max(error, 0.0) / whole) ** 0.5 for error in errors]
+
+
 def best_subsets(gram: torch.Tensor, router: Router, *, least: int = 1) -> tuple[np.ndarray, list[float]]:
     """Of every count of experts the subset of least error, found by trying all (NAEE, arXiv 2402.14800).
 
@@ -188,6 +229,7 @@ def reconstruction(layer: LiveLayer, seen: Watched) -> dict[str, Any]:
     gram = torch.cat([_gram(layer.experts, part) for part in seen.hidden.split(512)])
     least = layer.moe.least_per_group if layer.moe else 1
     removed, errors = backward_elimination(gram, router, least=least)
+    alone = drop_errors(gram, router, least=least)
     step, levels = torch.full((experts,), float(experts - 1)), torch.full((experts,), 1.0)
     most = 0.0
     for number, (expert, value) in enumerate(zip(removed, errors, strict=True)):
@@ -195,7 +237,11 @@ def reconstruction(layer: LiveLayer, seen: Watched) -> dict[str, Any]:
         step[expert], levels[expert] = number, most
     last = next(e for e in range(experts) if e not in removed)
     levels[last] = max(most, 1.0)
-    signals = {"reconstruction": step.double().numpy(), "reconstruction-error": levels.double().numpy()}
+    signals = {
+        "reconstruction": step.double().numpy(),
+        "reconstruction-error": levels.double().numpy(),
+        "drop-error": np.array(alone),
+    }
     if experts <= MOST_ENUMERATED:
         members, of_subsets = best_subsets(gram, router, least=least)
         signals |= {"naee": members, "naee-error": np.array(of_subsets)}

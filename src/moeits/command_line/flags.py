@@ -65,6 +65,13 @@ FLAGS: dict[str, Any] = {
     "write_order": Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write each layer's experts, best first, as JSONL.")
     ],
+    "write_bits": Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Also write the bits of --edit quantize: .json for GPTQModel, .yaml for llm-compressor.",
+        ),
+    ],
     "weights": Annotated[
         str | None,
         typer.Option(metavar="NAME:NUMBER,...", help="Weigh what was calibrated on anew: chat.jsonl:3,code.jsonl:1."),
@@ -72,6 +79,9 @@ FLAGS: dict[str, Any] = {
     "mean_outputs": Annotated[bool, typer.Option(help="Also keep each expert's mean output, E x H numbers a layer.")],
     "input_norms": Annotated[
         bool, typer.Option(help="Also keep the norms of each expert's inputs, for --edit mask: 2 E (H + I) a layer.")
+    ],
+    "rounding_errors": Annotated[
+        bool, typer.Option(help="Also try each expert with weights of 1 to 4 bits, for --edit quantize.")
     ],
     "selection": Annotated[
         int, typer.Option(help="Tokens on which reconstruction tries which experts can go; 0: without it.")

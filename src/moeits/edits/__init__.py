@@ -11,8 +11,9 @@ from typing import Any, ClassVar, Protocol, get_type_hints
 import numpy as np
 
 from moeits.errors import SettingError
-from moeits.evidence import INPUT_NORMS, Evidence
+from moeits.evidence import Evidence
 from moeits.settings import one_named
+from moeits.signals.watched import INPUT_NORMS, ROUNDING_BITS, rounding_error
 from moeits.typed_json import NotOfItsType, convert_typed
 
 Group = tuple[tuple[int, float], ...]
@@ -62,7 +63,7 @@ class Edit(Protocol):
         ...
 
 
-from moeits.edits import aligned_average, average, mask, none, recombine  # noqa: E402
+from moeits.edits import aligned_average, average, low_rank, mask, none, quantize, recombine  # noqa: E402
 from moeits.edits.weights import OfWeights  # noqa: E402
 
 EDITS: tuple[Edit, ...] = (
@@ -71,6 +72,8 @@ EDITS: tuple[Edit, ...] = (
     aligned_average.EDIT,
     recombine.EDIT,
     mask.EDIT,
+    low_rank.EDIT,
+    quantize.EDIT,
 )
 
 
@@ -114,7 +117,7 @@ def planned(
 def check_known(edit: Edit, evidence: Evidence) -> None:
     """The evidence knows what the edit needs. Raises SettingError."""
     if missing := [need for need in edit.needs if not evidence.layers.keys() <= evidence.known(need).keys()]:
-        made_by = "score the model" if missing == ["redundancy"] else f"calibrate the model with {_flag_of(missing[0])}"
+        made_by = "score the model" if missing == ["redundancy"] else f"calibrate the model{_flag_of(missing[0])}"
         raise SettingError(
             f"--edit {edit.name} needs {' and '.join(missing)}, which this evidence does not have: {made_by}, "
             "and give moeits plan that file too."
@@ -122,4 +125,7 @@ def check_known(edit: Edit, evidence: Evidence) -> None:
 
 
 def _flag_of(signal: str) -> str:
-    return "--input-norms" if signal in INPUT_NORMS else "--selection 4096"
+    """How a signal is asked for, where calibrating does not find it by itself."""
+    if signal in map(rounding_error, ROUNDING_BITS):
+        return " with --rounding-errors"
+    return " with --input-norms" if signal in INPUT_NORMS else ""

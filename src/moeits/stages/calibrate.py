@@ -1,6 +1,6 @@
 """Checkpoint x tokens -> token signals of every expert, from the stock model's own layers, run one at a time."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from moeits.choosing.criteria import criterion_named
 from moeits.choosing.criteria.reconstruction import CRITERION as RECONSTRUCTION
 from moeits.devices import checked_device
 from moeits.errors import CalibrationError, SettingError
-from moeits.evidence import VECTORS, Evidence
+from moeits.evidence import Evidence
 from moeits.experts.families import architecture_of, check_stock_class
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
@@ -25,6 +25,7 @@ from moeits.progress import Progress, silent
 from moeits.runtime import need
 from moeits.settings import with_settings
 from moeits.signals import MOST_ENUMERATED
+from moeits.signals.watched import VECTORS
 from moeits.sizes import parse_size
 
 # Tokens on which backward elimination tries who can go.
@@ -47,6 +48,7 @@ def calibrate(
     selection: int = SELECTION,
     mean_outputs: bool = False,
     input_norms: bool = False,
+    rounding_errors: bool = False,
     statistics: str | Path | None = None,
     fresh: bool = False,
     progress: Progress = silent,
@@ -60,7 +62,8 @@ def calibrate(
     goes on where it was unless `fresh`. With `statistics` (REAP's observer, SGLang's recorder, an imatrix, a JSONL
     order) the signals are those that another tool found, and nothing is run. `mean_outputs` adds mean-output, E x H
     numbers a layer, `input_norms` the norms of what each weight is multiplied with, without and with gates (Wanda,
-    MoE-Pruner): 2 E (H + I) numbers a layer.
+    MoE-Pruner): 2 E (H + I) numbers a layer. `rounding_errors` tries each expert with weights of 1 to 4 bits, which
+    takes about as long as four passes more.
 
     Raises CalibrationError for unfit tokens, CheckpointError, OutputError.
     """
@@ -76,7 +79,8 @@ def calibrate(
         from moeits.calibration.texts import windows_of
 
         asked = (windows_of(checkpoint, texts, progress), machine, opening, selection, progress)
-        evidence = calibrated(checkpoint, place, *asked, mean_outputs=mean_outputs, input_norms=input_norms)
+        also = {"mean_outputs": mean_outputs, "input_norms": input_norms, "rounding_errors": rounding_errors}
+        evidence = calibrated(checkpoint, place, *asked, also={name for name, wanted in also.items() if wanted})
         if output is not None:
             evidence.save(output)
     return evidence
@@ -91,11 +95,13 @@ def calibrated(
     selection: int,
     progress: Progress,
     *,
-    mean_outputs: bool = False,
-    input_norms: bool = False,
+    also: Collection[str] = (),
 ) -> Evidence:
-    """The evidence of a checkpoint on tokens that are at hand; finished layers are kept in `place`. Raises what
-    `calibrate` raises."""
+    """The evidence of a checkpoint on tokens that are at hand; finished layers are kept in `place`.
+
+    `also` names what else of `calibrate`'s it should have: mean_outputs, input_norms, rounding_errors. Raises what
+    `calibrate` raises.
+    """
     layout = MoELayout.of(checkpoint)
     check_runs(checkpoint)
     most_bytes, device = parse_size(machine.memory, "--memory"), checked_device(machine.device)
@@ -106,14 +112,13 @@ def calibrated(
         "selection": min(selection, int(by.size)),
         "watched": names,
         "watched_tokens": np.bincount(by.ravel(), minlength=len(names)).tolist(),
-        **({"mean_outputs": True} if mean_outputs else {}),
-        **({"input_norms": True} if input_norms else {}),
+        **dict.fromkeys(sorted(also), True),
     }
     of = {"fingerprint": checkpoint.told_by, "shards": checkpoint.stamps, "device": device}
     finished = place.parts(stage="calibrate", **of, **settings)
     from moeits.calibration.routing import Sums
 
-    sums_of = partial(Sums, sources=len(names), mean_outputs=mean_outputs, input_norms=input_norms)
+    sums_of = partial(Sums, sources=len(names), **dict.fromkeys(also, True))
     few, beside = settings["selection"], place.scratch()
     layers = _all_layers(checkpoint, windows.watched, by, few, sums_of, finished, most_bytes, beside, device, progress)
     checkpoint.check_unchanged()
@@ -193,7 +198,7 @@ def _are_whole(arrays: Mapping[str, np.ndarray], sums: Any, selection: int) -> b
     experts = len(sums.largest)
     shapes = {name: values.shape for name, values in sums.signals().items()}
     if selection:
-        shapes |= dict.fromkeys(("reconstruction", "reconstruction-error"), (experts,))
+        shapes |= dict.fromkeys(("reconstruction", "reconstruction-error", "drop-error"), (experts,))
     if selection and experts <= MOST_ENUMERATED:
         shapes |= {"naee": (experts, experts), "naee-error": (experts,)}
     for name in {*VECTORS} & shapes.keys() & arrays.keys():  # of a width that only the layer tells

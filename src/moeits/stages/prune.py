@@ -5,6 +5,8 @@ number is recomputed, so what is kept is kept to the bit, in any dtype; unless t
 of some kept experts the fifth fate, compute.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from moeits.checkpoint.fingerprints import Coverage
@@ -16,10 +18,12 @@ from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import SettingError
 from moeits.experts.families import architecture_of
 from moeits.experts.layout import MoELayout
+from moeits.files import check_file_output, write_whole
 from moeits.progress import Progress, silent
 from moeits.scoring.rehearsal import Rehearsal, free_bytes
 from moeits.settings import with_settings
 from moeits.sizes import parse_size
+from moeits.surgery.bits import bits_file
 from moeits.surgery.card import model_card
 from moeits.surgery.carried_out import CarriedOut, carried_out, check_asked_layout, check_plan
 from moeits.surgery.pruned_config import LOADER_FILE
@@ -36,19 +40,20 @@ def prune(
     writing: Writing,
     opening: Opening,
     any_fingerprint: bool = False,
+    write_bits: str | Path | None = None,
     progress: Progress = silent,
 ) -> PruningPlan | Rehearsal:
     """Write the checkpoint that a plan leaves: removed experts gone, everything else as it was, bit for bit.
 
     Paper: Algorithm 2; method.md, section 3. Returns the plan as it was carried out; with `dry_run` only what it would
-    take and leave. `layout` is `per-layer` (each
-    layer its own count; opened by `moeits.load` or with trust_remote_code), `uniform` (the same count everywhere,
-    opened by everything; an uneven plan is evened out along its order), or `auto`: uniform if the plan's counts are
-    equal, else per-layer. No plan covers the experts of layers for multi-token prediction: a uniform checkpoint is
-    written without these layers (`drop_mtp`), others keep them whole. Shards are at most `max_shard_size`, by default
-    as large as the source's. With `any_fingerprint` the plan may have been made for another form of this model: the
-    parent of a quantised one, or the same experts fused. By `verify` every byte is compared with what the plan was made
-    for, or sampled ones. The output appears under its name only when complete.
+    take and leave. `layout` is `per-layer` (each layer its own count; opened by `moeits.load` or with
+    trust_remote_code), `uniform` (the same count everywhere, opened by everything; an uneven plan is evened out along
+    its order), or `auto`: uniform if the plan's counts are equal, else per-layer. No plan covers the experts of layers
+    for multi-token prediction: a uniform checkpoint is written without these layers (`drop_mtp`), others keep them
+    whole. Shards are at most `max_shard_size`, by default as large as the source's. With `any_fingerprint` the plan may
+    have been made for another form of this model: the parent of a quantised one, or the same experts fused. By `verify`
+    every byte is compared with what the plan was made for, or sampled ones. The output appears under its name only when
+    complete. `write_bits` is a file of the bits of `--edit quantize`, for GPTQModel (.json) or llm-compressor (.yaml).
 
     Raises PlanError if the plan is of another checkpoint or does not fit it, CheckpointError if the checkpoint is
     broken, OutputError if the output exists, lies in the source, or cannot be written.
@@ -61,6 +66,7 @@ def prune(
     made = carried_out(checkpoint, moe, plan, writing, coverage)
     shard_bytes = _shard_bytes(writing.max_shard_size, checkpoint)
     side_files(checkpoint)
+    write_quantizer_file = _bits(write_bits, checkpoint, made.plan, moe, output)
     if writing.dry_run:
         return _rehearsed(checkpoint, made, Path(output), overwrite=writing.overwrite)
     with new_checkpoint(
@@ -74,7 +80,18 @@ def prune(
         writer.write_text("README.md", _card(checkpoint, moe, made, left_out, writing.base_model))
         writer.write_tensors(made.tensors, max_shard_bytes=shard_bytes, progress=progress)
         _check_both_ends(checkpoint, writer.folder, moe, made.plan)
+    write_quantizer_file()
     return made.plan
+
+
+def _bits(
+    path: str | Path | None, checkpoint: Checkpoint, plan: PruningPlan, moe: MoELayout, output: str | Path
+) -> Callable[[], None]:
+    """What writes the file of bits, if one was asked for; its text is known. Raises SettingError, OutputError."""
+    if path is None:
+        return lambda: None
+    check_file_output(Path(path), inputs=(checkpoint.folder, output))
+    return partial(write_whole, Path(path), bits_file(Path(path), plan, moe).encode())
 
 
 def _rehearsed(checkpoint: Checkpoint, made: CarriedOut, output: Path, *, overwrite: bool) -> Rehearsal:

@@ -17,7 +17,7 @@ from moeits.choosing.protection import named_by
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.choosing.settings import Budget, Choice
 from moeits.errors import SettingError
-from moeits.evidence import INPUT_NORMS, Evidence
+from moeits.evidence import Evidence
 from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
@@ -30,8 +30,9 @@ from moeits.refitting.settings import Fitting
 from moeits.scoring.rehearsal import Rehearsal, rehearse
 from moeits.settings import with_settings
 from moeits.signals.settings import Scoring
+from moeits.signals.watched import INPUT_NORMS, ROUNDING_BITS, rounding_error
 from moeits.sizes import format_size, parse_size
-from moeits.stages.calibrate import calibrated, check_runs, selection_for
+from moeits.stages.calibrate import SELECTION, calibrated, check_runs, selection_for
 from moeits.stages.heal import check_healing
 from moeits.stages.heal import heal as heal_stage
 from moeits.stages.plan import plan
@@ -109,10 +110,18 @@ def _evidence(
         return scored(checkpoint, place, scoring, resources.scoring, opening, progress)
     if criterion_named(limits.choice.criterion).needs:
         check_runs(checkpoint)
-        asked = (windows(), resources.watching, opening, selection_for(limits.choice.criterion), progress)
-        norms = bool({*INPUT_NORMS} & {*limits.choice.edit_needs})
-        return calibrated(checkpoint, place, *asked, input_norms=norms)
+        selection, also = _asked_by(limits.choice)
+        asked = (windows(), resources.watching, opening, selection, progress)
+        return calibrated(checkpoint, place, *asked, also=also)
     return Evidence(inventory=replace(limits.inventory, coverage=opening.coverage(checkpoint, progress)))
+
+
+def _asked_by(choice: Choice) -> tuple[int, set[str]]:
+    """For criterion and edit: on how many tokens experts are tried out, and what else calibrating is to find."""
+    needs = {*choice.edit_needs}
+    selection = SELECTION if "drop-error" in needs else selection_for(choice.criterion)
+    also = {"input_norms"} if needs & {*INPUT_NORMS} else set[str]()
+    return selection, also | ({"rounding_errors"} if needs & {*map(rounding_error, ROUNDING_BITS)} else set())
 
 
 def _windows(checkpoint: Checkpoint, texts: Tokens, progress: Progress) -> Any:
