@@ -77,3 +77,26 @@ def continuation(model: Any, tokens: torch.Tensor, length: int = 6) -> torch.Ten
     return model.eval().generate(
         tokens, attention_mask=torch.ones_like(tokens), max_new_tokens=length, min_new_tokens=length, do_sample=False
     )
+
+
+@torch.no_grad()
+def continuation_without_cache(model: Any, tokens: torch.Tensor, length: int = 6) -> torch.Tensor:
+    """The same, every token from all before it, computed anew."""
+    if not model.can_generate():
+        return tokens
+    ends = [end for end in (model.generation_config.eos_token_id,) if end is not None]
+    for _ in range(length):
+        scores = model.eval()(input_ids=tokens, use_cache=False).logits[:, -1:]
+        scores[..., ends] = -torch.inf  # as generate does until it has written enough
+        tokens = torch.cat([tokens, scores.argmax(-1)], 1)
+    return tokens
+
+
+def routers_of(model: Any, counts: Mapping[int, int], extra: int = 0) -> dict[str, torch.nn.Parameter]:
+    """The weights of the routers of layers with so many experts, by name."""
+    return {
+        f"{layer}.{name}": weight
+        for layer, count in counts.items()
+        for name, weight in model.model.layers[layer].named_parameters()
+        if re.search(r"(^|\.)(gate|router|wg)\.", name) and weight.ndim == 2 and weight.shape[0] == count + extra
+    }

@@ -19,7 +19,15 @@ from moeits.experts.layout import MoELayout
 from moeits.healing.targets import can_be_healed, targets_of
 from tests.calibrated import NOT_BY_LAYERS
 from tests.healing_toys import spelt, write_letters, write_rows
-from tests.masked import EXTRA_ROWS, TOLERANCE, continuation, logits, routers_masked
+from tests.masked import (
+    EXTRA_ROWS,
+    TOLERANCE,
+    continuation,
+    continuation_without_cache,
+    logits,
+    routers_masked,
+    routers_of,
+)
 from tests.senses import SENSES, sensed, sensed_and_told, with_small_tokens
 from tests.test_contract_calibrate import calibrated_and_refitted
 from tests.test_layered import as_a_whole, layer_by_layer
@@ -294,14 +302,19 @@ def test_it_writes_on_with_its_cache_as_without(wrapper: Path, tmp_path: Path) -
     kept = {layer: tuple(range(3 + at)) for at, layer in enumerate(plan.kept)}
     moeits.prune(wrapper, plan=replace(plan, kept=kept, order={}), output=tmp_path / "out")
     model = moeits.load(tmp_path / "out").eval()
-    told = continuation(model, TOKENS)
-    ids, ends = TOKENS, [end for end in (model.generation_config.eos_token_id,) if end is not None]
-    with torch.no_grad():
-        for _ in range(told.shape[1] - TOKENS.shape[1]):
-            scores = model(input_ids=ids, use_cache=False).logits[:, -1:]
-            scores[..., ends] = -torch.inf  # as generate does until it has written enough
-            ids = torch.cat([ids, scores.argmax(-1)], 1)
-    assert torch.equal(told, ids)
+    assert torch.equal(continuation(model, TOKENS), continuation_without_cache(model, TOKENS))
+
+
+def test_training_it_with_the_logits_of_its_routers_reaches_each_of_them(wrapper: Path, tmp_path: Path) -> None:
+    plan = moeits.plan(moeits.score(wrapper), experts_per_layer=5)
+    kept = {layer: tuple(range(3 + at)) for at, layer in enumerate(plan.kept)}
+    moeits.prune(wrapper, plan=replace(plan, kept=kept, order={}), output=tmp_path / "out")
+    model = moeits.load(tmp_path / "out").train()
+    extra = EXTRA_ROWS.get(read_config(wrapper)["model_type"], 0)
+    routers = routers_of(text_model(model), {layer: len(ids) for layer, ids in kept.items()}, extra)
+    assert len(routers) == len(kept)
+    model(input_ids=TOKENS, labels=TOKENS, output_router_logits=True).loss.backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in routers.values())
 
 
 def test_a_config_without_the_part_is_a_sentence(wrapper: Path) -> None:

@@ -96,8 +96,8 @@ def _rebuild_layers(model):
 
 
 def _pad_logits(module, args, output, width):  # noqa: ARG001 - the signature of a forward hook
-    logits = output[0]
-    if logits.shape[-1] >= width:
+    logits = output[0] if isinstance(output, tuple) else None
+    if logits is None or logits.shape[-1] >= width:
         return output
     least = torch.finfo(logits.dtype).min
     return (torch.nn.functional.pad(logits, (0, width - logits.shape[-1]), value=least), *output[1:])
@@ -106,14 +106,26 @@ def _pad_logits(module, args, output, width):  # noqa: ARG001 - the signature of
 def _pad_recorded_router_logits(model):
     """Widen router logits where they are recorded: stock code stacks them over layers of equal width."""
     recorded = None
-    for owner in (model, getattr(model, model.base_model_prefix, None)):
+    config = model.config.get_text_config(decoder=True)
+    several = config is not model.config
+    if several and "output_router_logits" not in inspect.signature(model._stock.forward).parameters:
+        return  # nobody stacks them, and what is recorded there may be what the layer computes with
+    owners = (model, getattr(model, model.base_model_prefix, None), several and decoder_layers(model, config)[0])
+    for owner in owners:
         recorded = recorded or (getattr(owner, "_can_record_outputs", None) or {}).get("router_logits")
     recorders = recorded if isinstance(recorded, (list, tuple)) else [recorded]
     routers = tuple(getattr(each, "target_class", each) for each in recorders if each is not None)
-    if routers and hasattr(model, "num_experts"):
+    width = _most_experts(config) if several else getattr(model, "num_experts", None)
+    if routers and width is not None:
         for module in model.modules():
             if isinstance(module, routers):
-                module.register_forward_hook(functools.partial(_pad_logits, width=model.num_experts))
+                module.register_forward_hook(functools.partial(_pad_logits, width=width))
+
+
+def _most_experts(config):
+    """The number of experts that the config of a model among others gives for all layers, under whichever name."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    return next((count for name in names if isinstance(count := getattr(config, name, None), int)), None)
 
 
 class _PerLayerCounts:
