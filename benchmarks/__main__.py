@@ -6,7 +6,7 @@ Every comparison is measured in one run, its sides in turn, and given as a media
 import argparse
 from collections.abc import Sequence
 
-from benchmarks import kernel, planning, process, sampling, scoring, start, writing
+from benchmarks import kernel, planning, process, rivals, sampling, scoring, start, writing
 from benchmarks.measuring import machine
 
 BENCHMARKS = {
@@ -16,6 +16,7 @@ BENCHMARKS = {
     "kernel": kernel.run,
     "planning": planning.run,
     "writing": writing.run,
+    "rivals": rivals.run,
     "sampling": sampling.run,
 }
 

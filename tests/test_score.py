@@ -615,7 +615,7 @@ def test_the_number_of_bins_can_be_fixed(toy: Path) -> None:
         ({"bins": 0}, "--bins 0 is out of range"),
         (
             {"estimator": "nmj"},
-            "weight-nearness. Did you mean 'nmi'?",
+            "none. Did you mean 'nmi'?",
         ),
     ],
 )

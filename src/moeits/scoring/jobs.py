@@ -67,8 +67,10 @@ def score_layer(
     scorer: LayerScorer, wanted: Wanted, layer: int, advance: Callable[[int], None]
 ) -> dict[str, np.ndarray]:
     """The arrays of all signals of a layer, by name."""
-    pairs = scorer.compare(wanted.redundancy, layer, advance)
-    arrays = pairs.named("redundancy") | ({} if pairs.floor is None else {"floor": pairs.floor})
+    arrays: dict[str, np.ndarray] = {}
+    if wanted.redundancy is not None:
+        pairs = scorer.compare(wanted.redundancy, layer, advance)
+        arrays = pairs.named("redundancy") | ({} if pairs.floor is None else {"floor": pairs.floor})
     for signal in wanted.beside:
         if isinstance(signal, PairSignal):
             arrays |= scorer.compare(signal, layer, advance).named(signal.name)

@@ -96,7 +96,7 @@ def _estimate(checkpoint: Checkpoint, scoring: Scoring, resources: Resources) ->
     layout = MoELayout.of(checkpoint)
     layout.check_scorable(checkpoint)
     projections, model_type = tuple(layout.architecture.projection_names), layout.architecture.model_type
-    signals = [each.for_model(projections, model_type) for each in (scoring.redundancy(), *scoring.beside())]
+    signals = [each.for_model(projections, model_type) for each in scoring.measured()]
     with Threads(resources.threads) as engine:
         memory_bytes = parse_size(resources.memory, "--memory")
         scorer = LayerScorer(checkpoint=checkpoint, layout=layout, engine=engine, memory_bytes=memory_bytes)

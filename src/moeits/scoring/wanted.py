@@ -16,23 +16,31 @@ from moeits.signals.settings import Scoring
 class Wanted:
     """The signals that a scoring is asked for, set up for one model."""
 
-    redundancy: PairSignal
+    redundancy: PairSignal | None
+    """None where only others are measured."""
     beside: tuple[PairSignal | ExpertSignal, ...]
     diagonal: str
 
     @classmethod
     def of(cls, scoring: Scoring, layout: MoELayout) -> "Wanted":
         model = (tuple(layout.architecture.projection_names), layout.architecture.model_type)
+        scoring.measured()
+        redundancy = scoring.redundancy()
         return cls(
-            redundancy=scoring.redundancy().for_model(*model),
+            redundancy=redundancy and redundancy.for_model(*model),
             beside=tuple(signal.for_model(*model) for signal in scoring.beside()),
             diagonal=scoring.diagonal,
         )
 
     @property
+    def signals(self) -> tuple[PairSignal | ExpertSignal, ...]:
+        """All of them, the redundancy first."""
+        return (*((self.redundancy,) if self.redundancy else ()), *self.beside)
+
+    @property
     def settings(self) -> dict[str, Any]:
         """All settings of all signals, defaults included, as the evidence keeps them."""
-        settings = {**self.redundancy.settings, "diagonal": self.diagonal}
+        settings = {**(self.redundancy.settings if self.redundancy else {}), "diagonal": self.diagonal}
         for signal in self.beside:
             settings |= signal.settings
         return settings | ({"signals": [signal.name for signal in self.beside]} if self.beside else {})
@@ -49,7 +57,7 @@ class Wanted:
         pairs, single = (experts, experts), (experts,)
         of_experts = {each.name for each in self.beside if isinstance(each, ExpertSignal)}
         shapes = {name: single if name in of_experts else pairs for name in self.names_beside()}
-        shapes |= {"redundancy": pairs} | ({"floor": pairs} if "floor" in arrays else {})
+        shapes |= ({"redundancy": pairs} if self.redundancy else {}) | ({"floor": pairs} if "floor" in arrays else {})
         return {name: values.shape for name, values in arrays.items()} == shapes and all(
             values.dtype == np.float64
             and np.isfinite(values).all()

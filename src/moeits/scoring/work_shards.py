@@ -101,6 +101,6 @@ def shard_of(evidence: Evidence, name: str) -> tuple[WorkShard, str]:
     if type(number) is int and type(of) is int and isinstance(version, str) and 1 <= number <= of <= len(layers):
         shard = WorkShard(number=number, of=of)
         own = {*shard.of_layers(layers)}
-        if all({*by_layer} == own for by_layer in (evidence.redundancy, *evidence.signals.values())):
+        if all({*by_layer} == own for by_layer in (*filter(None, [evidence.redundancy]), *evidence.signals.values())):
             return shard, version
     raise EvidenceError(f"{name} does not hold the layers of the shard that it says it is. Score that shard again.")

@@ -54,12 +54,12 @@ class DeviceNMI(NMI):
         return sum_over_counts(counted, a.codes.size)
 
 
-def on_device(signal: PairSignal, device: str) -> PairSignal:
+def on_device(signal: PairSignal | None, device: str) -> PairSignal:
     """A signal whose pairs are counted on a device of torch. Raises SettingError for one that cannot be."""
     if type(signal) is not NMI:
         raise SettingError(
             f"--device {device} counts pairs of --estimator nmi, all entries of them. Leave --device out for "
-            f"{'a sample' if isinstance(signal, NMI) else signal.name}."
+            f"{'a sample' if isinstance(signal, NMI) else signal.name if signal else 'none'}."
         )
     return DeviceNMI(**asdict(signal), device=device)
 

@@ -8,6 +8,8 @@ from moeits.settings import EXPERT, SCORING, did_you_mean, setting
 from moeits.signals import PAIR_SIGNALS, SIGNALS, ExpertSignal, PairSignal
 
 DIAGONALS = ("zero", "excluded")
+NONE = "none"
+"""The estimator of a scoring that measures no redundancy."""
 
 
 def _settings_of_signals() -> Any:
@@ -33,9 +35,9 @@ class Scoring(SignalSettings):
 
     estimator: str = setting(
         "nmi",
-        help="How redundancy is estimated.",
+        help="How redundancy is estimated; none: only --signals are measured.",
         panel=SCORING,
-        choices=tuple(each.name for each in PAIR_SIGNALS),
+        choices=(*(each.name for each in PAIR_SIGNALS), NONE),
     )
     signals: str | None = setting(
         None,
@@ -51,19 +53,28 @@ class Scoring(SignalSettings):
     def __post_init__(self) -> None:
         if self.diagonal not in DIAGONALS:
             raise SettingError(f"--diagonal {self.diagonal} is not one of {', '.join(DIAGONALS)}.")
-        chosen = [self.redundancy(), *self.beside()]
+
+    def measured(self) -> "tuple[PairSignal | ExpertSignal, ...]":
+        """All signals, the redundancy first. Raises SettingError if there are none, or if none has a setting given."""
+        redundancy = self.redundancy()
+        chosen = (*((redundancy,) if redundancy else ()), *self.beside())
+        if not chosen:
+            raise SettingError(f"--estimator {NONE} measures no redundancy: give --signals, or another estimator.")
         for name, value in self._given().items():
             if not any(name in _own_settings(type(signal)) for signal in chosen):
                 flag = "--" + name.replace("_", "-")
                 asked = f"--estimator {self.estimator}" + (f" --signals {self.signals}" if self.signals else "")
                 raise SettingError(f"{asked} has no setting {name} ({value}): leave {flag} out.")
+        return chosen
 
-    def redundancy(self) -> PairSignal:
-        """The signal by which redundancy is measured."""
+    def redundancy(self) -> PairSignal | None:
+        """The signal by which redundancy is measured; None where none is."""
+        if self.estimator == NONE:
+            return None
         for signal in PAIR_SIGNALS:
             if signal.name == self.estimator:
                 return self._set_up(signal)
-        known = [each.name for each in PAIR_SIGNALS]
+        known = [*(each.name for each in PAIR_SIGNALS), NONE]
         raise SettingError(
             f"--estimator {self.estimator} is not one of {', '.join(known)}.{did_you_mean(self.estimator, known)}"
         )

@@ -104,7 +104,7 @@ def scored(
         inventory=Inventory.of(checkpoint, layout, coverage=opening.coverage(checkpoint, progress)),
         estimator=scoring.estimator,
         settings=wanted.settings | ({} if shard is None else {SHARD: shard.facts()}),
-        redundancy={layer: values["redundancy"] for layer, values in layers.items()},
+        redundancy={layer: values["redundancy"] for layer, values in layers.items() if wanted.redundancy},
         floor={layer: values["floor"] for layer, values in layers.items() if "floor" in values},
         signals={name: {layer: values[name] for layer, values in layers.items()} for name in wanted.names_beside()},
     )
@@ -114,8 +114,7 @@ def _all_layers(
     scorer: LayerScorer, chosen: Sequence[int], wanted: Wanted, finished: FinishedParts, progress: Progress
 ) -> Mapping[int, Mapping[str, np.ndarray]]:
     """Layer -> the arrays of its signals by name."""
-    signals = (wanted.redundancy, *wanted.beside)
-    steps = {layer: sum(scorer.steps(signal, layer) for signal in signals) for layer in chosen}
+    steps = {layer: sum(scorer.steps(signal, layer) for signal in wanted.signals) for layer in chosen}
     total, before, layers = sum(steps.values()), 0, {}
     for layer in chosen:
         done = before

@@ -74,7 +74,7 @@ def simplify(
     _check_treatment(checkpoint, Path(output), heal, recipe, writing, watching, resources)
     limits = _within_reach(checkpoint, moe, budget, choice, writing)
     _check_needed(checkpoint, limits, budget, force=watching.force)
-    scores = scoring_for(choice.criterion, scoring)
+    scores = scoring_for(choice.criterion, scoring, choice.edit_needs)
     if writing.dry_run:
         copies = 1 + (pruned != Path(output))
         return _rehearsed(checkpoint, limits, budget, Path(output), scores, resources, watching, copies)
