@@ -67,6 +67,88 @@ def test_global_levels_take_the_highest_of_all_layers_first() -> None:
     assert set(plan(evidence, reduction=0.3, allocation="uniform").counts.values()) == {5}
 
 
+def test_moe_i2_takes_from_layers_by_the_inverse_of_their_importance() -> None:
+    even = np.ones(24)
+    scores = {layer: even * factor + np.arange(24) * 1e-6 for layer, factor in enumerate((1.0, 2.0, 4.0))}
+    evidence = replace(made_up(24, 24, 24), signals={"drop-error": scores})
+    made = plan(evidence, reduction=28 / 72, criterion="moe-i2")
+    assert made.settings["allocation"] == "moe-i2"
+    assert {layer: 24 - count for layer, count in made.counts.items()} == {0: 16, 1: 8, 2: 4}
+    nothing = replace(evidence, signals={"drop-error": dict.fromkeys(scores, np.zeros(24))})
+    assert set(plan(nothing, reduction=0.5, criterion="moe-i2").counts.values()) == {12}
+
+
+def test_by_entropy_a_layer_with_few_favourites_keeps_fewer() -> None:
+    steep, flat = np.array([80.0, 10.0, 5, 1, 1, 1, 1, 1]), np.arange(1.0, 9.0)
+    evidence = replace(made_up(8, 8), signals={"frequency": {0: steep, 1: flat}})
+    made = plan(evidence, reduction=0.4, criterion="frequency", allocation="entropy")
+    assert made.counts[0] < made.counts[1]
+    shares = [of / of.sum() for of in (steep, flat)]
+    steep_entropy, flat_entropy = (float(-(of * np.log(of)).sum() / np.log(8)) for of in shares)
+    # Counts of 8 are rounded up, so the share of one layer says the other's to within one expert.
+    assert abs(made.counts[0] - made.counts[1] * steep_entropy / flat_entropy) <= 1
+    alike = replace(evidence, signals={"frequency": {0: np.ones(8), 1: np.zeros(8)}})
+    assert plan(alike, reduction=0.5, criterion="frequency", allocation="entropy").counts == {0: 4, 1: 4}
+
+
+def literal_grape(evidence: Evidence, total: int, gamma: float) -> dict[int, int]:
+    """GRAPE step by step, with MoEITS saying who of a layer goes: counts when so many experts are gone."""
+    matrices = {layer: r.copy() for layer, r in evidence.redundancy.items()}
+    orders = {layer: list(Planner(evidence, Choice(min_experts=1)).orders[layer].removed) for layer in matrices}
+
+    def entropy() -> float:
+        counts = np.array([evidence.layers[i].num_experts for i in matrices], float) - [gone[i] for i in matrices]
+        shares = counts / counts.sum()
+        return float(-(shares * np.log(shares)).sum())
+
+    gone, frozen = dict.fromkeys(matrices, 0), set()
+    at_first = entropy()
+    for _ in range(total):
+        able = [i for i in matrices if gone[i] < len(orders[i])]
+        if all(i in frozen for i in able):
+            frozen = set()
+        layer = max((i for i in able if i not in frozen), key=lambda i: matrices[i].sum())
+        expert = orders[layer][gone[layer]]
+        matrices[layer][expert], matrices[layer][:, expert] = 0, 0
+        gone[layer] += 1
+        if entropy() < at_first * (1 - gamma):
+            frozen.add(layer)
+    return {i: evidence.layers[i].num_experts - gone[i] for i in matrices}
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.2, 1e-5])
+def test_grape_is_what_it_says_literally_with_its_brake(scale: float) -> None:
+    evidence = made_up(9, 12, 10, top_k=1)
+    evidence = replace(evidence, redundancy={**evidence.redundancy, 1: evidence.redundancy[1] * scale})
+    planner = Planner(evidence, Choice(min_experts=1))
+    for total in range(28):
+        at = 1 - total / 28
+        assert 31 - sum(planner.steps_at(at, allocation_named("grape")).values()) == 31 - total
+        wanted = literal_grape(evidence, total, 0.1)
+        steps = planner.steps_at(at, allocation_named("grape"))
+        assert {i: evidence.layers[i].num_experts - n for i, n in steps.items()} == wanted
+    if scale == 1e-5:  # without the brake the other two would have to go first, to the last but one
+        assert literal_grape(evidence, 17, 1.0) == {0: 1, 1: 12, 2: 1}
+        assert literal_grape(evidence, 17, 0.1)[1] < 12
+
+
+@pytest.mark.parametrize(
+    ("allocation", "criterion", "sentence"),
+    [
+        (
+            "grape",
+            "reap",
+            "--allocation grape goes by how redundant pairs are, which --criterion reap does not look at",
+        ),
+        ("entropy", "moeits", "--allocation entropy needs scores that add up"),
+        ("moe-i2", "moeits", "--allocation moe-i2 needs scores that add up"),
+    ],
+)
+def test_an_allocation_without_what_it_goes_by_is_refused(allocation: str, criterion: str, sentence: str) -> None:
+    with pytest.raises(SettingError, match=sentence):
+        plan(made_up(8, 8), reduction=0.3, criterion=criterion, allocation=allocation)
+
+
 def test_coverage_takes_from_the_layer_where_few_experts_have_most_of_the_score() -> None:
     steep, flat = np.array([100.0, 50.0, 1, 1, 1, 1, 1, 1]), np.array([1.0, 2, 1, 2, 1, 2, 1, 2])
     evidence = replace(made_up(8, 8), signals={"reap": {0: steep, 1: flat}})

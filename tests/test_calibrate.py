@@ -51,13 +51,14 @@ def one_by_one(folder: Path, tokens: np.ndarray) -> dict[int, dict[str, np.ndarr
 
 
 def _sums(module: Any, calls: list[Any]) -> dict[str, np.ndarray]:
-    count, gates, norms, gated = (np.zeros(module.num_experts) for _ in range(4))
+    count, gates, norms, gated, shares = (np.zeros(module.num_experts) for _ in range(5))
     outputs: list[Any] = [0.0] * module.num_experts
     for hidden, chosen, weights in calls:
         for x, experts, own in zip(hidden.reshape(-1, hidden.shape[-1]), chosen, weights, strict=True):
             for e, gate in zip(experts.tolist(), own.tolist(), strict=True):
                 # The stock class itself, asked for one token and one expert with a gate of 1.
                 out = module(x[None], torch.tensor([[e]]), torch.ones(1, 1))[0]
+                shares[e] += gate / own.sum().item()
                 norm, outputs[e] = out.norm().item(), outputs[e] + out.double().numpy()
                 count[e], gates[e], norms[e], gated[e] = (
                     count[e] + 1,
@@ -69,6 +70,7 @@ def _sums(module: Any, calls: list[Any]) -> dict[str, np.ndarray]:
     return {
         "frequency": count / count.sum(),
         "router-score": gates,
+        "dern": shares,
         "mean-output": np.stack(np.broadcast_arrays(*outputs)) / reached[:, None],
         "ean-sum": norms,
         "ean-mean": norms / reached,

@@ -20,7 +20,7 @@ OF_SUMS = ("frequency", "router-score", "ean-sum", "ean-mean", "reap")
 
 # They are of the tokens as they were drawn: an order of removal that was tried out, and who is chosen with whom.
 _NOT_SUMS = (
-    *("reconstruction", "reconstruction-error", "drop-error", "naee", "naee-error", "coactivation"),
+    *("reconstruction", "reconstruction-error", "drop-error", "naee", "naee-error", "coactivation", "dern"),
     *VECTORS,
     *map(rounding_error, ROUNDING_BITS),
 )

@@ -33,6 +33,7 @@ class Sums:
         self.largest = torch.zeros(experts, dtype=torch.float64)
         self.outputs = [torch.zeros(1, dtype=torch.float64)] * experts if mean_outputs else None
         self.squares = [[torch.zeros(1, dtype=torch.float64)] * experts for _ in INPUT_NORMS if input_norms]
+        self.shares = torch.zeros(experts, dtype=torch.float64)
         self.errors = torch.zeros(len(ROUNDING_BITS) if rounding_errors else 0, experts, dtype=torch.float64)
         self.together = torch.zeros(experts, experts, dtype=torch.float64)
 
@@ -44,6 +45,10 @@ class Sums:
         routed.scatter_(1, seen.chosen.cpu(), 1.0)
         self.together += routed.T @ routed
         self.own["count"].index_add_(0, by, routed)
+        gates = seen.gates.double().cpu()
+        sums = gates.sum(1, keepdim=True)
+        shares = gates / torch.where(sums == 0, 1.0, sums)
+        self.shares.index_add_(0, seen.chosen.cpu().flatten(), shares.flatten())
         for e in range(experts):
             tokens, slot = torch.where(seen.chosen == e)
             if len(tokens):
@@ -70,6 +75,7 @@ class Sums:
         sums = {name: values.numpy() for name, values in self.own.items()}
         signals = {
             **signals_of(sums),
+            "dern": self.shares.numpy(),
             "largest-activation": self.largest.numpy(),
             "coactivation": self.together.fill_diagonal_(0).numpy(),
             **own_sums(sums),

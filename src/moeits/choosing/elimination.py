@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from operator import neg
 
 import numpy as np
@@ -26,6 +26,8 @@ class EliminationOrder:
     iqr: float = 0.0
     scores: tuple[float, ...] | None = None
     """What each expert adds to a sum over the layer, by id, none negative; None where nothing adds up."""
+    pairs: np.ndarray | None = field(default=None, compare=False, repr=False)
+    """(E, E): how redundant each two experts are, where the order is made of that."""
     sets: tuple[tuple[int, ...], ...] | None = None
     """Who stays after each number of steps, ascending, where a criterion chooses a set for each count by itself.
 

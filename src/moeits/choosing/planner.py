@@ -122,10 +122,15 @@ class Planner:
                 f"{asked} is measured by scores, and --criterion {self.criterion.name} has none: give --reduction, "
                 "--max-size, --experts-per-layer or --like."
             )
+        if allocation.needs == "pairs" and any(order.pairs is None for order in orders):
+            raise SettingError(
+                f"{asked} goes by how redundant pairs are, which --criterion {self.criterion.name} does not look at: "
+                "choose by moeits, chance-corrected, router-cosine, correlation or aligned."
+            )
         if allocation.needs == "scores" and any(order.scores is None for order in orders):
             raise SettingError(
                 f"{asked} needs scores that add up, and those of --criterion {self.criterion.name} do not: choose by "
-                "reap, ean-sum, ean-mean, frequency or router-score."
+                "reap, ean-sum, ean-mean, frequency, router-score, dern or moe-i2."
             )
 
     # -------------------------------------------------------------------------------------- the plan itself

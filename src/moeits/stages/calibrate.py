@@ -34,7 +34,7 @@ SELECTION = 4096
 
 def selection_for(criterion: str) -> int:
     """Of how many tokens a criterion needs that, among all that calibrating finds."""
-    return SELECTION if RECONSTRUCTION.name in criterion_named(criterion).needs else 0
+    return SELECTION if {RECONSTRUCTION.name, "drop-error"} & {*criterion_named(criterion).needs} else 0
 
 
 @with_settings

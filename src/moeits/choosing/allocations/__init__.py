@@ -17,7 +17,7 @@ class Allocation(Protocol):
     dial: ClassVar[str | None]
     """What plan.json calls a position of the dial, such as "tau"; None if nobody wants to know it."""
     needs: ClassVar[str | None]
-    """What it asks of an order, "levels" or "scores", so that a criterion without them cannot be shared out by it."""
+    """What it asks of an order, "levels", "scores" or "pairs", without which it cannot share out."""
 
     def range(self, orders: Mapping[int, EliminationOrder], most_steps: Mapping[int, int]) -> tuple[float, float]:
         """Positions of the dial: one at which all goes that can go, and one at which nothing does."""
@@ -26,13 +26,16 @@ class Allocation(Protocol):
         """How many steps each layer takes; never more at a larger `at`. Floors are none of its business."""
 
 
-from moeits.choosing.allocations import coverage, global_levels, threshold, uniform  # noqa: E402
+from moeits.choosing.allocations import coverage, entropy, global_levels, grape, moe_i2, threshold, uniform  # noqa: E402
 
 ALLOCATIONS: tuple[Allocation, ...] = (
     threshold.ALLOCATION,
     uniform.ALLOCATION,
     global_levels.ALLOCATION,
     coverage.ALLOCATION,
+    entropy.ALLOCATION,
+    moe_i2.ALLOCATION,
+    grape.ALLOCATION,
 )
 
 

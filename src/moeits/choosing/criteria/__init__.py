@@ -48,9 +48,11 @@ from moeits.choosing.criteria import (  # noqa: E402
     aligned,
     chance_corrected,
     correlation,
+    dern,
     ean_mean,
     ean_sum,
     frequency,
+    moe_i2,
     moeits,
     naee,
     order,
@@ -83,6 +85,8 @@ CRITERIA: tuple[Criterion, ...] = (
     correlation.CRITERION,
     aligned.CRITERION,
     stun.CRITERION,
+    dern.CRITERION,
+    moe_i2.CRITERION,
 )
 
 

@@ -23,7 +23,9 @@ class MoEITS:
         redundancy = evidence.redundancy[layer]
         mean, iqr = threshold_statistics(redundancy, evidence.settings.get("diagonal", "zero"))
         removed, levels = eliminate(redundancy)
-        return EliminationOrder(num_experts=len(redundancy), removed=removed, levels=levels, mean=mean, iqr=iqr)
+        return EliminationOrder(
+            num_experts=len(redundancy), removed=removed, levels=levels, mean=mean, iqr=iqr, pairs=redundancy
+        )
 
 
 CRITERION = MoEITS()
