@@ -30,6 +30,7 @@ from tests.masked import (
     continuation_without_cache,
     logits,
     routers_masked,
+    routers_of,
 )
 from tests.stock import stock, what_is_left
 from tests.toys import (
@@ -320,3 +321,16 @@ def test_what_was_loaded_can_be_saved_and_loaded_again(tmp_path: Path, model_typ
     ours.save_pretrained(tmp_path / "saved")
     assert_same(loaded(tmp_path / "saved"), ours)
     assert_same(opened(tmp_path / "saved", trust_remote_code=True), ours)
+
+
+@pytest.mark.parametrize("model_type", of_each_kind(MODEL_TYPES))
+def test_training_it_reaches_each_of_its_routers(tmp_path: Path, model_type: str) -> None:
+    toy = make_toy(tmp_path / "toy", model_type, dtype="float32")
+    model = loaded(keep(toy, UNEVEN, tmp_path / "pruned")).train()
+    widths = {layer: len(ids) for layer, ids in allowed(toy, UNEVEN).items()}
+    routers = routers_of(model, widths, EXTRA_ROWS.get(model_type, 0))
+    assert len(routers) == len(widths)
+    # One that tells kinds of tokens apart has fewer of them than there are tokens.
+    labels = TOKENS % logits(model, TOKENS).shape[-1]
+    model(input_ids=TOKENS, labels=labels, output_router_logits=True).loss.backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in routers.values())
