@@ -18,12 +18,12 @@ SOURCE = Path(__file__).parents[1] / "src" / "moeits"
 # apart, as the noun that a stage leaves.
 ROOMS = {
     "words": "card_slot checkpoint choosing criteria_file devices edits engines errors evaluation.results evidence "
-    "experts extras files locks notebook printable progress run_files scoring settings signals sizes "
+    "experts extras files foreseen locks notebook printable progress run_files scoring settings signals sizes "
     "typed_json version weighing",
     "files": "checkpoint.replaceable checkpoint.side_files checkpoint.staging checkpoint.writing finished left_over "
     "surgery",
     "stages": "stages stages.export stages.gather stages.inspect stages.plan stages.prune stages.push stages.score",
-    "runtime": "modeling_moeits runtime",
+    "runtime": "modeling_moeits runtime timed_layers",
     "healing": "healing stages.heal",
     "evaluation": "evaluation stages.evaluate",
     "measuring": "measurement stages.measure",
@@ -77,12 +77,14 @@ NEED_TORCH = {
     "calibration.activations",
     "calibration.filling",
     "calibration.layered",
+    "calibration.rehearsal",
     "calibration.routing",
     "calibration.stream",
     "refitting.by_features",
     "refitting.by_tokens",
     "refitting.features",
     "refitting.layer",
+    "refitting.rehearsal",
     "refitting.ridge",
     "refitting.shared",
     "refitting.solvers",

@@ -1,6 +1,6 @@
 """What a model is watched on, and what that may take of the machine."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from moeits.errors import SettingError
 from moeits.settings import EXPERT, OUTPUT, WHAT, same_as, setting
@@ -56,6 +56,12 @@ class Tokens:
         return weighed
 
 
+def writing_itself(texts: Tokens) -> tuple[str, ...]:
+    """A sentence where the model would have to write its text first."""
+    said = "The model writes its own text first (--data self): how long that takes is not in the seconds."
+    return (said,) if "self" in texts.sources() else ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """What a pass over the layers may take."""
@@ -67,6 +73,30 @@ class Machine:
         metavar="SIZE",
     )
     device: str | None = setting(None, help="cpu, cuda:0, ...", panel=EXPERT, shown_default="the first accelerator")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Also:
+    """What calibrating keeps beside the signals of single experts."""
+
+    mean_outputs: bool = setting(
+        False, help="Also keep each expert's mean output, E x H numbers a layer.", negatable=True
+    )
+    input_norms: bool = setting(
+        False,
+        help="Also keep the norms of each expert's inputs, for --edit mask: 2 E (H + I) a layer.",
+        negatable=True,
+    )
+    rounding_errors: bool = setting(
+        False,
+        help="Also try each expert with weights of 1 to 4 bits, for --edit quantize.",
+        negatable=True,
+    )
+
+    @property
+    def names(self) -> set[str]:
+        """Those that were asked for."""
+        return {each.name for each in fields(self) if getattr(self, each.name)}
 
 
 @dataclass(frozen=True, kw_only=True)

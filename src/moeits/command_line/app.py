@@ -21,7 +21,9 @@ from moeits import console
 from moeits.__main__ import INTERRUPTED
 from moeits.command_line.examples import epilog
 from moeits.command_line.flags import flag, panel_rank
+from moeits.console.foreseen import show_foreseen
 from moeits.errors import MoeitsError
+from moeits.foreseen import Foreseen
 
 # Stages whose result is the next one's input: at a command line it would be lost without an output.
 MADE_FOR_LATER = ("score", "gather", "calibrate", "plan")
@@ -38,8 +40,12 @@ def _command(stage: Callable[..., Any], show: Callable[[Any, dict[str, Any]], No
                 result = stage(**arguments, progress=progress)
         else:
             result = stage(**arguments)
+        if isinstance(result, Foreseen):
+            result = result.started()
         if json:
             console.print_json(result)
+        elif isinstance(result, Foreseen):
+            show_foreseen(result)
         else:
             show(result, arguments)
 

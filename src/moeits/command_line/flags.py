@@ -76,13 +76,6 @@ FLAGS: dict[str, Any] = {
         str | None,
         typer.Option(metavar="NAME:NUMBER,...", help="Weigh what was calibrated on anew: chat.jsonl:3,code.jsonl:1."),
     ],
-    "mean_outputs": Annotated[bool, typer.Option(help="Also keep each expert's mean output, E x H numbers a layer.")],
-    "input_norms": Annotated[
-        bool, typer.Option(help="Also keep the norms of each expert's inputs, for --edit mask: 2 E (H + I) a layer.")
-    ],
-    "rounding_errors": Annotated[
-        bool, typer.Option(help="Also try each expert with weights of 1 to 4 bits, for --edit quantize.")
-    ],
     "selection": Annotated[
         int, typer.Option(help="Tokens on which reconstruction tries which experts can go; 0: without it.")
     ],
@@ -142,9 +135,6 @@ FLAGS: dict[str, Any] = {
     "run output": Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="the recipe's own")],
     "recipe": _one_of(RECIPES, "How it is healed; small is for CPUs."),
     "teacher": Annotated[str | None, typer.Option(help="The unpruned model, for --objective distillation.")],
-    "keep_adapter": Annotated[
-        bool, typer.Option("--keep-adapter", metavar="", help="Also save the adapter, for peft.")
-    ],
     "gguf": Annotated[Path, typer.Option(metavar="FILE", help="The GGUF file to write, for llama.cpp.")],
     "outtype": _one_of(OUTTYPES, "Type of the weights, as the converter calls it; auto: 16 bits, as they are."),
     "converter": Annotated[
@@ -166,7 +156,7 @@ SHARED = (Budget, Choice, Scoring, Resources, Writing, Describing)
 _PANELS = {
     WHAT: "tau plan",
     HEALING: "heal data recipe teacher",
-    OUTPUT: "output gguf outtype public report overwrite json card format published fresh keep_adapter",
+    OUTPUT: "output gguf outtype public report overwrite json card format published fresh",
     EXPERT: "revision any_fingerprint",
 }
 _PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names.split()}

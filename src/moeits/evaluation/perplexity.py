@@ -18,7 +18,7 @@ from moeits.progress import Progress
 from moeits.runtime import need
 
 # Logits of one batch, in numbers: with a vocabulary of 150,000 a batch of windows would otherwise fill any memory.
-_MOST_LOGITS = 2**26
+MOST_LOGITS = 2**26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,7 @@ def _sums(
     Windows of like length go together; each process takes every n-th batch.
     """
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    rows = max(1, _MOST_LOGITS // (window * vocabulary * (1 if parent is None else 3)))
+    rows = max(1, MOST_LOGITS // (window * vocabulary * (1 if parent is None else 3)))
     order = sorted(range(len(plan)), key=lambda i: (plan[i].begin - plan[i].end, i))
     batches = [order[i : i + rows] for i in range(0, len(order), rows)]
     rank, count = (processes.process_index, processes.num_processes) if processes is not None else (0, 1)

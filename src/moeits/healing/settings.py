@@ -5,7 +5,8 @@ from pathlib import Path
 
 from moeits.errors import SettingError
 from moeits.runtime import checked_dtype
-from moeits.settings import EXPERT, HEALING, OUTPUT, at_least, setting
+from moeits.settings import EXPERT, HEALING, OUTPUT, at_least, same_as, setting
+from moeits.surgery.settings import Writing
 
 # What the frozen model may be held in. float16 would need its loss scaled, which bfloat16 does without.
 DTYPES = ("auto", "float32", "bfloat16")
@@ -70,3 +71,12 @@ class Training:
     def goes_on(self) -> bool:
         """Whether an interrupted run is taken up again, and not forgotten."""
         return self.resume and not self.fresh
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What is made of a healing, and whether it is made at all."""
+
+    keep_adapter: bool = setting(False, help="Also save the adapter, for peft.", panel=OUTPUT)
+    overwrite: bool = same_as(Writing, "overwrite")
+    dry_run: bool = same_as(Writing, "dry_run")

@@ -53,6 +53,17 @@ def room_bytes(most_bytes: int, *, width: int, hidden: int, tokens: int) -> int:
     return max(0, most_bytes // 2 - least_bytes(width, hidden, tokens))
 
 
+def needed_bytes(checkpoint: Checkpoint, tokens: int, most_bytes: int, *, refit: bool) -> int:
+    """About what of `--memory` is used, on so many tokens: hidden states, and of a refit the regression of a layer.
+
+    A refit has three streams of hidden states and five more arrays of their size.
+    """
+    layout = MoELayout.of(checkpoint)
+    hidden, width = down_shape(checkpoint, layout, next(iter(layout.layers)), 0)
+    states = _FLOAT * hidden * tokens * (8 if refit else 1)
+    return min(most_bytes, states + (least_bytes(width, hidden, tokens) if refit else 0))
+
+
 def held_bytes(checkpoint: Checkpoint, most_bytes: int, *, refit: bool) -> int:
     """About what is there while a checkpoint is calibrated layer by layer, or what is left of it is refitted.
 

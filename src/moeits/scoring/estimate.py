@@ -1,10 +1,10 @@
 """How long a scoring would take and what it would hold, from one encoding and one comparison timed on this machine."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from moeits.foreseen import timed
 from moeits.scoring.layers import LayerScorer
 from moeits.scoring.parts import size_of_parts, with_parts
 from moeits.signals import ExpertSignal, PairSignal
@@ -76,6 +76,7 @@ def _of_experts(scorer: LayerScorer, signal: ExpertSignal) -> Estimate:
 
 
 def _timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    start = time.perf_counter()
-    value = work()
-    return value, time.perf_counter() - start
+    """What the work gives, and its seconds where nobody else is at work."""
+    values: list[Any] = []
+    seconds = timed(lambda: values.append(work()))
+    return values[0], seconds

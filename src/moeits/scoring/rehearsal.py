@@ -1,7 +1,6 @@
 """What `simplify` or `prune` would take and leave: sizes, disk, memory and time, with nothing written."""
 
-import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from moeits.choosing.limits import Limits, removed_by
 from moeits.choosing.settings import Budget
 from moeits.engines.threads import Threads
 from moeits.experts.layout import MoELayout
+from moeits.foreseen import Foreseen, Work, copying, free_bytes
 from moeits.scoring.estimate import Estimate, estimate
 from moeits.scoring.layers import LayerScorer
 from moeits.signals.settings import Resources, Scoring
@@ -17,19 +17,15 @@ from moeits.sizes import parse_size
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rehearsal:
-    """A run that was not made. Sizes are of tensors, headers not counted."""
+class Rehearsal(Foreseen):
+    """A pruning that was not made. Sizes are of tensors, headers not counted."""
 
-    source: str
     output: str
     experts_before: int
     experts_kept: int | None
     """None where only scores can tell, as of a tau."""
     bytes_before: int
     bytes_after: int | None
-    disk_bytes: int
-    """At most, of all that lies on the disk of the output at a time."""
-    disk_free_bytes: int
     scoring_seconds: float | None = None
     """An estimate, from one pair of experts that was timed on this machine; None where weights are not scored."""
     scoring_memory_bytes: int | None = None
@@ -51,21 +47,32 @@ def rehearse(
     resources: Resources,
     watched_tokens: int | None,
     watching_memory_bytes: int | None,
+    watching: Sequence[Work] = (),
 ) -> Rehearsal:
     """A simplification that was not made; `copies` is how many pruned checkpoints lie side by side at its end.
 
+    `watching` is the work of running its layers, as the caller counted it.
+
     Raises what a scoring would raise for the first two experts.
     """
-    kept, after = _left(checkpoint, limits, budget)
+    kept, after = left_by(checkpoint, limits, budget)
     scored = None if scoring is None else _estimate(checkpoint, scoring, resources)
+    left = checkpoint.nbytes if after is None else after
+    work = [*watching, *([] if scored is None else [of_scoring(scored)])]
+    held = [each for each in (watching_memory_bytes, scored and scored.memory_bytes) if each]
     return Rehearsal(
         source=checkpoint.source,
         output=str(output),
+        reads_bytes=left + (0 if scored is None else checkpoint.nbytes),
+        writes_bytes=left,
+        memory_bytes=max(held, default=None),
+        work=(*work, copying(copies * left, checkpoint.shards[0], output)),
+        not_foreseen=() if after is not None else ("How many experts a tau leaves is known only by their scores.",),
         experts_before=sum(limits.inventory.num_experts.values()),
         experts_kept=kept,
         bytes_before=checkpoint.nbytes,
         bytes_after=after,
-        disk_bytes=copies * (checkpoint.nbytes if after is None else after),
+        disk_bytes=copies * left,
         disk_free_bytes=free_bytes(output),
         scoring_seconds=None if scored is None else scored.seconds,
         scoring_memory_bytes=None if scored is None else scored.memory_bytes,
@@ -74,12 +81,31 @@ def rehearse(
     )
 
 
-def free_bytes(output: Path) -> int:
-    """What is free on the disk where the output would be."""
-    return shutil.disk_usage(next(parent for parent in output.absolute().parents if parent.exists())).free
+def of_scoring(scored: Estimate) -> Work:
+    """A scoring as work."""
+    return Work(what="scoring pairs of experts", times=1, seconds_each=scored.seconds)
 
 
-def _left(checkpoint: Checkpoint, limits: Limits, budget: Budget) -> tuple[int | None, int | None]:
+def rehearse_scoring(
+    checkpoint: Checkpoint, scoring: Scoring, resources: Resources, *, output: str | Path | None, share: float
+) -> Foreseen:
+    """A scoring that was not made, of a share of the layers. Raises what it would raise for the first two experts."""
+    found = _estimate(checkpoint, scoring, resources)
+    experts = [moe.num_experts for moe in MoELayout.of(checkpoint).layers.values()]
+    nbytes = int(8 * share * sum(count**2 for count in experts)) * (1 + len(scoring.beside()))
+    return Foreseen(
+        source=checkpoint.source,
+        output=None if output is None else str(output),
+        reads_bytes=int(share * checkpoint.nbytes),
+        writes_bytes=nbytes,
+        disk_bytes=2 * nbytes,
+        disk_free_bytes=free_bytes(output),
+        memory_bytes=found.memory_bytes,
+        work=(of_scoring(found).repeated(share),),
+    )
+
+
+def left_by(checkpoint: Checkpoint, limits: Limits, budget: Budget) -> tuple[int | None, int | None]:
     """Experts and bytes that a budget leaves, experts of equal size taken to be equal; None of a tau."""
     if asked := limits.counts(budget):
         counts: Mapping[int, int] = asked[0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from moeits.calibration.settings import Machine, Tokens
+from moeits.calibration.settings import Also, Machine, Tokens, writing_itself
 from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.criteria import criterion_named
@@ -21,7 +21,9 @@ from moeits.experts.layout import MoELayout
 from moeits.experts.quantized import BF16_COPY, quantized_as
 from moeits.files import check_file_output
 from moeits.finished import FinishedParts, Workplace, workplace
+from moeits.foreseen import Foreseen, Work, free_bytes
 from moeits.progress import Progress, silent
+from moeits.refitting.memory import held_bytes, needed_bytes
 from moeits.runtime import need
 from moeits.settings import with_settings
 from moeits.signals import MOST_ENUMERATED
@@ -46,13 +48,12 @@ def calibrate(
     machine: Machine,
     opening: Opening,
     selection: int = SELECTION,
-    mean_outputs: bool = False,
-    input_norms: bool = False,
-    rounding_errors: bool = False,
+    also: Also,
     statistics: str | Path | None = None,
     fresh: bool = False,
+    dry_run: bool = False,
     progress: Progress = silent,
-) -> Evidence:
+) -> Evidence | Any:
     """Watch every expert at work on some tokens: how often it is chosen, what it adds, which can go with little harm.
 
     The stock model is run one decoder layer at a time, so no whole model is in memory, unless `data` is `self`.
@@ -63,7 +64,7 @@ def calibrate(
     order) the signals are those that another tool found, and nothing is run. `mean_outputs` adds mean-output, E x H
     numbers a layer, `input_norms` the norms of what each weight is multiplied with, without and with gates (Wanda,
     MoE-Pruner): 2 E (H + I) numbers a layer. `rounding_errors` tries each expert with weights of 1 to 4 bits, which
-    takes about as long as four passes more.
+    takes about as long as four passes more. With `dry_run` a `Foreseen` says what it would take, and nothing is done.
 
     Raises CalibrationError for unfit tokens, CheckpointError, OutputError.
     """
@@ -73,17 +74,63 @@ def calibrate(
     if output is not None:
         check_file_output(output := Path(output), inputs=[checkpoint.folder, statistics])
     if statistics is not None:
-        return _taken_in(Path(statistics), checkpoint, output)
+        return _taken_in(Path(statistics), checkpoint, output, dry_run=dry_run)
     check_runs(checkpoint)
+    if dry_run:
+        return _foreseen(checkpoint, output, texts, machine, selection, rounding=also.rounding_errors)
     with workplace(output, fresh=fresh, progress=progress) as place:
         from moeits.calibration.texts import windows_of
 
         asked = (windows_of(checkpoint, texts, progress), machine, opening, selection, progress)
-        also = {"mean_outputs": mean_outputs, "input_norms": input_norms, "rounding_errors": rounding_errors}
-        evidence = calibrated(checkpoint, place, *asked, also={name for name, wanted in also.items() if wanted})
+        evidence = calibrated(checkpoint, place, *asked, also=also.names)
         if output is not None:
             evidence.save(output)
     return evidence
+
+
+def _foreseen(
+    checkpoint: Checkpoint, output: Path | None, texts: Tokens, machine: Machine, selection: int, *, rounding: bool
+) -> Foreseen:
+    from moeits.calibration.texts import check_texts
+
+    check_texts(checkpoint, texts)
+    work = watching_work(checkpoint, texts, selection, machine, rounding=rounding)
+    experts = [moe.num_experts for moe in MoELayout.of(checkpoint).layers.values()]
+    nbytes = sum(8 * count * (count + 12) for count in experts)
+    return Foreseen(
+        source=checkpoint.source,
+        output=None if output is None else str(output),
+        reads_bytes=checkpoint.nbytes,
+        writes_bytes=nbytes,
+        disk_bytes=2 * nbytes,
+        disk_free_bytes=free_bytes(output),
+        memory_bytes=_memory(checkpoint, texts, machine),
+        work=work,
+        not_foreseen=writing_itself(texts),
+    )
+
+
+def _memory(checkpoint: Checkpoint, texts: Tokens, machine: Machine) -> int:
+    most = parse_size(machine.memory, "--memory")
+    return held_bytes(checkpoint, needed_bytes(checkpoint, texts.tokens, most, refit=False), refit=False)
+
+
+def watching_work(
+    checkpoint: Checkpoint, texts: Tokens, selection: int, machine: Machine, *, rounding: bool = False
+) -> tuple[Work, ...]:
+    """The work of watching experts on these tokens, those that choose settings among them."""
+    from moeits.calibration.rehearsal import watching
+
+    tokens = texts.tokens + texts.held_out // 2
+    device = checked_device(machine.device)
+    return watching(
+        checkpoint,
+        tokens,
+        window=texts.window,
+        selection=min(selection, tokens),
+        device=device,
+        passes=5 if rounding else 1,
+    )
 
 
 def calibrated(
@@ -142,7 +189,7 @@ def check_runs(checkpoint: Checkpoint) -> None:
         )
 
 
-def _taken_in(statistics: Path, checkpoint: Checkpoint, output: Path | None) -> Evidence:
+def _taken_in(statistics: Path, checkpoint: Checkpoint, output: Path | None, *, dry_run: bool) -> Evidence | Foreseen:
     """Evidence of what another tool found."""
     from moeits.calibration.imported import imported
 
@@ -150,6 +197,9 @@ def _taken_in(statistics: Path, checkpoint: Checkpoint, output: Path | None) -> 
     evidence = Evidence(
         inventory=inventory, settings={"statistics": statistics.name}, signals=imported(statistics, inventory)
     )
+    if dry_run:
+        where, free = None if output is None else str(output), free_bytes(output)
+        return Foreseen(source=checkpoint.source, output=where, reads_bytes=0, disk_bytes=0, disk_free_bytes=free)
     if output is not None:
         evidence.save(output)
     return evidence

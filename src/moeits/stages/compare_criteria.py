@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from moeits.calibration.settings import Machine, Tokens
+from moeits.calibration.settings import Machine, Tokens, writing_itself
 from moeits.checkpoint.opening import Source
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.needs import watches
@@ -15,15 +15,20 @@ from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.finished import workplace
+from moeits.foreseen import Foreseen, free_bytes
 from moeits.measurement.ledger import Ledger
 from moeits.progress import Progress, silent
+from moeits.refitting.memory import held_bytes, needed_bytes
 from moeits.refitting.requirements import check_can_be_fitted
 from moeits.refitting.settings import Fitting
 from moeits.settings import with_settings
+from moeits.sizes import parse_size
 from moeits.stages.plan import plan
+from moeits.stages.refit import refit_work
 from moeits.sweeping.points import check_points
 from moeits.sweeping.settings import facts_of
 from moeits.trials.record import empty_record, evidence_for, record_of
+from moeits.trials.rehearsal import choosing_work, point_work, pruned_at_random
 from moeits.trials.rows import CriteriaFolder, RowFolder, RowWork
 from moeits.trials.settings import Contest
 from moeits.version import __version__
@@ -53,22 +58,28 @@ def compare_criteria(
     machine: Machine,
     source: Source,
     fresh: bool = False,
+    dry_run: bool = False,
     progress: Progress = silent,
-) -> CriteriaComparison:
+) -> CriteriaComparison | Any:
     """Let several criteria keep the same number of experts in each layer, and see what that costs on held-out text.
 
     The model is scored once and calibrated once. Each choice of `criteria` is pruned, evaluated on `perplexity`, and
     with `refit` refitted and evaluated again; with `heal` healed as well. Every loss stands beside the unpruned
     model's, with the 95 % interval of its rise by a paired bootstrap over documents, and beside what it took: seconds,
     joules with `energy`, peak memory, tokens and where they came from. All of it are files in the folder `output`,
-    which `moeits report` shows; what is finished is never done again, and further criteria are added. Raises what the
-    stages raise, and SettingError if the folder holds a comparison on another checkpoint or with other settings.
+    which `moeits report` shows; what is finished is never done again, and further criteria are added. With `dry_run`
+    a `Foreseen` says what it would take, and nothing is done.
+
+    Raises what the stages raise, and SettingError if the folder holds a comparison on another checkpoint or with other
+    settings.
     """
     run = CriteriaFolder(Path(output))
     checkpoint = source.open(model, check=architecture_of)
     _check(checkpoint, contest, texts, machine)
     like = _size(checkpoint, contest)
     run.check_source(checkpoint.folder)
+    if dry_run:
+        return _foreseen(checkpoint, run, contest, texts, fitting, machine)
     with workplace(run.path, progress=progress):  # one run at a time
         run.make(fresh=fresh)
         settings = _settings(contest, texts, fitting)
@@ -76,22 +87,61 @@ def compare_criteria(
         if before is None:
             # What is asked for stands there from the start, so that a killed run cannot be gone on with otherwise.
             run.save(CriteriaComparison(found=empty_record(checkpoint, like, settings)).facts())
-        work = RowWork(
-            checkpoint=checkpoint,
-            run=run,
-            ledger=Ledger(run.ledger, energy=contest.energy, country=contest.country),
-            points=contest.points,
-            progress=progress,
-            texts=texts,
-            fitting=fitting,
-            machine=machine,
-        )
+        work = _work(checkpoint, run, contest, texts, fitting, machine, progress)
         chosen = _choose(work, run, contest, like)
         work.all_rows([run.unpruned, *(each for row in chosen for each in _states(row, contest.refit))])
         known = [] if before is None else [run.row(row["criterion"], row["seed"]) for row in before["rows"]]
         made = CriteriaComparison(found=record_of(work, run, like, settings, [*known, *chosen]))
         run.save(made.facts())
         return made
+
+
+def _work(
+    checkpoint: Checkpoint,
+    run: CriteriaFolder,
+    contest: Contest,
+    texts: Tokens,
+    fitting: Fitting,
+    machine: Machine,
+    progress: Progress,
+) -> RowWork:
+    return RowWork(
+        checkpoint=checkpoint,
+        run=run,
+        ledger=Ledger(run.ledger, energy=contest.energy, country=contest.country),
+        points=contest.points,
+        progress=progress,
+        texts=texts,
+        fitting=fitting,
+        machine=machine,
+    )
+
+
+def _foreseen(
+    checkpoint: Checkpoint, run: CriteriaFolder, contest: Contest, texts: Tokens, fitting: Fitting, machine: Machine
+) -> Foreseen:
+    """Every row is taken to be as large as the source."""
+    entrants = contest.entrants
+    work = [*choosing_work(checkpoint, dict(entrants), texts, machine)]
+    each, untold = point_work(checkpoint, contest.points, run.path)
+    rows = 1 + len(entrants) * (2 if contest.refit == "both" else 1)
+    work += [one.repeated(rows) for one in each]
+    refits = 0 if contest.refit == "no" else len(entrants)
+    if refits:
+        pruned = pruned_at_random(checkpoint, contest.reduction)
+        work += [one.repeated(refits) for one in refit_work(checkpoint, pruned, texts, fitting, machine)]
+    most, tokens = parse_size(machine.memory, "--memory"), texts.tokens + texts.held_out
+    needed = needed_bytes(checkpoint, tokens, most, refit=bool(refits))
+    return Foreseen(
+        source=checkpoint.source,
+        output=str(run.path),
+        reads_bytes=(2 * rows + 2 * refits) * checkpoint.nbytes,
+        disk_bytes=2 * checkpoint.nbytes,
+        disk_free_bytes=free_bytes(run.path),
+        memory_bytes=held_bytes(checkpoint, needed, refit=bool(refits)),
+        work=tuple(work),
+        not_foreseen=(*untold, *writing_itself(texts)),
+    )
 
 
 def _check(checkpoint: Checkpoint, contest: Contest, texts: Tokens, machine: Machine) -> None:

@@ -13,6 +13,7 @@ from moeits.evaluation.generations import generations_of
 from moeits.evaluation.harness import language_model, run_task
 from moeits.evaluation.perplexity import Text, perplexity_of, read_text
 from moeits.evaluation.quiet import quiet
+from moeits.evaluation.rehearsal import LONGEST_WINDOW, evaluating, held_by
 from moeits.evaluation.results import ModelFacts, Results
 from moeits.evaluation.settings import Inference, Questions
 from moeits.evaluation.tasks import SEEDS, load_tasks
@@ -21,13 +22,12 @@ from moeits.experts.families import recorded_family
 from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output
 from moeits.finished import Workplace, workplace
+from moeits.foreseen import Foreseen, free_bytes, reading
 from moeits.progress import Progress, silent
 from moeits.runtime import load_checked, load_tokenizer, need
 from moeits.settings import with_settings
 from moeits.version import __version__
 
-# A perplexity window is the model's context, but no longer than this unless asked for.
-LONGEST_WINDOW = 2048
 _NOT_TASKS = ("perplexity", "generations")
 
 
@@ -40,8 +40,9 @@ def evaluate(
     inference: Inference,
     source: Source,
     fresh: bool = False,
+    dry_run: bool = False,
     progress: Progress = silent,
-) -> Results:
+) -> Results | Any:
     """Measure what a checkpoint can do, on tasks of lm-evaluation-harness or on a text, and keep every single item.
 
     Paper: sections 5.1-5.3; the defaults are its setting, five tasks with 15 examples in each prompt, batches of 40.
@@ -53,20 +54,22 @@ def evaluate(
     one model over all of them.
 
     With `output` the results are also written there, and a task that is finished is not run again after an
-    interruption. Under `accelerate launch` the items are shared out among the processes.
+    interruption. Under `accelerate launch` the items are shared out among the processes. With `dry_run` only a
+    `Foreseen` is made.
 
     Raises SettingError for arguments out of range, EvaluationError for data that are not there, CheckpointError,
     MissingExtra, OutputError.
     """
     if questions.perplexity is not None and inference.backend != "hf":
         raise SettingError("--perplexity needs --backend hf.")
-    output = _writable(output)
-    checkpoint = source.open(model)
+    output, checkpoint = _writable(output), source.open(model)
     if output is not None:
         check_file_output(output, inputs=(checkpoint.folder, questions.perplexity, questions.data_dir))
     data_dir = None if questions.data_dir is None else Path(questions.data_dir)
     text = None if questions.perplexity is None else read_text(questions.perplexity, questions.limit)
     parent = None if questions.parent is None else _parent(questions.parent, checkpoint, source)
+    if dry_run:
+        return _foreseen(checkpoint, output, questions, inference, text, parent)
     with quiet(), TemporaryDirectory() as scratch:
         # Tasks before the model: a file that is not there should not cost the minutes of loading weights.
         tasks = load_tasks(questions.names, data_dir=data_dir, num_fewshot=questions.num_fewshot, scratch=Path(scratch))
@@ -77,10 +80,37 @@ def evaluate(
             for task in tasks:
                 run.part(task.name, partial(run_task, task, lm, limit=questions.limit), files=dict(task.files))
             _other_parts(run, lm, text, parent, questions, progress)
-            results = run.results()
-            if output is not None:
-                results.save(output)
+            return _kept(run.results(), output)
+
+
+def _kept(results: Results, output: Path | None) -> Results:
+    """The results, written if they were asked for so."""
+    if output is not None:
+        results.save(output)
     return results
+
+
+def _foreseen(
+    checkpoint: Checkpoint,
+    output: Path | None,
+    questions: Questions,
+    inference: Inference,
+    text: Text | None,
+    parent: Checkpoint | None,
+) -> Foreseen:
+    models = [checkpoint, *([parent] if parent else [])]
+    work, untold = evaluating(checkpoint, questions, inference, text, models=len(models))
+    read = sum(each.nbytes for each in models)
+    return Foreseen(
+        source=checkpoint.source,
+        output=None if output is None else str(output),
+        reads_bytes=read,
+        disk_bytes=0,
+        disk_free_bytes=free_bytes(output),
+        memory_bytes=held_by(checkpoint, inference, text, len(models)),
+        work=(reading(read, checkpoint.shards[0], "loading the model"), *work),
+        not_foreseen=untold,
+    )
 
 
 def _other_parts(

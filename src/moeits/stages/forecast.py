@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from moeits.calibration.settings import Machine, Tokens
+from moeits.calibration.settings import Machine, Tokens, writing_itself
 from moeits.checkpoint.opening import Opening, Source
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.limits import Limits
@@ -19,14 +19,19 @@ from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output, write_whole
 from moeits.finished import FinishedParts, Workplace, workplace
+from moeits.foreseen import Foreseen, free_bytes
 from moeits.progress import Progress, silent
+from moeits.refitting.memory import held_bytes, needed_bytes
 from moeits.refitting.requirements import check_can_be_fitted
 from moeits.refitting.settings import Fitting
 from moeits.settings import with_settings
 from moeits.signals.settings import Resources, Scoring
+from moeits.sizes import parse_size
 from moeits.stages.calibrate import calibrated, selection_for
 from moeits.stages.plan import plan
+from moeits.stages.refit import refit_work
 from moeits.stages.score import scored
+from moeits.trials.rehearsal import choosing_work, pruned_at_random
 from moeits.trials.settings import Forecasting
 from moeits.trials.sizes import Prediction, SizeForecast, forecast_size
 from moeits.version import __version__
@@ -68,13 +73,15 @@ def forecast(
     machine: Machine,
     source: Source,
     fresh: bool = False,
+    dry_run: bool = False,
     progress: Progress = silent,
-) -> Forecast:
+) -> Forecast | Any:
     """What would each size cost: errors of the layers, and rise of loss, KL and top-1 agreement on held-out tokens.
 
     Each of `reductions` is planned by `criterion`, and pruned and refitted in memory, one decoder layer at a time; no
     checkpoint is written. The answer is the largest reduction whose rise stays below `budget`, with its whole 95 %
     interval over windows. docs/forecast.md says how far it can be trusted. A killed run goes on with the next size.
+    With `dry_run` a `Foreseen` says what it would take, and nothing is done.
 
     Raises BudgetOutOfReach for a reduction below the floors, CalibrationError for tokens that will not do,
     CheckpointError, SettingError, OutputError.
@@ -84,6 +91,8 @@ def forecast(
         check_file_output(output := Path(output), inputs=[checkpoint.folder])
     check_can_be_fitted(checkpoint, texts.tokens, machine.memory)
     _check_within_reach(Inventory.of(checkpoint, MoELayout.of(checkpoint)), sizes)
+    if dry_run:
+        return _foreseen(checkpoint, output, sizes, texts, fitting, machine)
     from moeits.calibration.texts import judged_on, windows_of
 
     watched = windows_of(checkpoint, texts, progress)
@@ -98,6 +107,36 @@ def forecast(
         if output is not None:
             write_whole(output, (json.dumps(made.facts(), indent=1) + "\n").encode())
     return made
+
+
+def _foreseen(
+    checkpoint: Checkpoint,
+    output: str | Path | None,
+    sizes: Forecasting,
+    texts: Tokens,
+    fitting: Fitting,
+    machine: Machine,
+) -> Foreseen:
+    """Every size is taken to be the middle one, whose experts are chosen at random."""
+    from moeits.calibration.texts import check_texts
+
+    check_texts(checkpoint, texts)
+    shares, most = sizes.shares, parse_size(machine.memory, "--memory")
+    tokens = texts.tokens + texts.held_out
+    work = [*choosing_work(checkpoint, [sizes.criterion], texts, machine)]
+    middle = pruned_at_random(checkpoint, shares[len(shares) // 2])
+    work += [each.repeated(len(shares)) for each in refit_work(checkpoint, middle, texts, fitting, machine)]
+    return Foreseen(
+        source=checkpoint.source,
+        output=None if output is None else str(output),
+        reads_bytes=2 * len(shares) * checkpoint.nbytes,
+        writes_bytes=0,
+        disk_bytes=0,
+        disk_free_bytes=free_bytes(output),
+        memory_bytes=held_bytes(checkpoint, needed_bytes(checkpoint, tokens, most, refit=True), refit=True),
+        work=tuple(work),
+        not_foreseen=writing_itself(texts),
+    )
 
 
 def _check_within_reach(inventory: Inventory, sizes: Forecasting) -> None:

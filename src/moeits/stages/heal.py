@@ -23,8 +23,9 @@ from moeits.healing.conversations import Row, read_rows
 from moeits.healing.job import HealingJob, Schedule, Trained
 from moeits.healing.merging import merged_tensors
 from moeits.healing.recipe import HealingRecipe, recipe_named
+from moeits.healing.rehearsal import healing as healing_foreseen
 from moeits.healing.run import HealingRun
-from moeits.healing.settings import Rows, Training
+from moeits.healing.settings import Made, Rows, Training
 from moeits.healing.targets import check_adapter, targets_of, without_attention
 from moeits.healing.template import Template
 from moeits.progress import Progress, silent
@@ -96,10 +97,9 @@ def heal(
     training: Training,
     source: Source,
     teacher: str | Path | None = None,
-    keep_adapter: bool = False,
-    overwrite: bool = False,
+    made: Made,
     progress: Progress = silent,
-) -> Healing:
+) -> Healing | Any:
     """Restore what pruning lost: a short LoRA training of router and experts, merged into an ordinary checkpoint.
 
     Paper: section 5.2; method.md, section 4. `recipe` is paper, authors-code, router-only or small, and every field of
@@ -107,23 +107,24 @@ def heal(
     `valid` another such file, or else a share `holdout` of the rows is held out. `teacher` is the unpruned model, for
     `objective="distillation"`. The healed checkpoint has the pruned one's layout, dtypes and names, and only adapted
     tensors differ. While a run is under way its state is in OUTPUT.healing; `resume` goes on from there. `energy`
-    measures what the training takes, and with a `country` (ISO, three letters) its CO2.
+    measures what the training takes, and with a `country` (ISO, three letters) its CO2. With `dry_run` a `Foreseen`
+    says what it would take, and nothing is done.
 
     Raises HealingError if training cannot start, or must stop; CheckpointError, SettingError, OutputError as elsewhere.
     """
     checkpoint, output = source.open(model), Path(output)
-    check_output(output, sources=[checkpoint.folder], overwrite=overwrite)
-    side_files(checkpoint)
-    check_space(output, checkpoint.nbytes)
+    _check_room(checkpoint, output, overwrite=made.overwrite)
     plan = _plan_of(checkpoint)
     History.of(checkpoint.folder).told(HEALING_NAME)
     moe = MoELayout.of(checkpoint)
     _check_floats(checkpoint)
-    check_adapter(moe.architecture, kept=keep_adapter)
+    check_adapter(moe.architecture, kept=made.keep_adapter)
     chosen, notes = _fit_context(recipe_named(recipe, moe.architecture).changed(changes), changes, checkpoint)
     notes += without_attention(checkpoint, chosen.targets)
     taught_by = _teacher(teacher, chosen, checkpoint, source)
     job = _job(checkpoint, moe, chosen, data=data, output=output, rows=rows, training=training, teacher=taught_by)
+    if made.dry_run:
+        return healing_foreseen(job, str(output))
     notes += _begun_anew(job, training)
     from moeits.healing.training import generators_restored, train
 
@@ -132,9 +133,16 @@ def heal(
         healing = _record(job, trained, recipe, notes)
         if not trained.is_main_process:
             return healing
-        healing = _write(job, trained, healing, plan, output, keep_adapter, overwrite=overwrite, progress=progress)
+        healing = _write(job, trained, healing, plan, output, made, progress=progress)
     job.run.remove()
     return healing
+
+
+def _check_room(checkpoint: Checkpoint, output: Path, *, overwrite: bool) -> None:
+    """The output can be written, with all that goes beside its tensors. Raises OutputError, CheckpointError."""
+    check_output(output, sources=[checkpoint.folder], overwrite=overwrite)
+    side_files(checkpoint)
+    check_space(output, checkpoint.nbytes)
 
 
 def _begun_anew(job: HealingJob, training: Training) -> list[str]:
@@ -288,16 +296,15 @@ def _write(
     healing: Healing,
     plan: PruningPlan | None,
     output: Path,
-    keep_adapter: bool,
+    made: Made,
     *,
-    overwrite: bool,
     progress: Progress,
 ) -> Healing:
     """The healed checkpoint, with its loss measured on what was written, before it gets its name."""
     source = job.checkpoint
     tensors = merged_tensors(source, job.moe, job.targets, trained.factors, job.recipe.scale)
     with new_checkpoint(
-        output, sources=[source.folder], nbytes=source.nbytes, overwrite=overwrite, progress=progress
+        output, sources=[source.folder], nbytes=source.nbytes, overwrite=made.overwrite, progress=progress
     ) as writer:
         writer.write_tensors(tensors, max_shard_bytes=source.largest_shard_bytes, progress=progress)
         copy_side_files(source, writer)
@@ -306,7 +313,7 @@ def _write(
                 writer.copy(source.folder / name, name)
         writer.write_json("config.json", source.config)
         check_written(writer.folder, job.moe)
-        if keep_adapter:
+        if made.keep_adapter:
             save_adapter(writer.folder / ADAPTER_FOLDER, job, trained.factors)
         healing = replace(healing, loss_merged=_loss_on_disk(job, writer))
         history = History.of(source.folder)

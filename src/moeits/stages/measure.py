@@ -15,12 +15,15 @@ from moeits.errors import SettingError
 from moeits.experts.families import recorded_family
 from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output, write_whole
+from moeits.foreseen import Foreseen, free_bytes
 from moeits.measurement.files import Parameters, file_bytes, parameters_of, reduction_of, sparsity_of
+from moeits.measurement.rehearsal import measuring
 from moeits.measurement.running import run_apart
 from moeits.measurement.settings import Workload
 from moeits.progress import Progress, silent
 from moeits.runtime import context_of, need
 from moeits.settings import with_settings
+from moeits.timed_layers import weights_in
 from moeits.version import __version__
 
 FORMAT = 1
@@ -69,14 +72,16 @@ def measure(
     output: str | Path | None = None,
     workload: Workload,
     source: Source,
+    dry_run: bool = False,
     progress: Progress = silent,
-) -> Footprint:
+) -> Footprint | Any:
     """Measure what a checkpoint costs, to store and to run.
 
     Parameters, bytes and zeros are read from its files. Then, unless `run` is off, a process of its own loads the model
     and reads a prompt of `prompt_tokens` random tokens and generates `new_tokens`, `repeats` times each. Energy is
     codecarbon's, counted over at least `energy_seconds` of generating, since the counters behind it tick slowly, and
-    comes with the mode it was found by; `country` (ISO, three letters) gives its CO2 as well.
+    comes with the mode it was found by; `country` (ISO, three letters) gives its CO2 as well. With `dry_run` a
+    `Foreseen` says what it would take, and nothing is done.
 
     Raises CheckpointError if the checkpoint is broken, SettingError for arguments out of range, EvaluationError
     if the model cannot be run, MissingExtra without torch.
@@ -85,6 +90,10 @@ def measure(
     if output is not None:
         check_file_output(Path(output), inputs=[checkpoint.folder])
     layout = MoELayout.of(checkpoint)
+    if workload.run:
+        _check_context(checkpoint, workload)
+    if dry_run:
+        return _foreseen(checkpoint, output, workload)
     measured = _run(checkpoint, workload, progress) if workload.run else {}
     sparsity, reduction = sparsity_of(checkpoint, progress), reduction_of(checkpoint)
     footprint = Footprint(
@@ -108,14 +117,32 @@ def measure(
     return footprint
 
 
-def _run(checkpoint: Checkpoint, workload: Workload, progress: Progress) -> dict[str, Any]:
-    """What running the model shows, in a process of its own. Raises SettingError where its context is too short."""
+def _foreseen(checkpoint: Checkpoint, output: str | Path | None, workload: Workload) -> Foreseen:
+    work, untold = measuring(checkpoint, workload)
+    return Foreseen(
+        source=checkpoint.source,
+        output=None if output is None else str(output),
+        reads_bytes=(2 if workload.run else 1) * checkpoint.nbytes,
+        disk_bytes=0,
+        disk_free_bytes=free_bytes(output),
+        memory_bytes=weights_in(checkpoint, workload.dtype) if workload.run else None,
+        work=work,
+        not_foreseen=untold,
+    )
+
+
+def _check_context(checkpoint: Checkpoint, workload: Workload) -> None:
+    """What is read and generated fits the model's context. Raises SettingError."""
     context, tokens = context_of(checkpoint), workload.prompt_tokens + workload.new_tokens
     if context and tokens > context:
         raise SettingError(
             f"--prompt-tokens {workload.prompt_tokens} and --new-tokens {workload.new_tokens} make {tokens} tokens, "
             f"but the model's context is {context}. Ask for fewer."
         )
+
+
+def _run(checkpoint: Checkpoint, workload: Workload, progress: Progress) -> dict[str, Any]:
+    """What running the model shows, in a process of its own."""
     need("torch", extra="measure")
     need("transformers", extra="measure")
     progress("running the model", 0, 1)

@@ -19,8 +19,9 @@ from moeits.errors import SettingError
 from moeits.experts.families import architecture_of
 from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output, write_whole
+from moeits.foreseen import copying, free_bytes
 from moeits.progress import Progress, silent
-from moeits.scoring.rehearsal import Rehearsal, free_bytes
+from moeits.scoring.rehearsal import Rehearsal
 from moeits.settings import with_settings
 from moeits.sizes import parse_size
 from moeits.surgery.bits import bits_file
@@ -99,6 +100,9 @@ def _rehearsed(checkpoint: Checkpoint, made: CarriedOut, output: Path, *, overwr
     return Rehearsal(
         source=checkpoint.source,
         output=str(output),
+        reads_bytes=made.nbytes,
+        writes_bytes=made.nbytes,
+        work=(copying(made.nbytes, checkpoint.shards[0], output),),
         experts_before=made.plan.summary["experts_before"],
         experts_kept=made.plan.summary["experts_kept"],
         bytes_before=checkpoint.nbytes,

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from moeits.calibration.settings import Machine, Tokens
+from moeits.calibration.settings import Machine, Tokens, writing_itself
 from moeits.checkpoint.opening import Describing, Verifying
 from moeits.checkpoint.parts import REFIT_NAME
 from moeits.checkpoint.reading import Checkpoint
@@ -16,10 +16,12 @@ from moeits.devices import checked_device
 from moeits.experts.families import architecture_of, recorded_family
 from moeits.experts.layout import MoELayout
 from moeits.finished import Workplace, workplace
+from moeits.foreseen import Foreseen, Work, copying, free_bytes
 from moeits.progress import Progress, silent
 from moeits.refitting.all_layers import fit_all
 from moeits.refitting.files import FittedLayers
 from moeits.refitting.judgement import judged
+from moeits.refitting.memory import held_bytes, needed_bytes
 from moeits.refitting.requirements import check_can_be_fitted, check_pair
 from moeits.refitting.settings import Fitting
 from moeits.settings import with_settings
@@ -75,8 +77,9 @@ def refit(
     describing: Describing,
     overwrite: bool = False,
     fresh: bool = False,
+    dry_run: bool = False,
     progress: Progress = silent,
-) -> Refitting:
+) -> Refitting | Any:
     """Refit the kept experts' down projections in closed form, so that each layer puts out what it did unpruned.
 
     The shared expert's is fitted with them where a layer has one, unless `also` is `none`.
@@ -84,7 +87,8 @@ def refit(
     `model` is a pruned checkpoint, `parent` the one that it was pruned from. Both are run one decoder layer at a time;
     no whole model is in memory, unless `data` is `self`. Each layer's ridge is chosen on held-out tokens, and a layer
     that gains nothing there keeps its weights; so does the whole model if its held-out loss does not fall; where `data`
-    is `self`, bundled text judges beside the model's own. A killed run goes on where it was unless `fresh`.
+    is `self`, bundled text judges beside the model's own. A killed run goes on where it was unless `fresh`. With
+    `dry_run` a `Foreseen` says what it would take, and nothing is done.
 
     Raises PlanError if the parent is not the one of the plan, CalibrationError for tokens that will not do,
     CheckpointError for a broken checkpoint, OutputError if the output cannot be written.
@@ -93,6 +97,10 @@ def refit(
     whole = describing.described(parent, check=architecture_of, known=recorded_family(pruned.config))
     output = Path(output)
     check_output(output, sources=[pruned.folder, whole.folder], overwrite=overwrite)
+    if dry_run:
+        check_pair(pruned, whole, verifying, progress)
+        check_can_be_fitted(pruned, texts.tokens, machine.memory)
+        return _foreseen(pruned, whole, output, texts, fitting, machine)
     with workplace(output, fresh=fresh, progress=progress) as place:
         check_pair(pruned, whole, verifying, progress)
         check_can_be_fitted(pruned, texts.tokens, machine.memory)
@@ -100,6 +108,36 @@ def refit(
 
         windows = windows_of(whole, texts, progress)
         return refitted(place, windows, pruned, whole, output, fitting, machine, progress, overwrite=overwrite)
+
+
+def _foreseen(
+    pruned: Checkpoint, whole: Checkpoint, output: Path, texts: Tokens, fitting: Fitting, machine: Machine
+) -> Foreseen:
+    from moeits.calibration.texts import check_texts
+
+    check_texts(whole, texts)
+    most, tokens = parse_size(machine.memory, "--memory"), texts.tokens + texts.held_out
+    copy = copying(pruned.nbytes, pruned.shards[0], output)
+    return Foreseen(
+        source=pruned.source,
+        output=str(output),
+        reads_bytes=whole.nbytes + 2 * pruned.nbytes,
+        writes_bytes=pruned.nbytes,
+        disk_bytes=pruned.nbytes,
+        disk_free_bytes=free_bytes(output),
+        memory_bytes=held_bytes(pruned, needed_bytes(pruned, tokens, most, refit=True), refit=True),
+        work=(*refit_work(whole, pruned, texts, fitting, machine), copy),
+        not_foreseen=writing_itself(texts),
+    )
+
+
+def refit_work(
+    whole: Checkpoint, pruned: Checkpoint, texts: Tokens, fitting: Fitting, machine: Machine
+) -> tuple[Work, ...]:
+    """The work of a refit of this pair on these tokens."""
+    from moeits.refitting.rehearsal import refitting
+
+    return refitting(whole, pruned, texts, fitting, checked_device(machine.device))
 
 
 def refitted(

@@ -4,6 +4,7 @@ for beside it."""
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,9 +19,11 @@ from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.files import check_file_output
 from moeits.finished import FinishedParts, Workplace, workplace
+from moeits.foreseen import Foreseen
 from moeits.progress import Progress, silent
 from moeits.scoring.jobs import LayerJob, score_layer
 from moeits.scoring.layers import LayerScorer
+from moeits.scoring.rehearsal import rehearse_scoring
 from moeits.scoring.wanted import Wanted
 from moeits.scoring.work_shards import Sharing
 from moeits.settings import with_settings
@@ -39,18 +42,20 @@ def score(
     opening: Opening,
     sharing: Sharing,
     fresh: bool = False,
+    dry_run: bool = False,
     progress: Progress = silent,
-) -> Evidence:
+) -> Evidence | Any:
     """Measure how redundant the experts of each MoE layer are: R_ij = sum_m w_m NMI(W_m of i, W_m of j).
 
     Paper: eqs. 4-11; method.md, section 1. Nothing is run, only weights are read. `preset` sets the projection weights
     (`paper`: the mean; `authors-code`: the authors' program), `projection_weights` overrides them. `signals` are kept
     beside the redundancy. `memory` bounds the weights held at once, encoded and as they are read, with the tables of
-    the threads. With `output` the evidence is also written there, and a killed run goes on where it was unless
-    `fresh`. `shard` is a share of the layers, which `gather` puts together; with `engine` ray a cluster scores layer by
-    layer, each on `threads` cores within `memory`. `device` counts the pairs on a device of torch, which then holds the
+    the threads. With `output` the evidence is also written there, and a killed run goes on where it was unless `fresh`.
+    `shard` is a share of the layers, which `gather` puts together; with `engine` ray a cluster scores layer by layer,
+    each on `threads` cores within `memory`. `device` counts the pairs on a device of torch, which then holds the
     encoded weights too. `verify` says by what the weights are told from others. The scores do not depend on `threads`,
-    `memory`, `shard`, `engine`, `device`, sharding or layout.
+    `memory`, `shard`, `engine`, `device`, sharding or layout. With `dry_run` a `Foreseen` says what it would take, and
+    nothing is done.
 
     Raises CheckpointError if the checkpoint is broken or has weights that cannot be scored, SettingError for an
     argument that is out of range, OutputError if the evidence cannot be written.
@@ -59,11 +64,28 @@ def score(
     output = None if output is None else Path(output)
     if output is not None:
         check_file_output(output, inputs=[checkpoint.folder])
+    if dry_run:
+        return _foreseen(checkpoint, output, scoring, resources, sharing)
     with workplace(output, fresh=fresh, progress=progress) as place:
         evidence = scored(checkpoint, place, scoring, resources, opening, progress, sharing)
         if output is not None:
             evidence.save(output)
     return evidence
+
+
+def _foreseen(
+    checkpoint: Checkpoint, output: Path | None, scoring: Scoring, resources: Resources, sharing: Sharing
+) -> Foreseen:
+    layout, shard = MoELayout.of(checkpoint), sharing.work_shard()
+    layout.check_scorable(checkpoint)
+    parse_size(resources.memory, "--memory")
+    layers = tuple(layout.layers)
+    share = 1.0 if shard is None else len(shard.of_layers(layers)) / len(layers)
+    found = rehearse_scoring(checkpoint, scoring, resources, output=output, share=share)
+    if sharing.engine != "ray" and sharing.device is None:
+        return found
+    where = "a cluster" if sharing.engine == "ray" else f"the device {sharing.device}"
+    return replace(found, not_foreseen=(f"The seconds are those of this machine's threads, not of {where}.",))
 
 
 def scored(

@@ -22,26 +22,28 @@ from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.finished import Workplace, workplace
+from moeits.foreseen import Work
 from moeits.left_over import beside, check_room_for_healing, check_room_for_refit, is_left_over
 from moeits.progress import Progress, silent
 from moeits.refitting.memory import held_bytes
 from moeits.refitting.requirements import check_can_be_fitted, check_pair
 from moeits.refitting.settings import Fitting
-from moeits.scoring.rehearsal import Rehearsal, rehearse
+from moeits.scoring.rehearsal import Rehearsal, left_by, rehearse
 from moeits.settings import with_settings
 from moeits.signals.settings import Scoring
 from moeits.signals.watched import INPUT_NORMS, ROUNDING_BITS, rounding_error
 from moeits.sizes import format_size, parse_size
-from moeits.stages.calibrate import SELECTION, calibrated, check_runs, selection_for
+from moeits.stages.calibrate import SELECTION, calibrated, check_runs, selection_for, watching_work
 from moeits.stages.heal import check_healing
 from moeits.stages.heal import heal as heal_stage
 from moeits.stages.plan import plan
 from moeits.stages.prune import check_request, prune
-from moeits.stages.refit import refitted
+from moeits.stages.refit import refit_work, refitted
 from moeits.stages.score import scored
 from moeits.surgery.carried_out import carried_out, check_layout
 from moeits.surgery.edited import check_numbers
 from moeits.surgery.settings import Writing
+from moeits.trials.rehearsal import pruned_at_random
 
 
 @with_settings
@@ -159,6 +161,13 @@ def _check_removes(checkpoint: Checkpoint, chosen: PruningPlan, *, force: bool) 
     )
 
 
+def _share_of(checkpoint: Checkpoint, limits: Limits, budget: Budget) -> float:
+    """The share that goes, to try a refit on: that of the experts that a budget leaves; half where only scores tell."""
+    kept, _ = left_by(checkpoint, limits, budget)
+    before = sum(limits.inventory.num_experts.values())
+    return 0.5 if kept is None else min(0.9, max(1 / before, 1 - kept / before))
+
+
 def _rehearsed(
     checkpoint: Checkpoint,
     limits: Limits,
@@ -170,7 +179,17 @@ def _rehearsed(
     copies: int,
 ) -> Rehearsal:
     """What it would take. Until a refit or a healing is done, the pruned checkpoint lies beside its result."""
-    watches = (scoring is None and bool(criterion_named(limits.choice.criterion).needs)) or watching.refit
+    chooses = scoring is None and bool(criterion_named(limits.choice.criterion).needs)
+    watches = chooses or watching.refit
+    texts, machine = watching.texts(limits.choice.seed), resources.watching
+    work: list[Work] = []
+    if chooses:
+        check_runs(checkpoint)
+        selection, also = _asked_by(limits.choice)
+        work += watching_work(checkpoint, texts, selection, machine, rounding="rounding_errors" in also)
+    if watching.refit:
+        middle = pruned_at_random(checkpoint, _share_of(checkpoint, limits, budget))
+        work += refit_work(checkpoint, middle, texts, Fitting(), machine)
     most_bytes = parse_size(resources.watching.memory, "--memory")
     return rehearse(
         checkpoint,
@@ -182,6 +201,7 @@ def _rehearsed(
         resources=resources.scoring,
         watched_tokens=watching.tokens if watches else None,
         watching_memory_bytes=held_bytes(checkpoint, most_bytes, refit=watching.refit) if watches else None,
+        watching=work,
     )
 
 

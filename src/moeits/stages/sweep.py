@@ -1,13 +1,13 @@
 """One scoring, every tau: what each leaves, and on request what it still knows, healed and not (paper, Figure 2)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from decimal import Decimal
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from moeits.calibration.settings import StageResources, Tokens
+from moeits.calibration.settings import StageResources, Tokens, writing_itself
 from moeits.checkpoint.opening import Source
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.criteria import criterion_named
@@ -19,6 +19,7 @@ from moeits.errors import SettingError
 from moeits.evidence import Evidence
 from moeits.experts.families import architecture_of
 from moeits.finished import workplace
+from moeits.foreseen import Foreseen, free_bytes
 from moeits.measurement.ledger import Ledger
 from moeits.progress import Progress, silent
 from moeits.settings import with_settings
@@ -27,7 +28,8 @@ from moeits.stages.calibrate import calibrate
 from moeits.stages.score import score
 from moeits.sweeping.points import PointWork, check_points
 from moeits.sweeping.run_folder import PointFolder, RunFolder
-from moeits.sweeping.settings import PointSettings, Watched
+from moeits.sweeping.settings import PointSettings, Ranking, Watched
+from moeits.trials.rehearsal import choosing_work, point_work
 from moeits.version import __version__
 
 FORMAT = 1
@@ -91,15 +93,15 @@ def sweep(
     output: str | Path,
     tau: str = "0.5:5:0.25",
     points: PointSettings,
-    criterion: str = "moeits",
-    min_experts: int | None = None,
+    ranking: Ranking,
     scoring: Scoring,
     watched: Watched,
     resources: StageResources,
     source: Source,
     fresh: bool = False,
+    dry_run: bool = False,
     progress: Progress = silent,
-) -> Sweep:
+) -> Sweep | Any:
     """Walk tau over one model: score it once, then cut the same elimination orders at every tau.
 
     Paper: section 6.2, Figure 2. What each tau leaves is known at once. With `evaluate` (tasks, as `moeits evaluate`
@@ -107,31 +109,63 @@ def sweep(
     one is then healed by `recipe` and evaluated again; with `measure` its footprint is taken. With `control` as many
     random choices of the same counts (seeds 0, 1, ...) are evaluated beside each, and the first of them is healed too.
     Taus that keep the same experts are one point. All results are files in the folder `output`, a finished one is never
-    made again, taus are added to those that the folder has, and a checkpoint is removed when its point is finished.
-    A criterion that watches experts at work does so on `tokens` tokens of `data`. Seconds of every stage go to the
-    run's ledger, and joules too with `energy`.
+    made again, taus are added to those that the folder has, and a checkpoint is removed when its point is finished. A
+    criterion that watches experts at work does so on `tokens` tokens of `data`. Seconds of every stage go to the run's
+    ledger, and joules too with `energy`. With `dry_run` a `Foreseen` says what it would take, and nothing is done.
 
     Raises what the stages raise, and SettingError if the folder holds a sweep of another checkpoint or other settings.
     """
-    taus, run, asked = parse_taus(tau), RunFolder(Path(output)), _scoring_of(criterion, scoring)
+    taus, run, asked = parse_taus(tau), RunFolder(Path(output)), _scoring_of(ranking.criterion, scoring)
     given = watched.texts() if asked is None else asked
     checkpoint = source.open(model, check=architecture_of)
     run.check_source(checkpoint.folder)
+    if dry_run:
+        check_points(points, checkpoint)
+        return _foreseen(checkpoint, run, len(taus), ranking.criterion, points, watched, resources)
     with workplace(run.path, progress=progress):  # one run at a time
         if fresh or not run.evidence.exists():
             check_points(points, checkpoint)
-        facts = {"criterion": criterion, "min_experts": min_experts, **points.facts()}
+        facts = {**asdict(ranking), **points.facts()}
         facts = {"scoring": (watched if asked is None else asked).facts(), **facts}
         settings = run.begin(fingerprint=checkpoint.fingerprint, settings=facts, fresh=fresh)
         ledger = Ledger(run.ledger, energy=points.energy, country=points.country)
         evidence = _evidence(checkpoint, run, given, resources, ledger, fresh=fresh, progress=progress)
-        planner = Planner(evidence, Choice(criterion=criterion, min_experts=min_experts))
+        planner = Planner(evidence, Choice(**asdict(ranking)))
         walked = cut(planner, sorted({*run.taus(), *taus}), settings, run)
         pruned = [PointFolder(run.path / name) for name in walked.folders(taus)]
-        controls = choose_at_random(evidence, pruned, points.control, min_experts)
+        controls = choose_at_random(evidence, pruned, points.control, ranking.min_experts)
         work = PointWork(checkpoint=checkpoint, run=run, ledger=ledger, points=points, progress=progress)
         work.all_points([run.unpruned, *(each for each in pruned if each != run.unpruned), *controls])
         return walked
+
+
+def _foreseen(
+    checkpoint: Checkpoint,
+    run: RunFolder,
+    taus: int,
+    criterion: str,
+    points: PointSettings,
+    watched: Watched,
+    resources: StageResources,
+) -> Foreseen:
+    """Every tau is taken to be a point of its own, and every point as large as the source."""
+    choosing = choosing_work(checkpoint, [criterion], watched.texts(), resources.watching, resources.scoring)
+    each, untold = point_work(checkpoint, points, run.path)
+    models = 1 + taus * (1 + points.control)  # the unpruned one first
+    work = [*choosing, *(one.repeated(models) for one in each)]
+    return Foreseen(
+        source=checkpoint.source,
+        output=str(run.path),
+        reads_bytes=(1 + (2 * models if each else 0)) * checkpoint.nbytes,
+        disk_bytes=2 * checkpoint.nbytes if each else 0,
+        disk_free_bytes=free_bytes(run.path),
+        work=tuple(work),
+        not_foreseen=(
+            *untold,
+            *writing_itself(watched.texts()),
+            f"At most {taus} points: taus that keep the same experts are one, and pruned models are read sooner.",
+        ),
+    )
 
 
 def _scoring_of(criterion: str, scoring: Scoring) -> Scoring | None:

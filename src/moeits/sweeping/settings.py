@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moeits.calibration.settings import Tokens, Watching
+from moeits.choosing.settings import Choice
 from moeits.errors import SettingError
 from moeits.evaluation.settings import Inference, Questions
 from moeits.evaluation.tasks import task_names
@@ -14,7 +15,7 @@ from moeits.healing.recipe import RECIPES
 from moeits.measurement.settings import Workload
 from moeits.settings import COST, EXPERT, HEALING, POINTS, same_as, setting
 
-_OF_QUESTIONS = ("tasks", "perplexity", "num_fewshot", "limit", "data_dir")
+OF_QUESTIONS = ("tasks", "perplexity", "num_fewshot", "limit", "data_dir")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class PointSettings:
                 )
         # What is out of range there should not be said only after the scoring.
         if self.evaluation:
-            Questions(**{name: self.evaluation[name] for name in _OF_QUESTIONS})
+            Questions(**{name: self.evaluation[name] for name in OF_QUESTIONS})
             Inference(batch_size=self.batch_size, dtype=self.dtype)
         if self.measure:
             Workload(**self.footprint)
@@ -84,6 +85,14 @@ class PointSettings:
             "measuring": facts_of(self.footprint),
             "control": self.control,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """By what the one order of a sweep is made, and how far down it goes."""
+
+    criterion: str = same_as(Choice, "criterion")
+    min_experts: int | None = same_as(Choice, "min_experts")
 
 
 @dataclass(frozen=True, kw_only=True)

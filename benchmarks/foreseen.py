@@ -1,0 +1,76 @@
+"""What `--dry-run` says a run takes, beside what it took: `python -m benchmarks.foreseen FOLDER [MODEL] [VERB...]`.
+
+CPU seconds of whole processes, medians of `TIMES`, since other programs may be at work on the machine; on one thread
+(OMP_NUM_THREADS=1) those are what a run takes on a machine that has nothing else to do. Without MODEL the one that the
+package carries. FOLDER is new, and holds what is made on the way.
+"""
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from benchmarks.measuring import machine, table
+from moeits.demo import MODEL, TRAIN, VALID
+
+TIMES = 3
+VERBS: dict[str, tuple[str, ...]] = {
+    "score": ("score", "{model}", "--threads", "1"),
+    "simplify": ("simplify", "{model}", "--reduction", "0.5", "--threads", "1"),
+    "prune": ("prune", "{model}", "--plan", "{folder}/simplify/plan.json"),
+    "calibrate": ("calibrate", "{model}", "--tokens", "8192"),
+    "refit": ("refit", "{folder}/simplify", "--parent", "{model}", "--tokens", "4096"),
+    "heal": ("heal", "{folder}/simplify", "--data", "{train}", "--recipe", "small", "--steps", "10"),
+    "evaluate": ("evaluate", "{model}", "--perplexity", "{valid}", "--limit", "25", "--dtype", "float32"),
+    "measure": ("measure", "{model}", "--no-energy"),
+    "sweep": (
+        *("sweep", "{model}", "--tau", "1.25", "--perplexity", "{valid}", "--limit", "10", "--dtype", "float32"),
+        *("--threads", "1"),
+    ),
+    "forecast": ("forecast", "{model}", "--reductions", "0.25,0.5", "--tokens", "2048", "--held-out", "2048"),
+    "compare-criteria": (
+        *("compare-criteria", "{model}", "--keep", "0.5", "--criteria", "moeits,random", "--tokens", "2048"),
+        *("--held-out", "2048", "--perplexity", "{valid}", "--limit", "10"),
+    ),
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print a table, a line for each verb."""
+    folder, *rest = arguments
+    model = rest[0] if rest else str(MODEL)
+    rows = [row(verb, Path(folder), model) for verb in rest[1:] or VERBS]
+    print(f"{machine()}\n\n{table(('verb', 'foreseen, CPU s', 'took, CPU s', 'foreseen / took'), rows)}")
+
+
+def row(verb: str, folder: Path, model: str) -> tuple[str, ...]:
+    """The medians of a verb."""
+    words = {"model": model, "folder": str(folder), "train": str(TRAIN), "valid": str(VALID)}
+    output = folder / verb
+    command = [*(word.format(**words) for word in VERBS[verb]), "--output", str(output)]
+    folder.mkdir(parents=True, exist_ok=True)
+    said, took = [], []
+    for _ in range(TIMES):
+        shutil.rmtree(output, ignore_errors=True)
+        output.unlink(missing_ok=True)
+        said.append(json.loads(_run([*command, "--dry-run", "--json"])[0])["seconds"])
+        took.append(_run(command)[1])
+    line = (verb, f"{median(said):.1f}", f"{median(took):.1f}", f"{median(said) / median(took):.2f}")
+    print("  ".join(line), file=sys.stderr, flush=True)
+    return line
+
+
+def _run(command: Sequence[str]) -> tuple[str, float]:
+    """What a command prints, and its CPU seconds, those of the programs that it starts among them."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-m", "moeits", *command], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
