@@ -39,7 +39,10 @@ FLAGS = {
 
 # Flags of other programs that the pages speak of: `--model` is of lm_eval.
 # `--power` belongs to a signal that docs/extending.md makes up.
-FOREIGN_FLAGS = {"--help", "--hypothesis-profile", "--model", "--power"}
+FOREIGN_FLAGS = {
+    *("--help", "--hypothesis-profile", "--model", "--power"),
+    *("--enable-eplb", "--enable-expert-parallel", "--tensor-parallel-size", "--trust-remote-code"),  # of vLLM
+}
 # Names that docs/extending.md makes up, and tests/test_extending.py puts where it says.
 MADE_UP = {
     "cosine.Cosine",
