@@ -1,6 +1,6 @@
 # make install   an environment in .venv with every extra
-# make test      what CI runs: format, lint, types, tests with warnings as errors
-# make test-all  the same, with the contracts of families whose description another family has too
+# make test      format, lint, types, tests with warnings as errors
+# make test-all  what CI runs: these, and the contracts of families whose description another family has too
 # make check     the same without the slow tests
 # make demo      the main job on the model that the package carries
 # make docs      the pages as a site in build/site, every link checked
@@ -38,9 +38,8 @@ test: lint
 	sh scripts/install-chromium.sh
 	$(TEST_ENV) $(PYTEST) -m "not every_family"
 
-test-all: lint
-	sh scripts/install-chromium.sh
-	$(TEST_ENV) $(PYTEST)
+test-all: test
+	$(TEST_ENV) $(PYTEST) -m every_family
 
 check: lint
 	$(TEST_ENV) $(PYTEST) -m "not slow and not every_family"

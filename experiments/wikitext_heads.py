@@ -40,12 +40,18 @@ def articles(text: str) -> Iterator[str]:
         yield "\n".join(paragraphs)
 
 
+def documents(text: Path = TEXT) -> Iterator[str]:
+    """A line of JSON for each article."""
+    for article in articles(text.read_text(encoding="utf-8")):
+        yield json.dumps({"text": article[:CHARACTERS]}, ensure_ascii=False)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, default=TEXT)
     asked = parser.parse_args(argv)
-    for article in articles(asked.text.read_text(encoding="utf-8")):
-        print(json.dumps({"text": article[:CHARACTERS]}, ensure_ascii=False))
+    for document in documents(asked.text):
+        print(document)
 
 
 if __name__ == "__main__":
