@@ -353,7 +353,7 @@ def test_vllm_is_refused_for_unequal_counts(tmp_path, data):
 
     moeits.prune(folder, plan=replace(plan, kept=kept), output=tmp_path / "uneven")
     give_tokenizer(tmp_path / "uneven")
-    with pytest.raises(EvaluationError, match=r"vLLM loads only equal counts.*--layout uniform"):
+    with pytest.raises(EvaluationError, match=r"--backend vllm evaluates only equal counts.*--layout uniform"):
         evaluate(tmp_path / "uneven", tasks="continuation", data_dir=data, backend="vllm")
 
 

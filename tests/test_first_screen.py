@@ -308,6 +308,9 @@ def test_a_comparison_of_criteria_names_the_best_beside_random(tmp_path: Path) -
     write(run / "criteria.json", criteria(criteria_row("reap", 0.5, accepted=False), *seeds))
     assert heading(run) == "A random choice of as many does better."
     assert "The refit was refused for reap" in first_screen(run)
+    assert "Of 1 row of a criterion the least loss is that of reap" in first_screen(run)
+    write(run / "criteria.json", criteria(criteria_row("reap", -0.1), *seeds))
+    assert heading(run) == "It came out better than the unpruned model, and better than a random choice."
     write(run / "criteria.json", criteria(criteria_row("reap", 0.12)))
     assert "No random row: no choice here can be told from chance" in first_screen(run)
 

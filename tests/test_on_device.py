@@ -77,6 +77,9 @@ def test_evidence_is_the_same_file(toy: Path, tmp_path: Path) -> None:
         (["--device", "cpu", "--engine", "ray"], "leave one of them out."),
         (["--device", "cuda:7"], "--device cuda:7 cannot be used here"),
         (["--device", "toaster"], "--device toaster cannot be used here"),
+        (["--device", "meta"], "--device meta cannot be used here"),
+        (["--device", "meta", "--dry-run"], "--device meta cannot be used here"),
+        (["--device", "cpu", "--estimator", "correlation", "--dry-run"], "Leave --device out for correlation."),
     ],
 )
 def test_a_device_that_cannot_count_is_refused(toy: Path, tmp_path: Path, asked: list[str], said: str) -> None:

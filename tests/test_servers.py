@@ -233,7 +233,8 @@ def test_expert_parallelism_is_refused(tmp_path: Path, setting: str) -> None:
 
 @pytest.mark.usefixtures("vllm")
 @pytest.mark.parametrize(
-    ("version", "warns"), [("0.33.0", False), ("0.33.2rc1", False), ("0.34.0", True), ("0.32.9", True)]
+    ("version", "warns"),
+    [("0.33.0", False), ("0.33.2rc1", False), ("0.34.0", True), ("0.32.9", True), ("dev", True)],
 )
 def test_another_version_is_told_the_range(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, version: str, warns: bool
@@ -241,6 +242,24 @@ def test_another_version_is_told_the_range(
     sys.modules["vllm"].__version__ = version  # type: ignore[attr-defined]
     built(config_of(tmp_path, "mixtral", "per-layer"))
     assert (f"vLLM >=0.33,<0.34; this is {version}" in caplog.text) is warns
+
+
+@pytest.mark.parametrize("gone", ["get_per_layer_hf_configs", "the module"])
+def test_a_vllm_that_is_built_otherwise_is_left_as_it_is(
+    vllm: Path, caplog: pytest.LogCaptureFixture, gone: str
+) -> None:
+    file = vllm / "vllm" / "transformers_utils" / "model_arch_config_convertor.py"
+    if gone == "the module":
+        file.unlink()
+    else:
+        file.write_text(file.read_text().replace(gone, "of_another_name"))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "vllm"]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    plug_in.register()
+    registry = type(importlib.import_module("vllm.model_executor.models.registry").ModelRegistry)
+    assert not plug_in.is_ours(registry.resolve_model_cls)
+    assert "plug-in for unequal layers is off: it is for vLLM >=0.33,<0.34" in caplog.text
 
 
 @pytest.mark.usefixtures("vllm")

@@ -10,7 +10,7 @@ def checked_device(name: str | None) -> str:
     if name is None:
         return str(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        torch.ones(1, device=name).sum().item()  # `meta` is a device that holds no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise SettingError(f"--device {name} cannot be used here: {str(error).splitlines()[0]}") from None
     return name

@@ -46,7 +46,7 @@ def show_plan(plan: PruningPlan, arguments: dict[str, Any]) -> None:
     if "layout" in arguments and len(set(plan.counts.values())) > 1:  # a checkpoint was written, not a plan
         out(
             "note: layers keep different numbers of experts: open it with moeits.load, or in transformers with "
-            "trust_remote_code=True. For vLLM, SGLang or llama.cpp write it with --layout uniform."
+            "trust_remote_code=True. For SGLang, llama.cpp or vLLM without moeits write it with --layout uniform."
         )
     written(arguments)
 
@@ -110,9 +110,10 @@ def show_evidence(evidence: Evidence, arguments: dict[str, Any]) -> None:
     """Per layer: how redundant its pairs are, beside what independent weights would show."""
     found = evidence.facts()
     columns = ("layer", "experts", "mean R", "largest R", "noise floor", "largest / floor")
-    table(columns, (_redundancy_row(evidence, layer, found["redundancy"]) for layer in evidence.redundancy))
+    if evidence.redundancy:
+        table(columns, (_redundancy_row(evidence, layer, found["redundancy"]) for layer in evidence.redundancy))
     if evidence.signals:
-        out(f"beside it, for each layer: {', '.join(evidence.signals)}")
+        out(f"{'beside it, for' if evidence.redundancy else 'of'} each layer: {', '.join(evidence.signals)}")
     if note := estimated(evidence.settings, found):
         out(f"note: {note}.")
     if found["layers_on_noise_floor"]:

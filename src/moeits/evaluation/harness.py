@@ -84,8 +84,8 @@ def _with_vllm(checkpoint: Checkpoint, inference: Inference) -> Any:
     """Not run: the machine this was written on has no vLLM."""
     if needs_loader(checkpoint.config):
         raise EvaluationError(
-            "vLLM loads only equal counts of experts in all layers. Evaluate with --backend hf, or write the "
-            "checkpoint again with --layout uniform."
+            "--backend vllm evaluates only equal counts of experts in all layers. Evaluate with --backend hf, or write "
+            "the checkpoint again with --layout uniform."
         )
     try:
         import vllm  # noqa: F401

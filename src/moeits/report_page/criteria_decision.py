@@ -16,14 +16,16 @@ def criteria_decision(found: CriteriaFile, run: Run) -> Section | None:
     rows, text = shown_rows(found["rows"]), found["text"]
     if text is None or not rows:
         return None
-    best = min((row for row in rows if not _is_random(row)), key=lambda row: row.rise, default=None)
+    chosen = [row for row in rows if not _is_random(row)]
+    best = min(chosen, key=lambda row: row.rise, default=None)
     chance = _chance(best, rows)
     if best is None:
         return None
     size = f"{found['experts_kept']:,} of {found['experts_before']:,} experts stay"
+    among = f"{len(chosen)} row{'' if len(chosen) == 1 else 's'} of a criterion"
     sentences = [
-        f"{size}. Of {len(rows)} rows the least loss is that of {best.label}, {best.state}: {best.rise:.3f} nats per "
-        f"token more than unpruned ({_range(best)}), {exp(best.rise):.2f} times the perplexity. {_beside(best, chance)}"
+        f"{size}. Of {among} the least loss is that of {best.label}, {best.state}: {best.rise:.3f} nats per token more "
+        f"than unpruned ({_range(best)}), {exp(best.rise):.2f} times the perplexity. {_beside(best, chance)}"
     ]
     cards = [
         card("Lost, nats per token", signed(best.rise, 3), f"95 %: {_range(best)}", f"{best.label}, {best.state}"),
@@ -57,6 +59,8 @@ def _heading(best: ShownRow, chance: ShownRow | None) -> str:
     if best.low > 0 and _standing(best, chance) == "better":
         return "It lost for certain; a random choice loses more."
     cost = "It lost for certain" if best.low > 0 else "No loss that this text can tell"
+    if best.high < 0:
+        cost = "It came out better than the unpruned model"
     return {
         "better": f"{cost}, and better than a random choice.",
         "untold": f"{cost}, and the best choice cannot be told from chance.",

@@ -12,6 +12,7 @@ from moeits.experts.layout import MoELayout
 from moeits.foreseen import Foreseen, Work, copying, free_bytes
 from moeits.scoring.estimate import Estimate, estimate
 from moeits.scoring.layers import LayerScorer
+from moeits.signals import PairSignal
 from moeits.signals.settings import Resources, Scoring
 from moeits.sizes import parse_size
 
@@ -83,7 +84,7 @@ def rehearse(
 
 def of_scoring(scored: Estimate) -> Work:
     """A scoring as work."""
-    return Work(what="scoring pairs of experts", times=1, seconds_each=scored.seconds)
+    return Work(what="scoring experts", times=1, seconds_each=scored.seconds)
 
 
 def rehearse_scoring(
@@ -92,7 +93,8 @@ def rehearse_scoring(
     """A scoring that was not made, of a share of the layers. Raises what it would raise for the first two experts."""
     found = _estimate(checkpoint, scoring, resources)
     experts = [moe.num_experts for moe in MoELayout.of(checkpoint).layers.values()]
-    nbytes = int(8 * share * sum(count**2 for count in experts)) * (1 + len(scoring.beside()))
+    powers = [2 if isinstance(signal, PairSignal) else 1 for signal in scoring.measured()]
+    nbytes = int(8 * share * sum(count**power for count in experts for power in powers))
     return Foreseen(
         source=checkpoint.source,
         output=None if output is None else str(output),

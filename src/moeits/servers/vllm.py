@@ -12,6 +12,7 @@ import functools
 import importlib
 import inspect
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -59,16 +60,26 @@ def register() -> None:
     """What vLLM calls when it starts; harmless when called again.
 
     The door is the registry, which every model passes before it is built: what cannot be served is refused there, when
-    vLLM looks at the config (CheckpointError), and again when it fetches the class.
+    vLLM looks at the config (CheckpointError), and again when it fetches the class. A vLLM that has not what this
+    builds on is left as it is, with a warning: it must go on serving all other models.
     """
-    from vllm.model_executor.models.registry import ModelRegistry
-    from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigConvertorBase as Convertor
+    try:
+        from vllm.model_executor.models.registry import ModelRegistry
+        from vllm.transformers_utils.model_arch_config_convertor import ModelArchConfigConvertorBase as Convertor
 
-    registry = type(ModelRegistry)
-    if not is_ours(registry.resolve_model_cls):
-        registry.inspect_model_cls = _looked_at(check, registry.inspect_model_cls)
-        registry.resolve_model_cls = _looked_at(serve, registry.resolve_model_cls)
-        Convertor.get_per_layer_hf_configs = _one_of_mla(Convertor.get_per_layer_hf_configs)
+        registry = type(ModelRegistry)
+        inspect_model, resolve_model = registry.inspect_model_cls, registry.resolve_model_cls
+        per_layer = Convertor.get_per_layer_hf_configs
+    except (ImportError, AttributeError) as error:
+        first, untried = (".".join(map(str, each)) for each in (FIRST, FIRST_UNTRIED))
+        logger.warning(
+            "moeits' plug-in for unequal layers is off: it is for vLLM >=%s,<%s, and here is %s.", first, untried, error
+        )
+        return
+    if not is_ours(resolve_model):
+        registry.inspect_model_cls = _looked_at(check, inspect_model)
+        registry.resolve_model_cls = _looked_at(serve, resolve_model)
+        Convertor.get_per_layer_hf_configs = _one_of_mla(per_layer)
 
 
 def is_ours(function: Callable[..., Any]) -> bool:
@@ -190,7 +201,8 @@ def _refuse_expert_parallel() -> None:
 def _warn_of_version() -> None:
     from vllm import __version__ as version
 
-    if not FIRST <= tuple(int(part) for part in version.split(".")[:2]) < FIRST_UNTRIED:
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if not FIRST <= numbers < FIRST_UNTRIED:
         first, untried = (".".join(map(str, each)) for each in (FIRST, FIRST_UNTRIED))
         logger.warning(
             "moeits' plug-in for unequal layers was written against vLLM >=%s,<%s; this is %s.", first, untried, version

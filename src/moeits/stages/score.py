@@ -79,6 +79,7 @@ def _foreseen(
     layout, shard = MoELayout.of(checkpoint), sharing.work_shard()
     layout.check_scorable(checkpoint)
     parse_size(resources.memory, "--memory")
+    _wanted(scoring, layout, sharing)
     layers = tuple(layout.layers)
     share = 1.0 if shard is None else len(shard.of_layers(layers)) / len(layers)
     found = rehearse_scoring(checkpoint, scoring, resources, output=output, share=share)
@@ -102,9 +103,7 @@ def scored(
     layout, shard = MoELayout.of(checkpoint), sharing.work_shard()
     chosen = tuple(layout.layers) if shard is None else shard.of_layers(tuple(layout.layers))
     layout.check_scorable(checkpoint)
-    wanted = Wanted.of(scoring, layout)
-    if sharing.device is not None:
-        wanted = replace(wanted, redundancy=on_device(wanted.redundancy, checked_device(sharing.device)))
+    wanted = _wanted(scoring, layout, sharing)
     memory_bytes = parse_size(resources.memory, "--memory")
     finished = place.parts(
         stage="score",
@@ -130,6 +129,14 @@ def scored(
         floor={layer: values["floor"] for layer, values in layers.items() if "floor" in values},
         signals={name: {layer: values[name] for layer, values in layers.items()} for name in wanted.names_beside()},
     )
+
+
+def _wanted(scoring: Scoring, layout: MoELayout, sharing: Sharing) -> Wanted:
+    """What is measured, and where its pairs are counted. Raises SettingError."""
+    wanted = Wanted.of(scoring, layout)
+    if sharing.device is None:
+        return wanted
+    return replace(wanted, redundancy=on_device(wanted.redundancy, checked_device(sharing.device)))
 
 
 def _all_layers(
