@@ -67,7 +67,7 @@ class Mask(OnItsOwn):
         try:
             if ":" in asked:
                 stay, of = map(int, asked.split(":"))
-                share, each = 1 - stay / of, of
+                share, each = (1 - stay / of, of) if 0 < stay < of else (-1.0, 0)
             else:
                 share, each = float(asked.removesuffix("%")) / (100 if asked.endswith("%") else 1), 0
         except (ValueError, ArithmeticError):
