@@ -13,6 +13,7 @@ import moeits
 from moeits.calibration.settings import Tokens
 from moeits.calibration.texts import windows_of
 from moeits.checkpoint.reading import Checkpoint
+from moeits.choosing import pruning_plan
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.edits import PlannedEdit
 from moeits.edits.mask import Mask
@@ -22,6 +23,7 @@ from moeits.experts.layout import MoELayout
 from moeits.progress import silent
 from moeits.runtime import need
 from moeits.signals.watched import INPUT_NORMS
+from moeits.typed_json import MOST_BYTES as MOST_BYTES_OF_JSON
 from tests.evaluation_toys import give_tokenizer
 from tests.toys import HIDDEN, WIDTH, fuse, make_toy, read_tensors
 
@@ -87,6 +89,28 @@ def test_a_gate_that_is_larger_throughout_leaves_the_mask_as_it_was() -> None:
         of = Mask().details(Evidence(inventory=None, signals=known), 0, (0,))  # type: ignore[arg-type]
         made.append(Mask().changed("up", weight, of[0]))
     assert (made[0] == made[1]).all()
+
+
+def test_a_plan_that_could_not_be_read_back_is_not_written(
+    watched: tuple[Path, Evidence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"criterion": "reap", "experts_per_layer": 4, "edit": "mask"}
+    size = len(moeits.plan(watched[1], **asked).to_json())
+    monkeypatch.setattr(pruning_plan, "MOST_BYTES", size)
+    moeits.plan(watched[1], output=tmp_path / "fits.json", **asked)
+    assert PruningPlan.load(tmp_path / "fits.json").to_json() == (tmp_path / "fits.json").read_text()
+    monkeypatch.setattr(pruning_plan, "MOST_BYTES", size - 1)
+    with pytest.raises(
+        PlanError, match=f"This plan has {size:,} bytes, and moeits reads plans of {size - 1:,} at most"
+    ):
+        moeits.plan(watched[1], output=tmp_path / "plan.json", **asked)
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_norms_of_half_of_128_experts_in_94_layers_fit_into_a_plan() -> None:
+    hidden, width = 4096, 1536
+    assert 94 * 64 * 2.7 * (hidden + width) > MOST_BYTES_OF_JSON
+    assert 94 * 128 * 2.7 * (hidden + width) < pruning_plan.MOST_BYTES
 
 
 # ------------------------------------------------------------------------------------------------ norms of the inputs
@@ -216,7 +240,25 @@ def test_an_expert_that_no_token_chose_is_masked_by_its_weights_alone(watched: t
 
 
 @pytest.mark.parametrize(
-    "sparsity", ["0", "1", "1.5", "-0.1", "4:4", "5:4", "0:0", "a:b", "1:2:3", "half", "nan", "1:2048"]
+    "sparsity",
+    [
+        "0",
+        "1",
+        "1.5",
+        "-0.1",
+        "4:4",
+        "5:4",
+        "0:0",
+        "a:b",
+        "1:2:3",
+        "half",
+        "nan",
+        "1:2048",
+        "-4:-8",
+        "-1:4",
+        "0:4",
+        "2.0:4",
+    ],
 )
 def test_a_share_out_of_range_is_one_sentence(sparsity: str) -> None:
     with pytest.raises(SettingError, match=r"--sparsity '.*' is out of range: it is a share of zeros between 0 and 1"):

@@ -22,6 +22,8 @@ from moeits.notebook import html_table
 from moeits.typed_json import NotOfItsType, convert_typed, read_typed
 
 FORMAT = 1
+MOST_BYTES = 2**30
+"""Of plan.json. Kilobytes are usual; the norms of `--edit mask` are 86 MiB for half of 128 experts in 94 layers."""
 
 WHOLE_LAYERS = "whole_layers"
 """Key of the settings of a plan that was carried out: layers with experts that all stay, and are in no plan."""
@@ -78,9 +80,15 @@ class PruningPlan:
         }
 
     def to_json(self) -> str:
-        """The text of plan.json, the same for the same plan."""
+        """The text of plan.json, the same for the same plan. Raises PlanError if it is too long to be read back."""
         lines = (f"  {json.dumps(key)}: {_json_rows(entry)}" for key, entry in self.facts().items())
-        return "{\n" + ",\n".join(lines) + "\n}\n"
+        text = "{\n" + ",\n".join(lines) + "\n}\n"
+        if len(text) > MOST_BYTES:  # ASCII, so characters are bytes
+            raise PlanError(
+                f"This plan has {len(text):,} bytes, and moeits reads plans of {MOST_BYTES:,} at most: keep fewer "
+                "experts, or choose an --edit with less to remember, such as mask with --mask-by magnitude."
+            )
+        return text
 
     @cached_property
     def sha256(self) -> str:
@@ -88,7 +96,7 @@ class PruningPlan:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
-        """Write plan.json, all or nothing."""
+        """Write plan.json, all or nothing. Raises PlanError if it could not be read back."""
         write_whole(Path(path), self.to_json().encode())
 
     @classmethod
@@ -102,6 +110,7 @@ class PruningPlan:
             remedy="Make it again with moeits plan.",
             missing=f"There is no plan {path}. Make one with: moeits plan EVIDENCE --output {path}",
             format=FORMAT,
+            most_bytes=MOST_BYTES,
         )
         try:
             convert_typed(stored.summary, _Summary)
