@@ -172,11 +172,35 @@ def test_a_plan_meets_its_bits_by_the_published_cost_and_replays(
     assert moeits.refit(tmp_path / "one", parent=toy, output=tmp_path / "refitted", **small).layers
 
 
+@pytest.mark.parametrize("bits", [2.5, 2.6, 2.9])
+def test_bits_are_never_more_than_were_asked_for(watched: tuple[Path, Evidence], bits: float) -> None:
+    plan = moeits.plan(watched[1], criterion="reap", experts_per_layer=3, edit="quantize", bits=bits)
+    assert plan.edit is not None
+    for of_layer in plan.edit.details.values():
+        assert sum(detail["bits"] for detail in of_layer.values()) <= 3 * bits
+
+
+def test_a_float_that_is_a_whole_number_of_bits_all_but_its_last_digit_is_that_number() -> None:
+    for experts, total in product(range(1, 65), range(1, 513)):
+        if experts <= total <= 8 * experts:
+            assert Quantize(bits=total / experts).budget(experts) == total
+
+
+def test_a_single_width_is_met_without_bits_and_not_by_fewer_that_were_given() -> None:
+    for width in range(1, 9):
+        made = Quantize(bit_widths=str(width))
+        assert made.most == made.bits_of({}) == width
+        assert made.needs == ()
+    assert Quantize().most == 2.5
+    with pytest.raises(SettingError, match=r"--bits 2.5 is met by no width of --bit-widths 3"):
+        Quantize(bits=2.5, bit_widths="3")
+
+
 @pytest.mark.parametrize("form", ["qwen2_moe", "qwen2_moe fused", "gpt_oss"])
 def test_every_matrix_of_a_kept_expert_is_rounded_and_all_else_has_its_bytes(form: str, tmp_path: Path) -> None:
     toy = make_toy(tmp_path / "toy", form.removesuffix(" fused"))
     toy = fuse(toy, tmp_path / "fused") if form.endswith("fused") else toy
-    plan = moeits.plan(moeits.score(toy), experts_per_layer=3, edit="quantize", bits=3, bit_widths="3")
+    plan = moeits.plan(moeits.score(toy), experts_per_layer=3, edit="quantize", bit_widths="3")
     moeits.prune(toy, plan=plan, output=tmp_path / "made")
     moeits.prune(toy, plan=replace(plan, edit=None), output=tmp_path / "plain")
     made, plain = Checkpoint.open(tmp_path / "made"), Checkpoint.open(tmp_path / "plain")

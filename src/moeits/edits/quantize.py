@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import gcd, isfinite
+from math import floor, gcd, isfinite
 from typing import ClassVar
 
 import numpy as np
@@ -16,6 +16,7 @@ from moeits.settings import EXPERT, setting
 from moeits.signals.watched import ROUNDING_BITS, rounding_error
 
 MOST_BITS = 8
+_BITS = 2.5
 _GROUP, _SMALLEST_GROUP = 128, 16
 _FREQUENCY_POWER, _GATE_POWER, _ERROR_POWER = 1.0, 1.5, 2.0
 
@@ -38,7 +39,11 @@ class Quantize(OnItsOwn):
         "bit."
     )
 
-    bits: float = setting(2.5, help="Of --edit quantize: at most so many bits a weight, on average.", panel=EXPERT)
+    bits: float | None = setting(
+        None,
+        help="Of --edit quantize: at most so many bits a weight, on average; 2.5, or those of a single width.",
+        panel=EXPERT,
+    )
     bit_widths: str = setting(
         "1,2,3",
         help="Of --edit quantize: how many bits an expert may have; one number: the same for all.",
@@ -47,9 +52,9 @@ class Quantize(OnItsOwn):
 
     def __post_init__(self) -> None:
         widths = self.widths
-        if not (isfinite(self.bits) and widths[0] <= self.bits <= MOST_BITS):
+        if not (isfinite(self.most) and widths[0] <= self.most <= MOST_BITS):
             raise SettingError(
-                f"--bits {self.bits} is met by no width of --bit-widths {self.bit_widths}: give a number from "
+                f"--bits {self.most} is met by no width of --bit-widths {self.bit_widths}: give a number from "
                 f"{widths[0]} to {MOST_BITS}, or smaller widths."
             )
 
@@ -69,6 +74,17 @@ class Quantize(OnItsOwn):
         return widths
 
     @property
+    def most(self) -> float:
+        """How many bits a weight has at most, on average."""
+        if self.bits is not None:
+            return self.bits
+        return self.widths[0] if len(self.widths) == 1 else _BITS
+
+    def budget(self, experts: int) -> int:
+        """How many bits so many experts have at most, all together; a product is not cut for a float's last digit."""
+        return floor(experts * self.most + 1e-9)
+
+    @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
         several = len(self.widths) > 1
         return ("frequency", "router-score", *map(rounding_error, self.widths)) if several else ()
@@ -79,11 +95,10 @@ class Quantize(OnItsOwn):
         chosen, gates, *errors = (evidence.of_experts(name)[layer][list(kept)] for name in self.needs)
         importance = _shares(chosen) ** _FREQUENCY_POWER * _shares(gates) ** _GATE_POWER
         costs = importance[:, None] * np.stack(errors, axis=1) ** _ERROR_POWER
-        budget = round(len(kept) * self.bits + 1e-9)
-        found = least_cost(costs, self.widths, budget)
+        found = least_cost(costs, self.widths, self.budget(len(kept)))
         if found is None:
             raise SettingError(
-                f"--bits {self.bits} cannot be met in layer {layer}: of {len(kept)} experts one has "
+                f"--bits {self.most} cannot be met in layer {layer}: of {len(kept)} experts one has "
                 f"{self.widths[-1]} bits and one {self.widths[-2]}, the others {self.widths[0]} at least. Give more "
                 "bits."
             )
