@@ -59,10 +59,23 @@ Texts of 128 tokens, of which as many tokens are more texts. The Mixtral type ha
     moeits compare-criteria MODEL --keep 0.25 --data self --tokens 8192 --window 128 --perplexity TEXT --output RUN \\
         --criteria moeits,random:8,reap,reconstruction
 """,
+    "others25": """
+## A quarter removed, the other criteria
+
+    moeits compare-criteria MODEL --keep 0.75 --data self --tokens 8192 --window 128 --perplexity TEXT --output RUN \\
+        --criteria chance-corrected,ean-mean,ean-sum,frequency,router-score,aimer,weight-norm,router-norm,router-cosine
+""",
+    "others75": """
+## Three quarters removed, the other criteria
+
+    moeits compare-criteria MODEL --keep 0.25 --data self --tokens 8192 --window 128 --perplexity TEXT --output RUN \\
+        --criteria chance-corrected,ean-mean,ean-sum,frequency,router-score,aimer,weight-norm,router-norm,router-cosine
+""",
     "fresh": """
-## A model of our own training, on which nothing was chosen
+## Models of our own training, on which nothing was chosen
 
     python ../shared/tools/train_tiny_moe.py train --family qwen2moe --seed 7 ...
+    python ../shared/tools/train_tiny_moe.py train --family mixtral --seed 11 --steps 400 ...
     moeits compare-criteria MODEL --keep 0.5 --data self --tokens 8192 --window 128 --perplexity TEXT --output RUN \\
         --criteria moeits,random:4,reap,reconstruction
 """,
@@ -73,6 +86,18 @@ Texts of 128 tokens, of which as many tokens are more texts. The Mixtral type ha
 section above, the others as in the first one.
 
     moeits compare-criteria MODEL --keep 0.5 --data self --tokens 8192 --perplexity TEXT --output RUN \\
+        --criteria moeits,reconstruction --heal ../shared/data/text/train.jsonl
+""",
+    "healed25": """
+## A quarter removed: healed, refitted, and both
+
+    moeits compare-criteria MODEL --keep 0.75 --data self --tokens 8192 --window 128 --perplexity TEXT --output RUN \\
+        --criteria moeits,reconstruction --heal ../shared/data/text/train.jsonl
+""",
+    "healed75": """
+## Three quarters removed: healed, refitted, and both
+
+    moeits compare-criteria MODEL --keep 0.25 --data self --tokens 8192 --window 128 --perplexity TEXT --output RUN \\
         --criteria moeits,reconstruction --heal ../shared/data/text/train.jsonl
 """,
     "tokens": """
@@ -142,6 +167,55 @@ def overview(shown: Sequence[tuple[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+COSTS = """
+## What a row took
+
+Of the runs by all criteria and of those that were healed, half of the experts removed: from the least to the most of
+their choices, with all that a row needs (scoring, calibration, the tokens that the model writes). One thread.
+
+"""
+
+
+def costs() -> str:
+    """Seconds and memory of every state: a line for each model and state."""
+    lines = ["| model | state | seconds | peak memory, GiB | tokens |", "| --- | --- | ---: | ---: | ---: |"]
+    for model in sorted({file.stem.partition("-")[2] for file in FOLDER.glob("criteria-*.json")}):
+        runs = [read_criteria(FOLDER / f"{kind}-{model}.json") for kind in ("criteria", "healed")]
+        for state in STATES:
+            kind = runs[0] if state in STATES[:2] else runs[1]
+            spent = [row["cost"] for row in kind["rows"] if row["state"] == state]
+            seconds, tokens = ([cost[name] for cost in spent] for name in ("seconds", "tokens"))
+            memory = [cost["peak_bytes"] / 2**30 for cost in spent if cost["peak_bytes"] is not None]
+            lines.append(
+                f"| {runs[0]['source']} | {state} | {min(seconds):.0f} to {max(seconds):.0f} | "
+                f"{min(memory):.1f} to {max(memory):.1f} | {min(tokens):,} to {max(tokens):,} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+HEALING = """
+## Healed, refitted, and both, at three sizes
+
+The rises of the sections on healing. At half all but the Qwen2-MoE type are refitted without the shared expert, on
+texts of 256 tokens.
+
+"""
+HEALED = {"healed25": "a quarter", "healed": "half", "healed75": "three quarters"}
+
+
+def healed() -> str:
+    """What a choice loses pruned, refitted, healed and both: a line for each model, size and choice."""
+    lines = [f"| model | removed | choice | {' | '.join(STATES)} |", f"| --- | --- | --- |{' ---: |' * len(STATES)}"]
+    for model in sorted({file.stem.partition("-")[2] for file in FOLDER.glob("healed75-*.json")}):
+        for kind, removed in HEALED.items():
+            run = read_criteria(FOLDER / f"{kind}-{model}.json")
+            rises = {(row.label, row.state): f"{row.rise:.3f}" for row in shown_rows(run["rows"])}
+            for choice in ("reconstruction", "moeits"):
+                cells = " | ".join(rises[choice, state] for state in STATES)
+                lines.append(f"| {run['source']} | {removed} | {choice} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
 COUNTS, SOURCES = ("2048", "8192", "32768"), {"self": "its own", "bundled": "bundled", "train": "training text"}
 
 
@@ -170,7 +244,7 @@ def _refitted(file: Path) -> ShownRow | None:
 
 def page() -> str:
     """The page as it should be on disk."""
-    parts = [HEAD, OVERVIEW, overview(ALL)]
+    parts = [HEAD, OVERVIEW, overview(ALL), COSTS, costs(), HEALING, healed()]
     for kind, head in KINDS.items():
         parts += [
             head,

@@ -22,3 +22,4 @@ def test_every_run_is_on_it_and_small() -> None:
 def test_what_is_known_of_the_refit_shows_a_part_of_the_same_table() -> None:
     page = (ROOT / "docs" / "validity.md").read_text(encoding="utf-8")
     assert f"\n\n{criteria_page.overview(criteria_page.SOME)}\n" in page
+    assert f"\n\n{criteria_page.healed()}\n" in page
