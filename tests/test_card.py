@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 import moeits
 from moeits.card_slot import BEGIN, results_slot, with_results
 from moeits.checkpoint.reading import Checkpoint
-from moeits.choosing.criteria import criterion_named
+from moeits.choosing.criteria import CRITERIA, criterion_named
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.command_line.app import application
 from moeits.errors import SettingError
 from moeits.evaluation.results import Results
 from moeits.experts.layout import MoELayout
 from moeits.report_page.model_index import with_model_index
-from moeits.surgery.card import OLDEST_TRANSFORMERS, Afterwards, model_card
+from moeits.surgery.card import OLDEST_TRANSFORMERS, Afterwards, model_card, removed_experts
 from tests.toys import make_toy, read_config
 
 LICENSED = """---
@@ -193,6 +193,21 @@ def test_what_a_criterion_removes_is_called_as_it_says(
     monkeypatch.setattr(type(criterion_named("random")), "chosen", "unlucky")
     moeits.simplify(toy, criterion="random", experts_per_layer=4, output=tmp_path / "out")
     assert "with unlucky experts removed" in card_of(tmp_path / "out").text
+
+
+def test_what_a_criterion_removes_is_english(tmp_path: Path, toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = moeits.plan(moeits.score(toy), criterion="random", experts_per_layer=4)
+    said = {each.name: removed_experts(replace(plan, criterion=each.name)) for each in CRITERIA}
+    assert said["dern"] == "experts of little weight"
+    assert said["aimer"] == "experts of the flattest weights"
+    assert said["order"] == "experts last in a given order"
+    assert said["stun"] == "experts close to others by their router rows"
+    assert said["random"] == "randomly chosen experts"
+    assert said["frequency"] == "seldom chosen experts"
+    assert not [text for text in said.values() if text.startswith("of ") or text.count("experts") != 1]
+    monkeypatch.setattr(type(criterion_named("random")), "chosen", "of little luck")
+    moeits.prune(toy, plan=plan, output=tmp_path / "out")
+    assert "with experts of little luck removed by moeits" in card_of(tmp_path / "out").text
 
 
 NESTED = "---\nlicense: " + "[" * 5000 + "]" * 5000 + "\n---\n"

@@ -23,6 +23,7 @@ from moeits.surgery import mtp, quantized_card
 from moeits.version import __version__
 
 OLDEST_TRANSFORMERS = "5.20"
+_AFTER_NOUNS = {"of", "in", "to", "by", "beyond"}  # "experts of little weight", but "redundant experts"
 _UNTRAINED = "The weights that are left are those of the source, bit for bit; nothing was trained."
 
 _LOADS_UNIFORM = """\
@@ -167,7 +168,7 @@ def _opening(name: str, plan: PruningPlan | None, afterwards: Sequence[Afterward
     left, before = (plan.summary.get(which, "?") for which in ("experts_kept", "experts_before"))
     return (
         f"# {name.split('/')[-1]}, {left} of {before} experts\n\n"
-        f"{source} with {_chosen_by(plan)} experts removed by moeits {__version__}, which implements MoEITS\n"
+        f"{source} with {removed_experts(plan)} removed by moeits {__version__}, which implements MoEITS\n"
         f"(arXiv 2604.10603). {weights}"
     )
 
@@ -314,15 +315,16 @@ def _experts(plan: PruningPlan) -> str:
     return "\n".join(["## Experts per layer\n", "| layer | before | after |", "| ---: | ---: | ---: |", *rows])
 
 
-def _chosen_by(plan: PruningPlan) -> str:
+def removed_experts(plan: PruningPlan) -> str:
     """What the removed experts are, by who chose them; no more is said of them than is so.
 
     The control must not pass for the method, nor chance for redundancy.
     """
     criterion = next((each for each in CRITERIA if each.name == plan.criterion), None)
     if criterion is None or ("redundancy" in criterion.needs and plan.summary.get("layers_on_noise_floor")):
-        return "some"
-    return criterion.chosen
+        return "some experts"
+    after = _AFTER_NOUNS & {*criterion.chosen.split()}
+    return f"experts {criterion.chosen}" if after else f"{criterion.chosen} experts"
 
 
 def _estimated_note(plan: PruningPlan) -> str:

@@ -37,7 +37,7 @@ class Criterion(Protocol):
 
     @property
     def chosen(self) -> str:
-        """What the experts that it removes are called on a card, such as "redundant"."""
+        """What the experts that it removes are called on a card, such as "redundant" or "of little weight"."""
 
     def rank(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:
         """The elimination order of one layer, to the last expert. What it needs is there."""

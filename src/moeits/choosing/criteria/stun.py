@@ -25,7 +25,7 @@ class Stun:
     needs: ClassVar[tuple[str, ...]] = ("router-nearness", "weight-nearness")
     needs_seed: ClassVar[bool] = False
     allocation: ClassVar[str] = "uniform"
-    chosen: ClassVar[str] = "close to another by its router row"
+    chosen: ClassVar[str] = "close to others by their router rows"
 
     def rank(self, evidence: Evidence, layer: int, rng: np.random.Generator) -> EliminationOrder:  # noqa: ARG002
         rows, weights = (-evidence.of_pairs(name)[layer] for name in self.needs)
