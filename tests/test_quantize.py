@@ -246,6 +246,52 @@ def test_bits_are_written_for_a_quantizer_under_the_numbers_of_the_output(
             assert own == others == {plan.edit.details[layer][plan.kept[layer][number]]["bits"]}
 
 
+@pytest.mark.parametrize("form", ["mixtral", "phimoe"])
+def test_bits_are_found_by_the_names_on_disk_and_in_memory(form: str, tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "toy", form)
+    plan = moeits.plan(moeits.score(toy), experts_per_layer=3, edit="quantize", bit_widths="3")
+    moeits.prune(toy, plan=plan, output=tmp_path / "out", write_bits=tmp_path / "bits.json")
+    dynamic = json.loads((tmp_path / "bits.json").read_text())["dynamic"]
+    stored = [name.removesuffix(".weight") for name in read_tensors(tmp_path / "out") if ".experts." in name]
+    assert any(".block_sparse_moe." in name for name in stored)
+    memory = [name.replace("block_sparse_moe", "mlp") for name in stored]
+    for old, new in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")):
+        memory = [re.sub(rf"\b{old}$", new, name) for name in memory]
+    for name in (*stored, *memory):
+        assert sum(bool(re.match(key.removeprefix("+:"), name)) for key in dynamic) == 1, name
+    assert not any(re.match(key.removeprefix("+:"), "model.layers.0.mlp.gate") for key in dynamic)
+
+
+@pytest.mark.parametrize(("width", "groups"), [(12, {32, -1}), (48, {32, 16}), (64, {32, 64}), (32, {32})])
+def test_the_groups_that_are_written_are_those_that_were_rounded(width: int, groups: set[int], tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "toy", "mixtral", layers=1, intermediate_size=width)
+    plan = moeits.plan(moeits.score(toy), experts_per_layer=3, edit="quantize", bit_widths="3")
+    for name in ("bits.json", "bits.yaml"):
+        moeits.prune(toy, plan=plan, output=tmp_path / name.replace(".", "-"), write_bits=tmp_path / name)
+    dynamic = json.loads((tmp_path / "bits.json").read_text())["dynamic"]
+    recipe = yaml.safe_load((tmp_path / "bits.yaml").read_text())["quant_stage"]["quant_modifiers"]["GPTQModifier"]
+    assert {how["group_size"] for how in dynamic.values()} == groups
+    for name, tensor in read_tensors(tmp_path / "bits-json").items():
+        linear, inputs = name.removesuffix(".weight"), tensor.shape[-1]
+        by_key = [how["group_size"] for key, how in dynamic.items() if re.match(key.removeprefix("+:"), linear)]
+        by_target = [
+            each["weights"].get("group_size", -1)
+            for each in recipe["config_groups"].values()
+            if any(re.match(target.removeprefix("re:"), linear) for target in each["targets"])
+        ]
+        wanted = [-1 if inputs == 12 else group_of(inputs)] if ".experts." in name else []
+        assert by_key == by_target == wanted, name
+
+
+@pytest.mark.parametrize("width", [1, 5, 6, 7])
+def test_a_width_that_quantizers_do_not_have_is_one_sentence(width: int, tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "toy", layers=1)
+    plan = moeits.plan(moeits.score(toy), experts_per_layer=3, edit="quantize", bit_widths=str(width))
+    with pytest.raises(SettingError, match=f"no width of {width} bits?, which .*: plan with --bit-widths 2,3,4 or 8"):
+        moeits.prune(toy, plan=plan, output=tmp_path / "out", write_bits=tmp_path / "bits.yaml")
+    assert not list(tmp_path.glob("bits*"))
+
+
 def test_bits_that_no_quantizer_can_read_are_refused_and_nothing_is_written(
     watched: tuple[Path, Evidence], tmp_path: Path
 ) -> None:

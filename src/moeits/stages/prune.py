@@ -92,7 +92,7 @@ def _bits(
     if path is None:
         return lambda: None
     check_file_output(Path(path), inputs=(checkpoint.folder, output))
-    return partial(write_whole, Path(path), bits_file(Path(path), plan, moe).encode())
+    return partial(write_whole, Path(path), bits_file(Path(path), plan, checkpoint, moe).encode())
 
 
 def _rehearsed(checkpoint: Checkpoint, made: CarriedOut, output: Path, *, overwrite: bool) -> Rehearsal:

@@ -2,16 +2,23 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.edits import edit_of
-from moeits.edits.quantize import Quantize
+from moeits.edits.quantize import Quantize, group_of
 from moeits.errors import SettingError
 from moeits.experts.layout import MoELayout
+from moeits.surgery.edited import shapes
 
-_GROUP = 128
+How = tuple[int, int]
+"""Bits of a weight, and how many weights of a row share a scale."""
+
+_WIDTHS = {2, 3, 4, 8}
+_GROUPS = (16, 32, 64, 128)
+_WHOLE_ROWS = -1
 
 
 def bits_of(plan: PruningPlan) -> dict[int, dict[int, int]]:
@@ -26,9 +33,9 @@ def bits_of(plan: PruningPlan) -> dict[int, dict[int, int]]:
     }
 
 
-def bits_file(path: Path, plan: PruningPlan, moe: MoELayout) -> str:
+def bits_file(path: Path, plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout) -> str:
     """The text of the file: by its ending keyword arguments of GPTQModel's QuantizeConfig (.json), or a recipe of
-    llm-compressor (.yaml).
+    llm-compressor (.yaml). Checkpoint and layout are those that are pruned.
 
     Raises SettingError for another ending, a plan without bits, a width that these have not, or a family whose experts
     are no linear layers of their own.
@@ -38,36 +45,62 @@ def bits_file(path: Path, plan: PruningPlan, moe: MoELayout) -> str:
             f"--write-bits {path.name[:60]} is neither .json (GPTQModel) nor .yaml (llm-compressor): give one of "
             "the two."
         )
-    patterns: dict[int, list[str]] = {}
+    patterns: dict[How, list[str]] = {}
     for layer, of_layer in bits_of(plan).items():
+        groups = _groups(checkpoint, moe, layer)
         for number, bits in of_layer.items():
-            patterns.setdefault(bits, []).append(_pattern(moe, layer, number))
-    if 1 in patterns:
+            for group, projections in groups.items():
+                patterns.setdefault((bits, group), []).append(_pattern(moe, layer, number, projections))
+    if odd := sorted({bits for bits, _ in patterns} - _WIDTHS):
         raise SettingError(
-            "GPTQModel and llm-compressor have no width of 1 bit, which this plan gives to some experts: plan with "
-            "--bit-widths 2,3."
+            f"GPTQModel and llm-compressor have no width of {odd[0]} bit{'s' * (odd[0] > 1)}, which this plan gives to "
+            "some experts: plan with --bit-widths 2,3,4 or 8."
         )
     return _gptqmodel(patterns) if path.suffix == ".json" else _llm_compressor(patterns)
 
 
-def _pattern(moe: MoELayout, layer: int, number: int) -> str:
-    """A regular expression of the names of an expert's linear layers."""
+def _groups(checkpoint: Checkpoint, moe: MoELayout, layer: int) -> dict[int, list[str]]:
+    """How many weights of a row share a scale, as `rounded` has it -> the projections; -1 for whole rows."""
+    found: dict[int, list[str]] = {}
+    for projection, (_, inputs) in shapes(checkpoint, moe, layer).items():
+        group = group_of(inputs)
+        found.setdefault(_WHOLE_ROWS if group not in _GROUPS else group, []).append(projection)
+    return found
+
+
+def _pattern(moe: MoELayout, layer: int, number: int, projections: Sequence[str]) -> str:
+    """A regular expression of the names of an expert's linear layers of these projections, on disk and in memory."""
     family = moe.architecture
     if not family.projections:
         raise SettingError(
             f"--write-bits names linear layers, and the experts of {family.model_type} are fused: leave it out."
         )
     before, _, _ = family.expert.format(expert=number, tensor="\0").partition("\0")
-    return f"^{re.escape(moe.layers[layer].block + before)}"
+    blocks = (moe.layers[layer].block, family.blocks[-1].format(layer=layer) + ".")
+    names = [
+        name for each in projections for name in (family.projections[each].removesuffix(".weight"), f"{each}_proj")
+    ]
+    only = "" if len(projections) == len(family.projections) else _either(names)
+    return f"^{_either(blocks)}{re.escape(before)}{only}"
 
 
-def _gptqmodel(patterns: Mapping[int, list[str]]) -> str:
+def _either(names: Iterable[str]) -> str:
+    """A regular expression of any of these names."""
+    different = [re.escape(name) for name in dict.fromkeys(names)]
+    return different[0] if len(different) == 1 else f"(?:{'|'.join(different)})"
+
+
+def _gptqmodel(patterns: Mapping[How, list[str]]) -> str:
     """The experts by their bits, all else by 4."""
-    dynamic = {f"+:{each}": {"bits": bits} for bits in sorted(patterns) for each in patterns[bits]}
-    return json.dumps({"bits": 4, "group_size": _GROUP, "sym": False, "dynamic": dynamic}, indent=2) + "\n"
+    dynamic = {
+        f"+:{each}": {"bits": bits, "group_size": group}
+        for bits, group in sorted(patterns)
+        for each in patterns[bits, group]
+    }
+    return json.dumps({"bits": 4, "group_size": max(_GROUPS), "sym": False, "dynamic": dynamic}, indent=2) + "\n"
 
 
-def _llm_compressor(patterns: Mapping[int, list[str]]) -> str:
+def _llm_compressor(patterns: Mapping[How, list[str]]) -> str:
     """The experts by their bits, and nothing else."""
     lines = [
         "quant_stage:",
@@ -76,8 +109,13 @@ def _llm_compressor(patterns: Mapping[int, list[str]]) -> str:
         "      ignore: [lm_head]",
         "      config_groups:",
     ]
-    for bits in sorted(patterns):
-        how = f"{{num_bits: {bits}, type: int, symmetric: false, strategy: group, group_size: {_GROUP}}}"
-        lines += [f"        experts_{bits}_bits:", f"          weights: {how}", "          targets:"]
-        lines += [f"            - {json.dumps('re:' + each)}" for each in patterns[bits]]
+    for bits, group in sorted(patterns):
+        whole = group == _WHOLE_ROWS
+        shared = "strategy: channel" if whole else f"strategy: group, group_size: {group}"
+        lines += [
+            f"        experts_{bits}_bits_by_{'row' if whole else group}:",
+            f"          weights: {{num_bits: {bits}, type: int, symmetric: false, {shared}}}",
+            "          targets:",
+        ]
+        lines += [f"            - {json.dumps('re:' + each)}" for each in patterns[bits, group]]
     return "\n".join(lines) + "\n"

@@ -103,7 +103,7 @@ def _make(
     groups = asked.groups.get(layer, {})
     if isinstance(edit, OfWeights):
         details = asked.details.get(layer, {})
-        for projection, shape in _shapes(checkpoint, moe, layer).items():
+        for projection, shape in shapes(checkpoint, moe, layer).items():
             for expert in edited:
                 edit.check(projection, shape, details.get(expert, {}))
         return _Changed(edit, details, moe.held(layer))
@@ -112,7 +112,7 @@ def _make(
     return _OfGroup(edit, groups)
 
 
-def _shapes(checkpoint: Checkpoint, moe: MoELayout, layer: int) -> dict[str, tuple[int, int]]:
+def shapes(checkpoint: Checkpoint, moe: MoELayout, layer: int) -> dict[str, tuple[int, int]]:
     """Projection -> (outputs, inputs) of an expert of a layer, by headers alone."""
     own, shapes = moe.layers[layer].experts.get(0, {}), dict[str, Any]()
     for key, held in moe.held(layer).items():
