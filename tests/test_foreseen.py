@@ -11,12 +11,14 @@ import pytest
 import moeits
 from moeits import foreseen
 from moeits.command_line import app as cli
+from moeits.edits import EDITS
 from moeits.errors import MoeitsError
 from moeits.foreseen import Foreseen, Line, Work, copying, line_through
 from tests.evaluation_toys import write_jsonl
 from tests.healing_toys import texts, write_rows
 from tests.trial_toys import make_pruned_toy
 
+ROOT = Path(__file__).parents[1]
 SMALL = {"tokens": 256, "held_out": 256, "window": 16}
 
 
@@ -138,6 +140,21 @@ def test_what_cannot_be_foreseen_is_said_and_not_guessed(folder: Path) -> None:
     assert not any("through the model" in work.what for work in found.work)
     written = moeits.calibrate(folder / "toy", data="self", dry_run=True, **SMALL)
     assert any("writes its own text" in sentence for sentence in written.not_foreseen)
+
+
+@pytest.mark.parametrize("edit", [edit.name for edit in EDITS])
+def test_the_work_of_an_edit_is_not_counted_and_that_is_said(edit: str, folder: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"mask": {"mask_by": "magnitude"}, "low-rank": {"rank_power": 0.0}}.get(edit, {})
+    settings |= {"bit_widths": "3"} if edit == "quantize" else {}
+    toy, asked = folder / "toy", {"reduction": 0.5, "edit": edit, **settings}
+    plan = moeits.plan(moeits.score(toy), **asked)
+    for found in (
+        moeits.prune(toy, plan=plan, output=tmp_path / "out", dry_run=True),
+        moeits.simplify(toy, output=tmp_path / "out", dry_run=True, **asked),
+    ):
+        said = [sentence for sentence in found.not_foreseen if f"--edit {edit} computes" in sentence]
+        assert len(said) == (edit != "none")
+    assert edit == "none" or f"`{edit}`" in (ROOT / "docs" / "estimates.md").read_text()
 
 
 def test_a_line_is_followed_from_two_sizes_to_the_size_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,6 +114,15 @@ def planned(
     return PlannedEdit(name=name, settings=settings, details=details)
 
 
+def not_foreseen(name: str) -> tuple[str, ...]:
+    """What a dry run says of an edit's work, which it does not count; nothing where weights are moved as bytes."""
+    if name == none.EDIT.name:
+        return ()
+    return (
+        f"--edit {name} computes weights of the experts that stay: the seconds and memory of that are not counted.",
+    )
+
+
 def check_known(edit: Edit, evidence: Evidence) -> None:
     """The evidence knows what the edit needs. Raises SettingError."""
     if missing := [need for need in edit.needs if not evidence.layers.keys() <= evidence.known(need).keys()]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.limits import Limits, removed_by
 from moeits.choosing.settings import Budget
+from moeits.edits import not_foreseen
 from moeits.engines.threads import Threads
 from moeits.experts.layout import MoELayout
 from moeits.foreseen import Foreseen, Work, copying, free_bytes
@@ -68,7 +69,10 @@ def rehearse(
         writes_bytes=left,
         memory_bytes=max(held, default=None),
         work=(*work, copying(copies * left, checkpoint.shards[0], output)),
-        not_foreseen=() if after is not None else ("How many experts a tau leaves is known only by their scores.",),
+        not_foreseen=(
+            *(("How many experts a tau leaves is known only by their scores.",) if after is None else ()),
+            *not_foreseen(limits.choice.edit),
+        ),
         experts_before=sum(limits.inventory.num_experts.values()),
         experts_kept=kept,
         bytes_before=checkpoint.nbytes,
