@@ -1,7 +1,9 @@
 """How removals are shared out among layers, and budgets that every criterion takes."""
 
+import re
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,6 +149,16 @@ def test_grape_is_what_it_says_literally_with_its_brake(scale: float) -> None:
 def test_an_allocation_without_what_it_goes_by_is_refused(allocation: str, criterion: str, sentence: str) -> None:
     with pytest.raises(SettingError, match=sentence):
         plan(made_up(8, 8), reduction=0.3, criterion=criterion, allocation=allocation)
+
+
+def test_message_and_page_name_all_criteria_whose_scores_add_up() -> None:
+    adding_up = {each.name for each in CRITERIA if getattr(each, "adds_up", False)}
+    with pytest.raises(SettingError) as refused:
+        plan(made_up(8, 8), reduction=0.3, criterion="moeits", allocation="coverage")
+    assert set(re.findall(r"[a-z0-9-]+", str(refused.value).split("choose by")[1])) - {"or"} == adding_up
+    page = (Path(__file__).parents[1] / "docs" / "criteria.md").read_text()
+    described = page.split("- **`--allocation coverage`**")[1].split("\n- ")[0]
+    assert set(re.findall(r"`([^`]+)`", described)) == adding_up
 
 
 def test_coverage_takes_from_the_layer_where_few_experts_have_most_of_the_score() -> None:

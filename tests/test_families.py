@@ -12,6 +12,8 @@ import transformers
 from hatchling.builders.wheel import WheelBuilder
 from huggingface_hub.errors import StrictDataclassError
 
+from moeits.choosing.criteria import CRITERIA
+from moeits.edits import EDITS
 from moeits.errors import FamilyError, UnknownArchitecture
 from moeits.experts.families import (
     ARCHITECTURES,
@@ -96,6 +98,14 @@ def families_page() -> dict[str, Any]:
 def test_the_page_of_families_is_what_the_table_makes() -> None:
     page = families_page()["page"]()
     assert (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8") == page
+
+
+def test_the_page_of_families_names_all_that_asks_the_router_again() -> None:
+    again = {"reconstruction", "drop-error"}
+    asking = [each.name for each in CRITERIA if again & {*each.needs}]
+    asking += [f"--edit {each.name}" for each in EDITS if again & {*each.needs}]
+    said = (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8").split('"in part" is all but')[1]
+    assert set(re.findall(r"`([^`]+)`", said.split("for which")[0])) == {*asking}
 
 
 def names_experts(config: Any) -> bool:
