@@ -5,6 +5,7 @@ CPU seconds of whole processes, medians of `TIMES`, since other programs may be 
 package carries. FOLDER is new, and holds what is made on the way.
 """
 
+import argparse
 import json
 import resource
 import shutil
@@ -39,11 +40,13 @@ VERBS: dict[str, tuple[str, ...]] = {
 }
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Print a table, a line for each verb."""
-    folder, *rest = arguments
-    model = rest[0] if rest else str(MODEL)
-    rows = [row(verb, Path(folder), model) for verb in rest[1:] or VERBS]
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("model", nargs="?", default=str(MODEL))
+    parser.add_argument("verbs", nargs="*", metavar="VERB", help=f"of {', '.join(VERBS)}")
+    asked = parser.parse_args(argv)
+    rows = [row(verb, asked.folder, asked.model) for verb in asked.verbs or VERBS]
     print(f"{machine()}\n\n{table(('verb', 'foreseen, CPU s', 'took, CPU s', 'foreseen / took'), rows)}")
 
 
@@ -73,4 +76,4 @@ def _run(command: Sequence[str]) -> tuple[str, float]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

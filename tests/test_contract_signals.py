@@ -329,7 +329,7 @@ def test_a_signal_that_there_is_not_or_a_setting_that_none_has_is_a_sentence(
     arguments: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(SettingError, match=sentence) as raised:
-        Scoring(**arguments)
+        Scoring(**arguments).measured()
     assert isinstance(raised.value, MoeitsError)
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -222,7 +223,7 @@ def test_a_solution_that_is_cut_short_is_said(monkeypatch: pytest.MonkeyPatch) -
     assert cut.facts()["converged"] is False
 
 
-def four_tokens_again_and_again(count: int, g: torch.Generator) -> LayerData:
+def four_tokens_again_and_again(count: int, g: torch.Generator, gain: float) -> LayerData:
     """What they want beside what they get is almost all of the kind that equal tokens do not agree on."""
     experts, which = stock_experts(), torch.arange(count) % 4
     seen = Routed(
@@ -236,12 +237,15 @@ def four_tokens_again_and_again(count: int, g: torch.Generator) -> LayerData:
     noise = torch.randn(count, HIDDEN, generator=g)
     for each in range(4):
         noise[which == each] -= noise[which == each].mean(0)
-    wanted += noise + 1e-4
+    wanted += noise + gain
     return LayerData(routed=seen, at_hand=wanted, back=wanted, source=torch.zeros(count, dtype=torch.long))
 
 
 def test_a_layer_whose_best_ridge_gives_no_weights_keeps_its_old_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What can be gained is lost in the rounding of what cannot, which only the weights' own solution notices."""
+    """What can be gained is lost in the rounding of what cannot, which only the weights' own solution notices.
+
+    Processors round differently, so that not every gain is lost on every one of them.
+    """
     monkeypatch.setattr("moeits.refitting.layer.solver_for", partial(solver_for, most_at_once=0))
     lost: list[BaseException] = []
 
@@ -254,12 +258,16 @@ def test_a_layer_whose_best_ridge_gives_no_weights_keeps_its_old_ones(monkeypatc
 
     weights = ByTokens.weights
     monkeypatch.setattr(ByTokens, "weights", noticed)
-    g = torch.Generator().manual_seed(0)
-    fit, untouched = refitted(four_tokens_again_and_again(20, g), four_tokens_again_and_again(8, g))
-    assert lost
-    assert (fit.ridge, fit.drift, fit.shared) == (None, None, False)
-    assert fit.error_after == fit.error_before
-    assert not untouched
+    fits = []
+    for gain, seed in product((1e-3, 3e-4, 1e-4), range(3)):
+        g, before = torch.Generator().manual_seed(seed), len(lost)
+        found = refitted(*(four_tokens_again_and_again(count, g, gain) for count in (20, 8)))
+        fits += [found] if len(lost) > before else []
+    assert fits
+    for fit, untouched in fits:
+        assert (fit.ridge, fit.drift, fit.shared) == (None, None, False)
+        assert fit.error_after == fit.error_before
+        assert not untouched
 
 
 def test_a_loss_that_does_not_fall_for_certain_is_not_accepted() -> None:

@@ -410,7 +410,7 @@ def test_evidence_of_two_samples_is_not_merged(toy: Path, sampled: Evidence) -> 
 
 def test_a_signal_without_an_estimate_takes_no_sample() -> None:
     with pytest.raises(SettingError, match=r"router-cosine has no setting sample \(1/4\): leave --sample out\."):
-        Scoring(estimator="router-cosine", sample="1/4")
+        Scoring(estimator="router-cosine", sample="1/4").measured()
 
 
 def test_a_sample_that_is_too_small_is_said_with_the_names_of_the_weights(toy: Path) -> None:

@@ -53,6 +53,7 @@ class Scoring(SignalSettings):
     def __post_init__(self) -> None:
         if self.diagonal not in DIAGONALS:
             raise SettingError(f"--diagonal {self.diagonal} is not one of {', '.join(DIAGONALS)}.")
+        _ = self.redundancy(), self.beside()
 
     def measured(self) -> "tuple[PairSignal | ExpertSignal, ...]":
         """All signals, the redundancy first. Raises SettingError if there are none, or if none has a setting given."""
