@@ -19,6 +19,7 @@ import moeits
 from moeits import console
 from moeits.command_line import app as cli
 from moeits.command_line.examples import EXAMPLES
+from moeits.command_line.flags import WAYS
 from moeits.demo import MODEL
 from tests.evaluation_toys import give_tokenizer, make_speaking_toy
 from tests.healing_toys import texts, write_rows
@@ -52,7 +53,7 @@ def run(
 @pytest.mark.parametrize("name", STAGES)
 def test_the_flags_of_a_command_are_the_arguments_of_its_function(name: str) -> None:
     arguments = {parameter for parameter in inspect.signature(STAGES[name]).parameters if parameter != "progress"}
-    assert {parameter.name for parameter in COMMANDS[name].params} == {*arguments, "json"}
+    assert {parameter.name for parameter in COMMANDS[name].params} == {*arguments, *WAYS, "config"}
 
 
 @pytest.mark.parametrize("name", STAGES)

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable, Container, Iterable
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,8 +20,9 @@ import typer
 import moeits
 from moeits import console
 from moeits.__main__ import INTERRUPTED
+from moeits.command_line.config_file import takes_config
 from moeits.command_line.examples import epilog
-from moeits.command_line.flags import flag, panel_rank
+from moeits.command_line.flags import WAYS, config_flag, flag, panel_rank
 from moeits.console.foreseen import show_foreseen
 from moeits.errors import MoeitsError
 from moeits.foreseen import Foreseen
@@ -30,41 +32,51 @@ MADE_FOR_LATER = ("score", "gather", "calibrate", "plan")
 
 
 def _command(stage: Callable[..., Any], show: Callable[[Any, dict[str, Any]], None]) -> Callable[..., None]:
-    """A command that takes the arguments of a stage function and `--json`, runs it, and shows what it returns."""
+    """A command that takes the arguments of a stage function and `WAYS`, runs it, and shows what it returns."""
     own = signatures.signature(stage).parameters
-    taken = [name for name in own if name != "progress"]
 
-    def run(json: bool = False, **arguments: Any) -> None:
-        if "progress" in own:
+    def run(
+        json: bool = False, quiet: bool = False, verbose: bool = False, log: Path | None = None, **arguments: Any
+    ) -> None:
+        del arguments["config"]  # its values stand among the arguments already
+        with console.speaking(quiet=quiet, verbose=verbose, log=log):
             with console.progress() as progress:
-                result = stage(**arguments, progress=progress)
-        else:
-            result = stage(**arguments)
-        if isinstance(result, Foreseen):
-            result = result.started()
-        if json:
-            console.print_json(result)
-        elif isinstance(result, Foreseen):
-            show_foreseen(result)
-        else:
-            show(result, arguments)
+                result = stage(**arguments, **({"progress": progress} if "progress" in own else {}))
+            if isinstance(result, Foreseen):
+                result = result.started()
+            if json:
+                console.print_json(result)
+            elif isinstance(result, Foreseen):
+                show_foreseen(result)
+            else:
+                show(result, arguments)
 
-    defaults = {name: own[name].default for name in taken}
-    if stage.__name__ in MADE_FOR_LATER:
-        defaults["output"] = signatures.Parameter.empty
-    keyword = signatures.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [
-        signatures.Parameter(name, keyword, default=defaults[name], annotation=flag(stage, name)) for name in taken
-    ]
-    parameters.append(signatures.Parameter("json", keyword, default=False, annotation=flag(stage, "json")))
-    # Python wants those without a default first.
-    parameters.sort(key=lambda each: (each.default is not each.empty, panel_rank(each.annotation)))
+    parameters = _parameters(stage)
     # typer reads the flags of a command off its signature.
     run.__signature__ = signatures.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__name__ = stage.__name__
     run.__doc__ = _for_the_command_line((signatures.getdoc(stage) or "").split("\n\n")[0], own)
     return run
+
+
+def _parameters(stage: Callable[..., Any]) -> list[signatures.Parameter]:
+    """What a command takes: the arguments of its stage, `WAYS` and --config; those without a default come first."""
+    defaults = {
+        name: parameter.default
+        for name, parameter in signatures.signature(stage).parameters.items()
+        if name != "progress"
+    }
+    if stage.__name__ in MADE_FOR_LATER:
+        defaults["output"] = signatures.Parameter.empty
+    defaults |= {name: None if name == "log" else False for name in WAYS}
+    described = {name: flag(stage, name) for name in defaults} | {"config": config_flag(takes_config(stage))}
+    keyword = signatures.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [
+        signatures.Parameter(name, keyword, default=defaults.get(name), annotation=annotation)
+        for name, annotation in described.items()
+    ]
+    return sorted(parameters, key=lambda each: (each.default is not each.empty, panel_rank(each.annotation)))
 
 
 def _for_the_command_line(text: str, arguments: Container[str]) -> str:

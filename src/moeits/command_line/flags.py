@@ -146,7 +146,29 @@ FLAGS: dict[str, Any] = {
         ),
     ],
     "json": Annotated[bool, typer.Option("--json", metavar="", help="Print the result as JSON.")],
+    "quiet": Annotated[
+        bool,
+        typer.Option("--quiet", "-q", metavar="", help="Print nothing but errors, and what --json asks for."),
+    ],
+    "verbose": Annotated[
+        bool,
+        typer.Option("--verbose", "-v", metavar="", help="Say when each piece of work begins, and how long it took."),
+    ],
+    "log": Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Add a line to this file for what is done, said or refused, with its time."),
+    ],
 }
+
+WAYS = ("json", "quiet", "verbose", "log")
+"""Flags of every command that say how it speaks, not what it does."""
+
+
+def config_flag(read: Callable[[typer.Context, Path | None], None]) -> Any:
+    """--config of a command; `read` gets its value before those of all other flags are settled."""
+    text = "Take flags of this command from a YAML file, or from its section of a recipe; those given here win."
+    option = typer.Option(metavar="FILE", help=text, callback=read, is_eager=True, rich_help_panel=OUTPUT)
+    return Annotated[Path | None, option]
 
 
 # What others take of these settings means the same there: inspect a budget, heal --overwrite.
@@ -156,7 +178,7 @@ SHARED = (Budget, Choice, Scoring, Resources, Writing, Describing)
 _PANELS = {
     WHAT: "tau plan",
     HEALING: "heal data recipe teacher",
-    OUTPUT: "output gguf outtype public report overwrite json card format published fresh",
+    OUTPUT: "output gguf outtype public report overwrite json quiet verbose log card format published fresh",
     EXPERT: "revision any_fingerprint",
 }
 _PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names.split()}
@@ -165,7 +187,7 @@ _PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names.s
 def flag(stage: Callable[..., Any], name: str) -> Any:
     """The description of a flag; where a command gives it another shape, the key is `command name`."""
     described = flags_of(stage).get(name)
-    annotation = inspect.signature(stage).parameters[name].annotation if name != "json" else bool
+    annotation = inspect.signature(stage).parameters[name].annotation if name not in WAYS else bool
     if described is None:
         known = FLAGS.get(f"{stage.__name__} {name}") or FLAGS.get(name)
         if known is not None:
@@ -203,10 +225,15 @@ def _of_setting(described: Flag, annotation: Any, name: str) -> Any:
         rich_help_panel=described.panel,
         metavar="" if switch else described.metavar or "|".join(described.choices) or None,
         show_default=described.shown_default or True,
-        parser=described.parse,
+        parser=described.parse and _only_texts(described.parse),
         hidden=len(described.choices) == 1,
     )
     return Annotated[kind | None if NoneType in get_args(annotation) else kind, option]
+
+
+def _only_texts(parse: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """A parser that leaves alone what a config file has as a list or a mapping already."""
+    return lambda given: parse(given) if isinstance(given, str) else given
 
 
 def _kind(annotation: Any) -> type:

@@ -20,8 +20,11 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
+from moeits.console.voice import Course, speaking, voice
 from moeits.printable import printable
 from moeits.progress import Note, Progress
+
+__all__ = ["ReaderGone", "error", "open_streams", "out", "print_json", "progress", "speaking", "table", "written"]
 
 
 class ReaderGone(Exception):
@@ -36,7 +39,11 @@ class _Screen(Console):
 
 
 def out(text: str) -> None:
-    """One line on standard output."""
+    """One line on standard output, unless nothing is wanted."""
+    if text:
+        voice().note_down("says", text)
+    if voice().quiet:
+        return
     _Screen(soft_wrap=True, highlight=False).print(Text(printable(text)))
 
 
@@ -78,15 +85,26 @@ def _reader_may_go() -> Iterator[None]:
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """A bar per kind of work, with the time left, on standard error; quiet where that is not a terminal."""
+    """A bar per kind of work, with the time left, on standard error; no bars where that is not a terminal.
+
+    Notes stand there too, with `--verbose` every piece of work, and all of it in the log.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    screen = _Screen(stderr=True)
-    with Bars(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bars:
+    screen, spoken = _Screen(stderr=True), voice()
+
+    def tell(kind: str, text: str) -> None:
+        spoken.note_down(kind, text)
+        if spoken.verbose or (kind == "note" and not spoken.quiet):
+            sentence = printable(text, _LONGEST_SENTENCE)
+            screen.print(Text(f"{kind}: {sentence}"), soft_wrap=True, highlight=False)
+
+    course = Course(tell)
+    with Bars(*columns, console=screen, transient=True, disable=spoken.quiet or not screen.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 
         def report(what: str, done: int, total: int) -> None:
+            course(what, done, total)
             if isinstance(what, Note):
-                screen.print(Text(f"note: {printable(what, _LONGEST_SENTENCE)}"), soft_wrap=True, highlight=False)
                 return
             if what not in tasks:
                 tasks[what] = bars.add_task(escape(printable(what, _LONGEST_NAME)), total=total)
@@ -110,6 +128,8 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
 
     No cell is cut or broken: on a narrow terminal lines go on below, for `0...` is not a number.
     """
+    if voice().quiet:
+        return
     drawn = Table(box=None, padding=(0, 2, 0, 0))
     for column in columns:
         drawn.add_column(Text(printable(column)), justify="right", no_wrap=True)

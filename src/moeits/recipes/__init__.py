@@ -15,15 +15,14 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args
+from typing import Any
 
 from moeits.errors import SettingError
+from moeits.recipes.written_settings import checked, kinds_of, mapping_of, text_of
 from moeits.settings import check_settings, did_you_mean, flags_of
 
 STEPS = ("simplify", "refit", "heal", "evaluate", "report")
 NAME = "recipe.yaml"
-_LARGEST = 1 << 20
 # What a run gives each step itself, and what belongs to a single call.
 _OF_THE_RUN = {
     *("model", "output", "parent", "runs", "card", "progress"),
@@ -50,8 +49,8 @@ def read_recipe(path: str | Path, stages: Mapping[str, Callable[..., Any]]) -> R
 
     Raises SettingError for what cannot be read as one, for unknown keys, with the nearest known, and for two models.
     """
-    text = _text(Path(path))
-    written = _loaded(text, path)
+    text = text_of(Path(path), "a recipe")
+    written = mapping_of(text, path, "a recipe", "model and simplify")
     known = ("model", "output", *STEPS)
     for key in written:
         if key not in known:
@@ -65,38 +64,6 @@ def read_recipe(path: str | Path, stages: Mapping[str, Callable[..., Any]]) -> R
     if "simplify" not in steps:
         raise SettingError(f"{path} has no simplify, which makes what all other steps need.")
     return Recipe(text=text, model=model, output=Path(output) if output else None, steps=steps)
-
-
-def _text(path: Path) -> str:
-    try:
-        if path.stat().st_size > _LARGEST:
-            raise SettingError(f"{path} is too large for a recipe.")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingError(f"{path} cannot be read as a recipe: {getattr(error, 'strerror', None) or error}.") from None
-
-
-def _loaded(text: str, path: str | Path) -> dict[str, Any]:
-    """The mapping that is written there; plain values only, and no key twice."""
-    import yaml  # huggingface_hub brings it
-
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            if twice := [key for key in keys if keys.count(key) > 1]:
-                raise SettingError(f"{path} has {twice[0]!r:.60} twice. Leave one.")
-            return super().construct_mapping(node, deep)
-
-    try:
-        written = yaml.load(text, Loader)
-    except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
-        if isinstance(error, SettingError):
-            raise
-        said = " ".join(str(error).split())[:200]
-        raise SettingError(f"{path} is not YAML that a recipe can be read from: {said}.") from None
-    if not isinstance(written, dict) or not all(isinstance(key, str) for key in written):
-        raise SettingError(f"{path} should have keys such as model and simplify.")
-    return written
 
 
 def _step(path: str | Path, name: str, written: Any, stage: Callable[..., Any]) -> dict[str, Any]:
@@ -119,32 +86,10 @@ def _step(path: str | Path, name: str, written: Any, stage: Callable[..., Any]) 
             raise SettingError(f"{name} in {path} cannot have {key}: the run sets it.")
         if key not in parameters:
             raise SettingError(f"{name} in {path} has no setting {key!r:.60}.{did_you_mean(key, parameters)}")
-    flags = flags_of(stage)
-    values = {}
-    for key, value in given.items():
-        parse = flags[key].parse if key in flags else None
-        values[key] = parse(value) if parse and isinstance(value, str) else value
-        if not parse:
-            _check_type(f"{name}.{key} in {path}", value, parameters[key].annotation)
+    kinds = {key: kinds_of(parameter.annotation) for key, parameter in parameters.items()}
+    values = checked(lambda key: f"{name}.{key} in {path}", given, kinds, flags_of(stage))
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in values:
             raise SettingError(f"{name} in {path} lacks {key}.")
     check_settings(stage, values)
     return values
-
-
-_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", dict: "a mapping"}
-
-
-def _check_type(what: str, value: Any, annotation: Any) -> None:
-    """A value is of one of the types of a keyword argument, a path being a text. Raises SettingError."""
-    kinds = {kind if kind in _WORDS or kind is NoneType else str for kind in get_args(annotation) or (annotation,)}
-    if float in kinds:
-        kinds.add(int)
-    if type(value) not in kinds and not (isinstance(value, list) and list in map(_origin, get_args(annotation))):
-        wanted = " or ".join(word for kind, word in _WORDS.items() if kind in kinds)
-        raise SettingError(f"{what} should be {wanted}; it is {value!r:.60}.")
-
-
-def _origin(annotation: Any) -> Any:
-    return getattr(annotation, "__origin__", annotation)
