@@ -13,7 +13,7 @@ from moeits.choosing.limits import Bound, Limits
 from moeits.choosing.protection import LARGEST, listed, named_by, super_experts, together
 from moeits.choosing.pruning_plan import PruningPlan, check_groups
 from moeits.choosing.settings import Budget, Choice, finite
-from moeits.edits import check_known, edit_of, planned
+from moeits.edits.in_order import check_known, edits_of, planned
 from moeits.errors import SettingError
 from moeits.evidence import Evidence
 from moeits.experts.inventory import Sizes
@@ -27,7 +27,7 @@ class Planner:
         self.evidence = evidence
         self.choice = choice or Choice()
         self.criterion: Criterion = criterion_named(self.choice.criterion)
-        check_known(edit_of(self.choice.edit, self.choice.of_edit()), evidence)
+        check_known(edits_of(self.choice.edit, self.choice.of_edit()), evidence)
         self.named = named_by(self.choice.protect, evidence.inventory)
         self.super_experts = super_experts(evidence) if self._keeps_super_experts() else {}
         protected = together(self.named, self.super_experts)

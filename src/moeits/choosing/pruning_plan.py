@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from math import isclose, lcm
+from math import lcm
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,9 +14,10 @@ from msgspec import Meta, Struct, to_builtins
 from moeits.checkpoint.fingerprints import Coverage
 from moeits.choosing.elimination import steps_to
 from moeits.edits import PlannedEdit
+from moeits.edits.stored import ExpertId, LayerNumber, Scalar, StoredEdit, check_edit, edit_facts, read_edit
 from moeits.errors import PlanError
 from moeits.experts.families import Architecture
-from moeits.experts.inventory import MOST_EXPERTS, Inventory, LayerFacts
+from moeits.experts.inventory import Inventory, LayerFacts
 from moeits.files import write_whole
 from moeits.notebook import html_table
 from moeits.typed_json import NotOfItsType, convert_typed, read_typed
@@ -75,7 +76,7 @@ class PruningPlan:
             "order": {str(layer): [list(step) for step in steps] for layer, steps in self.order.items()},
             "summary": dict(self.summary),
             **({"layers": {str(layer): asdict(facts) for layer, facts in self.layers.items()}} if self.layers else {}),
-            **({"edit": _edit_facts(self.edit)} if self.edit else {}),
+            **({"edit": edit_facts(self.edit)} if self.edit else {}),
             **({"family": to_builtins(self.family)} if self.family else {}),
         }
 
@@ -115,7 +116,8 @@ class PruningPlan:
         try:
             convert_typed(stored.summary, _Summary)
             _check_kept(stored.kept, stored.layers)
-            edit = _read_edit(stored)
+            edit = read_edit(stored.edit)
+            check_edit(edit, stored.kept, {layer: facts.num_experts for layer, facts in stored.layers.items()})
         except (NotOfItsType, PlanError) as error:
             raise PlanError(f"{path}: {str(error).rstrip('.')}.") from None
         return cls(
@@ -178,21 +180,8 @@ class PruningPlan:
         )
 
 
-_Scalar = str | bool | Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | float | None
-_Expert = Annotated[int, Meta(ge=0, lt=MOST_EXPERTS)]
-_Layer = Annotated[int, Meta(ge=0, le=2**31)]
 _Positive = Annotated[float, Meta(ge=0, le=2**63)]
-_Flat = dict[str, _Scalar | list[_Scalar]]
-_Weight = Annotated[float, Meta(ge=0, le=1)]
-
-
-class _Edit(Struct):
-    """`edit` of plan.json."""
-
-    name: str
-    groups: dict[_Layer, dict[_Expert, list[tuple[_Expert, _Weight]]]] = {}
-    settings: dict[str, _Scalar] = {}
-    details: dict[_Layer, dict[_Expert, dict[str, _Scalar]]] = {}
+_Flat = dict[str, Scalar | list[Scalar]]
 
 
 class _Stored(Struct):
@@ -203,13 +192,13 @@ class _Stored(Struct):
     source: str
     fingerprint: str
     criterion: str
-    settings: dict[str, _Scalar | list[_Scalar] | _Flat]
-    kept: dict[_Layer, list[_Expert]]
-    order: dict[_Layer, list[tuple[_Expert, float | None]]] = {}
-    summary: dict[str, _Scalar | list[_Scalar] | dict[str, _Scalar | list[_Scalar] | _Flat]] = {}
-    layers: dict[_Layer, LayerFacts] = {}
+    settings: dict[str, Scalar | list[Scalar] | _Flat]
+    kept: dict[LayerNumber, list[ExpertId]]
+    order: dict[LayerNumber, list[tuple[ExpertId, float | None]]] = {}
+    summary: dict[str, Scalar | list[Scalar] | dict[str, Scalar | list[Scalar] | _Flat]] = {}
+    layers: dict[LayerNumber, LayerFacts] = {}
     coverage: Coverage | None = None
-    edit: _Edit | None = None
+    edit: StoredEdit | list[StoredEdit] | None = None
     family: Architecture | None = None
 
 
@@ -224,9 +213,9 @@ class _Summary(Struct):
     bytes_after: _Positive = 0
     reduction: _Positive = 0
     reduction_of_all: _Positive = 0
-    floored_layers: list[_Layer] = []
-    layers_on_noise_floor: list[_Layer] = []
-    unreached: dict[_Layer, list[_Expert]] = {}
+    floored_layers: list[LayerNumber] = []
+    layers_on_noise_floor: list[LayerNumber] = []
+    unreached: dict[LayerNumber, list[ExpertId]] = {}
 
 
 def _check_kept(kept: Mapping[int, Sequence[int]], layers: Mapping[int, LayerFacts]) -> None:
@@ -248,55 +237,6 @@ def _check_kept(kept: Mapping[int, Sequence[int]], layers: Mapping[int, LayerFac
                 f"it keeps expert {kept[layer][-1]} of layer {layer}, which has {facts.num_experts}: "
                 f"give ids from 0 to {facts.num_experts - 1}"
             )
-
-
-def _read_edit(stored: _Stored) -> PlannedEdit | None:
-    """Raises PlanError if the groups are not of experts, and of kept ones."""
-    if stored.edit is None:
-        return None
-    groups = {
-        layer: {expert: tuple(group) for expert, group in of_layer.items()}
-        for layer, of_layer in stored.edit.groups.items()
-    }
-    edit = PlannedEdit(name=stored.edit.name, groups=groups, settings=stored.edit.settings, details=stored.edit.details)
-    experts = {layer: facts.num_experts for layer, facts in stored.layers.items()}
-    check_edit(edit, stored.kept, experts)
-    return edit
-
-
-def check_edit(edit: PlannedEdit | None, kept: Mapping[int, Sequence[int]], num_experts: Mapping[int, int]) -> None:
-    """Every group is of a kept expert, made of experts that the layer has, with weights that sum to 1."""
-    for layer, details in (edit.details if edit else {}).items():
-        if odd := sorted(details.keys() - set(kept.get(layer, ()))):
-            raise PlanError(f"`edit` says something of expert {odd[0]} of layer {layer}, which is not kept")
-    for layer, groups in (edit.groups if edit else {}).items():
-        if layer not in kept:
-            raise PlanError(f"`edit` has layer {layer}, of which `kept` says nothing")
-        for expert, group in groups.items():
-            if expert not in kept[layer]:
-                raise PlanError(f"`edit` makes expert {expert} of layer {layer}, which is not kept")
-            beyond = [member for member, _ in group if member >= num_experts.get(layer, MOST_EXPERTS)]
-            if beyond:
-                raise PlanError(f"`edit` takes expert {beyond[0]} of layer {layer}, which has {num_experts[layer]}")
-            if not isclose(sum(weight for _, weight in group), 1, abs_tol=1e-6):
-                raise PlanError(f"the weights of expert {expert} in layer {layer} in `edit` do not sum to 1")
-
-
-def _edit_facts(edit: PlannedEdit) -> dict[str, Any]:
-    groups = {
-        str(layer): {str(expert): [list(member) for member in group] for expert, group in of_layer.items()}
-        for layer, of_layer in edit.groups.items()
-    }
-    details = {
-        str(layer): {str(expert): dict(detail) for expert, detail in of_layer.items()}
-        for layer, of_layer in edit.details.items()
-    }
-    return {
-        "name": edit.name,
-        **({"settings": dict(edit.settings)} if edit.settings else {}),
-        "groups": groups,
-        **({"details": details} if details else {}),
-    }
 
 
 def fit(plan: PruningPlan, inventory: Inventory, layout: str, *, only_uniform: bool = False) -> PruningPlan:
@@ -345,7 +285,7 @@ def even_out(plan: PruningPlan, num_experts: Mapping[int, int], *, groups: int =
     if plan.edit is not None and plan.edit.ties:
         what = "makes of several" if plan.edit.groups else "says how to change"
         raise PlanError(
-            f"A uniform layout keeps other experts than those that this plan {what} (edit {plan.edit.name}). "
+            f"A uniform layout keeps other experts than those that this plan {what} (edit {plan.edit.names}). "
             f"Plan with --experts-per-layer{otherwise}"
         )
     count = sum(map(len, plan.kept.values())) // len(plan.kept) // groups * groups
@@ -393,7 +333,9 @@ def check_groups(kept: Mapping[int, Sequence[int]], layers: Mapping[int, LayerFa
 
 
 def _json_rows(value: Any) -> str:
-    """JSON with one row per entry of a mapping, so that a plan of 60 experts a layer stays readable and diffable."""
+    """JSON with one row per entry, so that a plan of 60 experts a layer stays readable and diffable."""
+    if value and isinstance(value, list):
+        return "[\n" + ",\n".join(f"    {json.dumps(entry)}" for entry in value) + "\n  ]"
     if not isinstance(value, dict) or not value:
         return json.dumps(value)
     rows = (f"    {json.dumps(key)}: {json.dumps(entry)}" for key, entry in value.items())

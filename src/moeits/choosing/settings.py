@@ -10,7 +10,8 @@ from typing import Any
 from moeits.choosing.allocations import ALLOCATIONS
 from moeits.choosing.criteria import CRITERIA
 from moeits.choosing.pruning_plan import PruningPlan
-from moeits.edits import EDITS, edit_of
+from moeits.edits import EDITS
+from moeits.edits.in_order import edits_of
 from moeits.edits.settings import EditSettings
 from moeits.errors import SettingError
 from moeits.experts.inventory import MOST_EXPERTS
@@ -122,9 +123,9 @@ class Choice(EditSettings):
     seed: int = setting(0, help="Seed of a random criterion.", panel=EXPERT)
     edit: str = setting(
         "none",
-        help="What becomes of kept experts: nothing, or what is made of them and removed ones.",
+        help=f"What becomes of kept experts, one edit or several in order: {', '.join(each.name for each in EDITS)}.",
         panel=EXPERT,
-        choices=tuple(each.name for each in EDITS),
+        metavar="EDIT[,EDIT]",
     )
     protect: str | Path | None = setting(
         None, help='JSON of experts that stay, by decoder layer: {"1": [68]}.', panel=EXPERT, metavar="FILE"
@@ -139,8 +140,9 @@ class Choice(EditSettings):
 
     @property
     def edit_needs(self) -> tuple[str, ...]:
-        """What evidence must know for the edit: "redundancy", or names of signals."""
-        return edit_of(self.edit, self.of_edit()).needs
+        """What evidence must know for the edits: "redundancy", or names of signals."""
+        needs = (need for edit in edits_of(self.edit, self.of_edit()) for need in edit.needs)
+        return tuple(dict.fromkeys(needs))
 
     def __post_init__(self) -> None:
         _ = self.edit_needs

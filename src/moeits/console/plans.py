@@ -84,8 +84,9 @@ def _notes(plan: PruningPlan) -> Iterator[str]:
         )
     if plan.edit:
         edited = sum(map(len, plan.edit.groups.values()))
-        what = f"{edited} kept experts are made of several" if edited else "the weights of all kept experts are changed"
-        yield f"{what} ({plan.edit.name}): compare with the plan without --edit."
+        several = [f"{edited} kept experts are made of several"] if edited else []
+        changed = ["the weights of all kept experts are changed"] if plan.edit.then or not edited else []
+        yield f"{' and '.join([*several, *changed])} ({plan.edit.names}): compare with the plan without --edit."
     if plan.summary["experts_kept"] == plan.summary["experts_before"]:
         yield "nothing was removed: the model is within the budget as it is."
     if len(plan.summary.get("floored_layers") or ()) == len(plan.kept):

@@ -1,7 +1,8 @@
 """What becomes of the weights that stay: nothing, or numbers made of those of several experts.
 
 A plan decides which experts are put into which, and surgery computes the new weights as it writes them. To add one:
-write `edits/<name>.py` with what fulfils `Edit`, and add its line to `EDITS` below (docs/extending.md).
+write `edits/<name>.py` with what fulfils `Edit`, and add its line to `EDITS` below (docs/extending.md). Several in one
+plan are the business of `in_order`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,6 @@ import numpy as np
 from moeits.errors import SettingError
 from moeits.evidence import Evidence
 from moeits.settings import one_named
-from moeits.signals.watched import INPUT_NORMS, ROUNDING_BITS, rounding_error
 from moeits.typed_json import NotOfItsType, convert_typed
 
 Group = tuple[tuple[int, float], ...]
@@ -31,11 +31,23 @@ class PlannedEdit:
     """Settings of the edit; those not named have their default."""
     details: Mapping[int, Mapping[int, Mapping[str, Any]]] = field(default_factory=dict)
     """Decoder layer -> kept expert -> what an edit of every kept expert's own weights has to know of it."""
+    then: tuple["PlannedEdit", ...] = ()
+    """Edits of what this one makes, in order; they name none themselves."""
+
+    @property
+    def steps(self) -> tuple["PlannedEdit", ...]:
+        """This one alone, and those that come after it."""
+        return (replace(self, then=()), *self.then)
+
+    @property
+    def names(self) -> str:
+        """As `--edit` has them."""
+        return ",".join(step.name for step in self.steps)
 
     @property
     def ties(self) -> bool:
         """Whether it says something of single experts, so that no others can be kept."""
-        return bool(self.groups or self.details)
+        return any(step.groups or step.details for step in self.steps)
 
 
 class Edit(Protocol):
@@ -64,7 +76,6 @@ class Edit(Protocol):
 
 
 from moeits.edits import aligned_average, average, low_rank, mask, none, quantize, recombine  # noqa: E402
-from moeits.edits.weights import OfWeights  # noqa: E402
 
 EDITS: tuple[Edit, ...] = (
     none.EDIT,
@@ -97,44 +108,3 @@ def edit_of(name: str, settings: Mapping[str, Any]) -> Edit:
         except NotOfItsType as error:
             raise SettingError(f"{flag} {value!r:.40} is not what --edit {name} can use: {error}.") from None
     return replace(edit, **settings)  # type: ignore[type-var]
-
-
-def planned(
-    name: str, settings: Mapping[str, Any], evidence: Evidence, kept: Mapping[int, Sequence[int]]
-) -> PlannedEdit | None:
-    """The edit of a plan that keeps these experts; None where nothing is edited."""
-    edit = edit_of(name, settings)
-    check_known(edit, evidence)
-    groups = {layer: edit.groups(evidence, layer, experts) for layer, experts in kept.items()}
-    groups = {layer: of_layer for layer, of_layer in groups.items() if of_layer}
-    if not isinstance(edit, OfWeights):
-        return PlannedEdit(name=name, groups=groups, settings=settings) if groups else None
-    details = {layer: edit.details(evidence, layer, experts) for layer, experts in kept.items()}
-    details = {layer: of_layer for layer, of_layer in details.items() if of_layer}
-    return PlannedEdit(name=name, settings=settings, details=details)
-
-
-def not_foreseen(name: str) -> tuple[str, ...]:
-    """What a dry run says of an edit's work, which it does not count; nothing where weights are moved as bytes."""
-    if name == none.EDIT.name:
-        return ()
-    return (
-        f"--edit {name} computes weights of the experts that stay: the seconds and memory of that are not counted.",
-    )
-
-
-def check_known(edit: Edit, evidence: Evidence) -> None:
-    """The evidence knows what the edit needs. Raises SettingError."""
-    if missing := [need for need in edit.needs if not evidence.layers.keys() <= evidence.known(need).keys()]:
-        made_by = "score the model" if missing == ["redundancy"] else f"calibrate the model{_flag_of(missing[0])}"
-        raise SettingError(
-            f"--edit {edit.name} needs {' and '.join(missing)}, which this evidence does not have: {made_by}, "
-            "and give moeits plan that file too."
-        )
-
-
-def _flag_of(signal: str) -> str:
-    """How a signal is asked for, where calibrating does not find it by itself."""
-    if signal in map(rounding_error, ROUNDING_BITS):
-        return " with --rounding-errors"
-    return " with --input-norms" if signal in INPUT_NORMS else ""

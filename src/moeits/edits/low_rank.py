@@ -53,6 +53,10 @@ class LowRank(OnItsOwn):
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("drop-error",) if self.rank_power else ()
 
+    @property
+    def undoes(self) -> Mapping[str, str]:
+        return {"mask": "fills its zeros", "quantize": "makes other numbers of its few"}
+
     def _mean(self, full: int) -> float:
         """The mean rank where the full one is so large. Raises SettingError."""
         asked = self.mean_rank.strip()

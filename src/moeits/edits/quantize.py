@@ -74,6 +74,11 @@ class Quantize(OnItsOwn):
         return widths
 
     @property
+    def undoes(self) -> Mapping[str, str]:
+        """With two bits or more 0 stays 0; one bit has no 0."""
+        return {"mask": "fills its zeros where an expert has 1 bit"} if self.widths[0] == 1 else {}
+
+    @property
     def most(self) -> float:
         """How many bits a weight has at most, on average."""
         if self.bits is not None:

@@ -17,6 +17,10 @@ Detail = Mapping[str, Any]
 class OfWeights(Protocol):
     """An edit that changes the weights of each kept expert on its own; biases and router rows stay."""
 
+    @property
+    def undoes(self) -> Mapping[str, str]:
+        """Name of an edit that cannot come before this one -> what this one does to all that it did: a verb, ..."""
+
     def details(self, evidence: Evidence, layer: int, kept: Sequence[int]) -> Mapping[int, Detail]:
         """What the plan says of the kept experts of a layer. All of them are edited, also those not named."""
         ...
@@ -33,6 +37,10 @@ class OfWeights(Protocol):
 @dataclass(frozen=True)
 class OnItsOwn(Unedited):
     """What such edits have in common: no expert is made of several."""
+
+    @property
+    def undoes(self) -> Mapping[str, str]:
+        return {}
 
     def details(self, evidence: Evidence, layer: int, kept: Sequence[int]) -> Mapping[int, Detail]:  # noqa: ARG002
         return {}

@@ -7,7 +7,7 @@ from pathlib import Path
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.limits import Limits, removed_by
 from moeits.choosing.settings import Budget
-from moeits.edits import not_foreseen
+from moeits.edits.in_order import not_foreseen
 from moeits.engines.threads import Threads
 from moeits.experts.layout import MoELayout
 from moeits.foreseen import Foreseen, Work, copying, free_bytes

@@ -15,7 +15,7 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.side_files import copy_side_files, side_files
 from moeits.checkpoint.writing import check_output, new_checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
-from moeits.edits import not_foreseen
+from moeits.edits.in_order import not_foreseen
 from moeits.errors import SettingError
 from moeits.experts.families import architecture_of
 from moeits.experts.layout import MoELayout
@@ -104,7 +104,7 @@ def _rehearsed(checkpoint: Checkpoint, made: CarriedOut, output: Path, *, overwr
         reads_bytes=made.nbytes,
         writes_bytes=made.nbytes,
         work=(copying(made.nbytes, checkpoint.shards[0], output),),
-        not_foreseen=not_foreseen(made.plan.edit.name) if made.plan.edit else (),
+        not_foreseen=not_foreseen(made.plan.edit.names) if made.plan.edit else (),
         experts_before=made.plan.summary["experts_before"],
         experts_kept=made.plan.summary["experts_kept"],
         bytes_before=checkpoint.nbytes,

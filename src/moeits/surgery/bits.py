@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
-from moeits.edits import edit_of
+from moeits.edits.in_order import edits_in
 from moeits.edits.quantize import Quantize, group_of
 from moeits.errors import SettingError
 from moeits.experts.layout import MoELayout
@@ -23,10 +23,11 @@ _WHOLE_ROWS = -1
 
 def bits_of(plan: PruningPlan) -> dict[int, dict[int, int]]:
     """Decoder layer -> number of an expert in the pruned checkpoint -> its bits. Raises SettingError if none are."""
-    edit = edit_of(plan.edit.name, plan.edit.settings) if plan.edit else None
-    if plan.edit is None or not isinstance(edit, Quantize):
+    found = [(step, edit) for step, edit in (edits_in(plan.edit) if plan.edit else ()) if isinstance(edit, Quantize)]
+    if not found:
         raise SettingError("--write-bits writes what --edit quantize decides, and this plan has none: leave it out.")
-    details = plan.edit.details
+    ((step, edit),) = found
+    details = step.details
     return {
         layer: {number: edit.bits_of(details.get(layer, {}).get(expert, {})) for number, expert in enumerate(kept)}
         for layer, kept in plan.kept.items()

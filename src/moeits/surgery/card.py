@@ -14,7 +14,7 @@ from moeits.card_slot import results_slot
 from moeits.checkpoint.side_code import code_files
 from moeits.choosing.criteria import CRITERIA
 from moeits.choosing.pruning_plan import WHOLE_LAYERS, PruningPlan
-from moeits.edits import edit_named
+from moeits.edits.in_order import on_card
 from moeits.evidence import NOISE_MARGIN, estimated
 from moeits.experts.families import has_class_on_hub
 from moeits.experts.promises import needs_loader
@@ -176,7 +176,7 @@ def _opening(name: str, plan: PruningPlan | None, afterwards: Sequence[Afterward
 def _weights(plan: PruningPlan | None, afterwards: Sequence[Afterwards]) -> str:
     """What was done to the weights that are left, by the plan's edit and then, in order, afterwards."""
     edited = plan is not None and plan.edit is not None
-    sentences = [edit_named(plan.edit.name).weights] if plan is not None and plan.edit is not None else []
+    sentences = [on_card(plan.edit)] if plan is not None and plan.edit is not None else []
     done = [each for each in afterwards if each.weights]
     if not done:
         return " ".join(sentences) or _UNTRAINED

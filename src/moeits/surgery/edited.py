@@ -1,6 +1,6 @@
 """The tensors of edited experts: known from headers, computed one expert at a time as they are written."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Protocol
@@ -9,7 +9,8 @@ import numpy as np
 
 from moeits.checkpoint.reading import DTYPES, FLOATS, Checkpoint, TensorInfo
 from moeits.checkpoint.writing import ByteRange
-from moeits.edits import Edit, Group, PlannedEdit, edit_of
+from moeits.edits import Edit, Group, PlannedEdit
+from moeits.edits.in_order import edits_in
 from moeits.edits.neurons import Blend, OfNeurons
 from moeits.edits.weights import Detail, OfWeights
 from moeits.errors import NonFiniteWeight, UnscorableWeight
@@ -35,19 +36,23 @@ class Make(Protocol):
 def edited_tensors(
     checkpoint: Checkpoint, moe: MoELayout, kept: Mapping[int, Sequence[int]], edit: PlannedEdit | None
 ) -> dict[str, Compute]:
-    """Which tensors of the source an edit gives another fate: those of kept experts that are made of several, or all of
-    them.
+    """Which tensors of the source the edits give another fate: those of kept experts that are made of several, or all
+    of them.
 
-    Raises SettingError for an edit that nobody knows or that cannot be, UnscorableWeight where experts are quantized.
+    Raises SettingError for edits that nobody knows or that cannot be, UnscorableWeight where experts are quantized.
     """
     if edit is None:
         return {}
-    known, computed = edit_of(edit.name, edit.settings), dict[str, Compute]()
-    of_weights = isinstance(known, OfWeights)
-    for i in kept if of_weights else edit.groups:
-        layer, edited = moe.layers[i], kept[i] if of_weights else [*edit.groups[i]]
-        check_numbers(checkpoint, layer, edit.name)
-        made = partial(_made, checkpoint, edit.name, _make(checkpoint, moe, i, known, edit, edited))
+    known, computed = edits_in(edit), dict[str, Compute]()
+    for i in kept:
+        here = [(asked, each) for asked, each in known if isinstance(each, OfWeights) or asked.groups.get(i)]
+        if not here:
+            continue
+        layer = moe.layers[i]
+        check_numbers(checkpoint, layer, edit.names)
+        steps = [_step(checkpoint, moe, i, each, asked, kept[i]) for asked, each in here]
+        edited = sorted({expert for step in steps for expert in step.edited})
+        made = partial(_made, checkpoint, steps)
         numbers = {expert: number for number, expert in enumerate(kept[i])}
         for expert in edited if layer.experts else ():
             for tensor, name in layer.experts[expert].items():
@@ -59,7 +64,7 @@ def edited_tensors(
     return computed
 
 
-def _fused(info: TensorInfo, kept: Sequence[int], edited: Sequence[int], made: Callable[..., bytes]) -> Compute:
+def _fused(info: TensorInfo, kept: Sequence[int], edited: Collection[int], made: Callable[..., bytes]) -> Compute:
     """A tensor of all experts of a layer; who is not edited is moved as bytes."""
     nbytes = info.nbytes // info.shape[0]
     parts = tuple(
@@ -79,37 +84,61 @@ def _among_all(name: str, expert: int) -> tuple[str, tuple[int, ...]]:
     return name, (expert,)
 
 
-def _made(checkpoint: Checkpoint, edit: str, make: Make, expert: int, key: str, place: Place) -> bytes:
-    """One tensor of one kept expert, in the dtype that it is stored in."""
-
-    def read(member: int) -> np.ndarray:
-        stored = checkpoint.read(*place(member))
-        return stored if stored.dtype.itemsize > 4 else stored.astype(np.float32)
-
+def _made(checkpoint: Checkpoint, steps: Sequence["_Step"], expert: int, key: str, place: Place) -> bytes:
+    """One tensor of one kept expert, in the dtype that it is stored in, which it has between two edits too."""
     name, _ = place(expert)
-    made = make(expert, key, read).astype(DTYPES[checkpoint.tensors[name].dtype])
-    if not np.isfinite(made).all():
-        raise NonFiniteWeight(f"{name} would not be finite as --edit {edit} makes it. Plan without it.")
+    dtype = DTYPES[checkpoint.tensors[name].dtype]
+
+    def stored(member: int) -> np.ndarray:
+        return _widened(checkpoint.read(*place(member)))
+
+    def own(_: int) -> np.ndarray:  # whoever comes after another edit reads nobody else
+        return _widened(made)
+
+    read: Callable[[int], np.ndarray] = stored
+    for step in steps:
+        if expert not in step.edited:
+            continue
+        made = step.make(expert, key, read).astype(dtype)
+        if not np.isfinite(made).all():
+            raise NonFiniteWeight(f"{name} would not be finite as --edit {step.name} makes it. Plan without it.")
+        read = own
     return made.tobytes()
+
+
+def _widened(stored: np.ndarray) -> np.ndarray:
+    return stored if stored.dtype.itemsize > 4 else stored.astype(np.float32)
 
 
 # ------------------------------------------------------------------------------------------ how a tensor is made
 
 
-def _make(
-    checkpoint: Checkpoint, moe: MoELayout, layer: int, edit: Edit, asked: PlannedEdit, edited: Sequence[int]
-) -> Make:
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """One edit of one layer."""
+
+    name: str
+    edited: Collection[int]
+    make: Make
+
+
+def _step(
+    checkpoint: Checkpoint, moe: MoELayout, layer: int, edit: Edit, asked: PlannedEdit, kept: Sequence[int]
+) -> _Step:
     """Raises what `OfWeights.check` raises."""
     groups = asked.groups.get(layer, {})
+    make: Make
     if isinstance(edit, OfWeights):
         details = asked.details.get(layer, {})
         for projection, shape in shapes(checkpoint, moe, layer).items():
-            for expert in edited:
+            for expert in kept:
                 edit.check(projection, shape, details.get(expert, {}))
-        return _Changed(edit, details, moe.held(layer))
+        return _Step(name=edit.name, edited=kept, make=_Changed(edit, details, moe.held(layer)))
     if isinstance(edit, OfNeurons):
-        return _Blended(_blends(checkpoint, moe, layer, edit, groups), moe.held(layer))
-    return _OfGroup(edit, groups)
+        make = _Blended(_blends(checkpoint, moe, layer, edit, groups), moe.held(layer))
+    else:
+        make = _OfGroup(edit, groups)
+    return _Step(name=edit.name, edited=groups.keys(), make=make)
 
 
 def shapes(checkpoint: Checkpoint, moe: MoELayout, layer: int) -> dict[str, tuple[int, int]]:

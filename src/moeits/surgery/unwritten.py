@@ -78,7 +78,7 @@ def unwritten(checkpoint: Checkpoint, plan: PruningPlan) -> Unwritten:
     if plan.edit is not None:
         what = "makes experts of several" if plan.edit.groups else "changes the weights of experts"
         raise PlanError(
-            f"The plan {what} (edit {plan.edit.name}), to be read only once they are written. "
+            f"The plan {what} (edit {plan.edit.names}), to be read only once they are written. "
             "Prune by it first, or plan without --edit."
         )
     made = carried_out(checkpoint, moe, plan, Writing(), plan.coverage)
