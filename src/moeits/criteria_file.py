@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
+from moeits.choosing.criteria import shown_name
 from moeits.errors import EvaluationError, MoeitsError
 from moeits.run_files import Number
 from moeits.typed_json import Count, read_typed
@@ -106,9 +107,9 @@ def _shown(group: list[CriteriaRow]) -> ShownRow:
     rises, costs = [row["rise"] for row in group], [row["cost"] for row in group]
     joules = [cost["joules"] for cost in costs]
     known = [each for each in joules if each is not None]
-    several = count > 1
+    several, name = count > 1, shown_name(first["criterion"])
     return ShownRow(
-        label=f"{first['criterion']}, {count} seeds" if several else first["criterion"],
+        label=f"{name}, {count} seeds" if several else name,
         state=first["state"],
         loss=sum(row["nats_per_token"] for row in group) / count,
         rise=sum(rises) / count,

@@ -14,6 +14,7 @@ import moeits
 from moeits.choosing.criteria import CRITERIA
 from moeits.evidence import Evidence
 from moeits.signals import SIGNALS
+from moeits.signals.watched import MEAN_OUTPUT
 from tests.fuzzing.mutations import as_json, mutated, mutated_bytes, mutated_json
 from tests.fuzzing.parser import Parser, now_and_then, toy
 
@@ -85,6 +86,9 @@ def signals(folder: Path) -> Parser:
     }
     of_tokens = {name: {i: random_numbers.random(4) for i in scored.layers} for name in sorted(names)}
     of_tokens |= {"naee": dict.fromkeys(scored.layers, np.tri(4)), "naee-error": of_tokens["reap"]}
+    of_tokens |= {
+        name: {i: random_numbers.random((4, 4)) for i in scored.layers} for name in ("coactivation", MEAN_OUTPUT)
+    }
     whole = replace(scored, signals={**scored.signals, **of_tokens})
     whole.save(path)
     mutant = _mutants_of_evidence(path.read_bytes())

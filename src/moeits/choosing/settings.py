@@ -107,7 +107,10 @@ class Choice(EditSettings):
     """How experts are ranked for removal, and how far down a layer may go."""
 
     criterion: str = setting(
-        "moeits", help="How experts are ranked for removal.", panel=WHAT, choices=tuple(each.name for each in CRITERIA)
+        "moeits",
+        help="How experts are ranked for removal; c-gnn is reconstructed from an abstract.",
+        panel=WHAT,
+        choices=tuple(each.name for each in CRITERIA),
     )
     allocation: str | None = setting(
         None,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from moeits.choosing.criteria import caveat_of
 from moeits.choosing.pruning_plan import WHOLE_LAYERS, PruningPlan
 from moeits.console import out, table, written
 from moeits.console.explanation import show_explanation
@@ -71,6 +72,8 @@ def control_command(plan: PruningPlan, arguments: Mapping[str, Any]) -> str:
 
 def _notes(plan: PruningPlan) -> Iterator[str]:
     """What a budget did that nobody may have meant, who stayed whatever it asked for, and what is an estimate."""
+    if caveat := caveat_of(plan.criterion):
+        yield f"{plan.criterion} is {caveat}: whoever reports it should say so."
     if note := estimated(plan.settings, plan.summary):
         yield f"{note}."
     for setting, name in (("protected", "protected experts"), ("super_experts", "super experts")):

@@ -13,7 +13,7 @@ from moeits.edits import Edit, PlannedEdit, edit_named, edit_of, none
 from moeits.edits.weights import OfWeights
 from moeits.errors import SettingError
 from moeits.evidence import Evidence
-from moeits.signals.watched import INPUT_NORMS, ROUNDING_BITS, rounding_error
+from moeits.signals.watched import flag_of
 
 _OTHERS = "; all other weights are those of the source, bit for bit."
 
@@ -91,18 +91,13 @@ def check_known(edits: Sequence[Edit], evidence: Evidence) -> None:
     """The evidence knows what the edits need. Raises SettingError."""
     for edit in edits:
         if missing := [need for need in edit.needs if not evidence.layers.keys() <= evidence.known(need).keys()]:
-            made_by = "score the model" if missing == ["redundancy"] else f"calibrate the model{_flag_of(missing[0])}"
+            flag = flag_of(missing[0])
+            asked = f"calibrate the model with {flag}" if flag else "calibrate the model"
+            made_by = "score the model" if missing == ["redundancy"] else asked
             raise SettingError(
                 f"--edit {edit.name} needs {' and '.join(missing)}, which this evidence does not have: {made_by}, "
                 "and give moeits plan that file too."
             )
-
-
-def _flag_of(signal: str) -> str:
-    """How a signal is asked for, where calibrating does not find it by itself."""
-    if signal in map(rounding_error, ROUNDING_BITS):
-        return " with --rounding-errors"
-    return " with --input-norms" if signal in INPUT_NORMS else ""
 
 
 # ------------------------------------------------------------------------------------------------ what goes together

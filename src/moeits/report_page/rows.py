@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
+from moeits.choosing.criteria import shown_name
 from moeits.evaluation.results import Results
 from moeits.report_page.artefacts import Point, Run
 
@@ -117,7 +118,7 @@ def seed_of(point: Point) -> str:
 
 def _chosen_by(point: Point) -> str:
     criterion = point.plan.criterion if point.plan else "moeits"
-    return {"moeits": "MoEITS"}.get(criterion, criterion)
+    return {"moeits": "MoEITS"}.get(criterion, shown_name(criterion))
 
 
 def tasks_of(rows: Iterable[Row]) -> list[str]:

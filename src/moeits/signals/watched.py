@@ -12,3 +12,19 @@ ROUNDING_BITS = (1, 2, 3, 4)
 def rounding_error(bits: int) -> str:
     """The name of what a layer's output changes by if one expert is rounded to so many bits."""
     return f"rounding-error-{bits}"
+
+
+OF_TRIALS = ("reconstruction", "reconstruction-error", "drop-error", "naee", "naee-error")
+"""What is found by trying out who can go, on some of the tokens."""
+
+ALSO = {
+    MEAN_OUTPUT: "mean_outputs",
+    **dict.fromkeys(INPUT_NORMS, "input_norms"),
+    **dict.fromkeys(map(rounding_error, ROUNDING_BITS), "rounding_errors"),
+}
+"""Signal -> the setting of `calibrate` that asks for it; the others are found by itself."""
+
+
+def flag_of(signal: str) -> str:
+    """How calibrating is asked for a signal that it does not find by itself; else empty."""
+    return "--" + ALSO[signal].replace("_", "-") if signal in ALSO else ""

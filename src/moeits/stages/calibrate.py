@@ -10,8 +10,6 @@ import numpy as np
 from moeits.calibration.settings import Also, Machine, Tokens, writing_itself
 from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
-from moeits.choosing.criteria import criterion_named
-from moeits.choosing.criteria.reconstruction import CRITERION as RECONSTRUCTION
 from moeits.devices import checked_device
 from moeits.errors import CalibrationError, SettingError
 from moeits.evidence import Evidence
@@ -27,16 +25,16 @@ from moeits.refitting.memory import held_bytes, needed_bytes
 from moeits.runtime import need
 from moeits.settings import with_settings
 from moeits.signals import MOST_ENUMERATED
-from moeits.signals.watched import VECTORS
+from moeits.signals.watched import ALSO, OF_TRIALS, VECTORS
 from moeits.sizes import parse_size
 
 # Tokens on which backward elimination tries who can go.
 SELECTION = 4096
 
 
-def selection_for(criterion: str) -> int:
-    """Of how many tokens a criterion needs that, among all that calibrating finds."""
-    return SELECTION if {RECONSTRUCTION.name, "drop-error"} & {*criterion_named(criterion).needs} else 0
+def asked_for(needs: Collection[str]) -> tuple[int, set[str]]:
+    """For signals that are needed: on how many tokens who can go is tried out, and what else is to be kept."""
+    return SELECTION if {*needs} & {*OF_TRIALS} else 0, {ALSO[name] for name in needs if name in ALSO}
 
 
 @with_settings

@@ -9,6 +9,7 @@ from typing import Any
 from moeits.calibration.settings import Machine, Tokens, writing_itself
 from moeits.checkpoint.opening import Opening, Source
 from moeits.checkpoint.reading import Checkpoint
+from moeits.choosing.criteria import criterion_named
 from moeits.choosing.limits import Limits
 from moeits.choosing.needs import scoring_for, watches
 from moeits.choosing.settings import Budget, Choice
@@ -27,7 +28,7 @@ from moeits.refitting.settings import Fitting
 from moeits.settings import with_settings
 from moeits.signals.settings import Resources, Scoring
 from moeits.sizes import parse_size
-from moeits.stages.calibrate import calibrated, selection_for
+from moeits.stages.calibrate import asked_for, calibrated
 from moeits.stages.plan import plan
 from moeits.stages.refit import refit_work
 from moeits.stages.score import scored
@@ -223,8 +224,9 @@ class _Run:
         """What the criterion must know."""
         name = self.sizes.criterion
         if watches(name):
-            asked = (self.watched, self.machine, Opening(), selection_for(name), self.progress)
-            return calibrated(self.checkpoint, self.place, *asked)
+            selection, also = asked_for(criterion_named(name).needs)
+            asked = (self.watched, self.machine, Opening(), selection, self.progress)
+            return calibrated(self.checkpoint, self.place, *asked, also=also)
         scoring = scoring_for(name, Scoring())
         if scoring is not None:
             return scored(self.checkpoint, self.place, scoring, Resources(), Opening(), self.progress)

@@ -31,9 +31,8 @@ from moeits.refitting.settings import Fitting
 from moeits.scoring.rehearsal import Rehearsal, left_by, rehearse
 from moeits.settings import with_settings
 from moeits.signals.settings import Scoring
-from moeits.signals.watched import INPUT_NORMS, ROUNDING_BITS, rounding_error
 from moeits.sizes import format_size, parse_size
-from moeits.stages.calibrate import SELECTION, calibrated, check_runs, selection_for, watching_work
+from moeits.stages.calibrate import asked_for, calibrated, check_runs, watching_work
 from moeits.stages.heal import check_healing
 from moeits.stages.heal import heal as heal_stage
 from moeits.stages.plan import plan
@@ -120,10 +119,7 @@ def _evidence(
 
 def _asked_by(choice: Choice) -> tuple[int, set[str]]:
     """For criterion and edit: on how many tokens experts are tried out, and what else calibrating is to find."""
-    needs = {*choice.edit_needs}
-    selection = SELECTION if "drop-error" in needs else selection_for(choice.criterion)
-    also = {"input_norms"} if needs & {*INPUT_NORMS} else set[str]()
-    return selection, also | ({"rounding_errors"} if needs & {*map(rounding_error, ROUNDING_BITS)} else set())
+    return asked_for({*choice.edit_needs, *criterion_named(choice.criterion).needs})
 
 
 def _windows(checkpoint: Checkpoint, texts: Tokens, progress: Progress) -> Any:

@@ -173,7 +173,7 @@ def _scoring_of(criterion: str, scoring: Scoring) -> Scoring | None:
 
     Raises SettingError for one that has no scores, over which alone a tau can be walked.
     """
-    if not criterion_named(criterion).needs:
+    if not (criterion_named(criterion).needs and getattr(criterion_named(criterion), "has_levels", True)):
         raise SettingError(
             f"--criterion {criterion} has no scores for a tau to cut. Evaluate random choices beside another criterion "
             "with --control N."

@@ -12,7 +12,7 @@ from typing import Any
 
 from moeits.card_slot import results_slot
 from moeits.checkpoint.side_code import code_files
-from moeits.choosing.criteria import CRITERIA
+from moeits.choosing.criteria import CRITERIA, shown_name
 from moeits.choosing.pruning_plan import WHOLE_LAYERS, PruningPlan
 from moeits.edits.in_order import on_card
 from moeits.evidence import NOISE_MARGIN, estimated
@@ -233,7 +233,7 @@ def _how(plan: PruningPlan, afterwards: Sequence[Afterwards], notes: str) -> str
     repeats = "the recipe of the pruning, though not of what came after it" if afterwards else "the whole recipe"
     return f"""## How it was made
 
-Criterion `{plan.criterion}`; {_settings_sentence(plan.settings)}.{by_hand}
+Criterion `{shown_name(plan.criterion)}`; {_settings_sentence(plan.settings)}.{by_hand}
 `plan.json` is {repeats}: anybody with the source can prune it again with
 `moeits prune SOURCE --plan plan.json --output OUTPUT`. The plan was made for the
 fingerprint `{plan.fingerprint[:16]}`, taken over the names, dtypes, shapes and a sample of the bytes of all tensors.

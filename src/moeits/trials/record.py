@@ -18,7 +18,8 @@ from moeits.experts.layout import MoELayout
 from moeits.finished import workplace
 from moeits.run_files import LedgerEntry
 from moeits.signals.settings import Scoring
-from moeits.stages.calibrate import SELECTION, calibrated
+from moeits.signals.watched import ALSO
+from moeits.stages.calibrate import SELECTION, asked_for, calibrated
 from moeits.stages.compare import compare
 from moeits.stages.score import score
 from moeits.trials.rows import (
@@ -43,7 +44,7 @@ def evidence_for(work: RowWork, run: CriteriaFolder, criteria: Iterable[str]) ->
     if scoring is not None:
         found.append(_scored(work, run, names, scoring))
     if any(map(watches, names)):
-        found.append(_calibrated(work, run))
+        found.append(_calibrated(work, run, names))
     return merged(found)
 
 
@@ -57,12 +58,17 @@ def _scored(work: RowWork, run: CriteriaFolder, names: Sequence[str], scoring: S
         return score(work.checkpoint, output=run.evidence, scoring=scoring, progress=work.progress)
 
 
-def _calibrated(work: RowWork, run: CriteriaFolder) -> Evidence:
+def _calibrated(work: RowWork, run: CriteriaFolder, names: Sequence[str]) -> Evidence:
+    """What these criteria watch, and what the run has watched already: rows that are there were chosen by that."""
+    needs = {need for name in names if watches(name) for need in criterion_named(name).needs}
     if run.signals.exists():
-        return Evidence.load(run.signals)
+        known = Evidence.load(run.signals)
+        if all(known.known(need) for need in needs if need in ALSO):
+            return known
+        needs |= known.signals.keys()
     asked = (work.windows, work.machine, Opening(), SELECTION, work.progress)
     with work.ledger.stage(CALIBRATING), workplace(run.signals, progress=work.progress) as place:
-        evidence = calibrated(work.checkpoint, place, *asked)
+        evidence = calibrated(work.checkpoint, place, *asked, also=asked_for(needs)[1])
         evidence.save(run.signals)
     return evidence
 

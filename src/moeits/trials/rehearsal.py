@@ -5,6 +5,7 @@ from pathlib import Path
 
 from moeits.calibration.settings import Machine, Tokens
 from moeits.checkpoint.reading import Checkpoint
+from moeits.choosing.criteria import criterion_named
 from moeits.choosing.needs import scoring_for, watches
 from moeits.evaluation.perplexity import read_text
 from moeits.evaluation.rehearsal import evaluating
@@ -17,7 +18,7 @@ from moeits.measurement.rehearsal import measuring
 from moeits.measurement.settings import Workload
 from moeits.scoring.rehearsal import rehearse_scoring
 from moeits.signals.settings import Resources, Scoring
-from moeits.stages.calibrate import selection_for, watching_work
+from moeits.stages.calibrate import asked_for, watching_work
 from moeits.stages.plan import plan
 from moeits.surgery.unwritten import unwritten
 from moeits.sweeping.settings import OF_QUESTIONS, PointSettings
@@ -38,7 +39,8 @@ def choosing_work(
         work += rehearse_scoring(checkpoint, scorings[0], resources, output=None, share=1.0).work
     watching = [name for name in criteria if watches(name)]
     if watching:
-        work += watching_work(checkpoint, texts, max(map(selection_for, watching)), machine)
+        selection, _ = asked_for([need for name in watching for need in criterion_named(name).needs])
+        work += watching_work(checkpoint, texts, selection, machine)
     return tuple(work)
 
 

@@ -30,7 +30,7 @@ class Forecasting:
     )
     criterion: str = setting(
         "reconstruction",
-        help="How experts are ranked for removal.",
+        help="How experts are ranked for removal; c-gnn is reconstructed from an abstract.",
         panel=WHAT,
         choices=tuple(each.name for each in CRITERIA),
     )

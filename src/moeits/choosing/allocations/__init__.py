@@ -34,6 +34,7 @@ ALLOCATIONS: tuple[Allocation, ...] = (
     global_levels.ALLOCATION,
     coverage.ALLOCATION,
     entropy.ALLOCATION,
+    entropy.REVERSED,
     moe_i2.ALLOCATION,
     grape.ALLOCATION,
 )

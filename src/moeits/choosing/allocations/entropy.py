@@ -17,8 +17,8 @@ class Entropy:
     """A layer keeps the share c * H of its experts, at most all, with H the entropy of its scores over log E.
 
     With the scores of `frequency` H is that of how often experts are chosen, as in what the abstract of C-GNN-Prune
-    says; its direction is not known, and here layers with a few favourites lose most. The dial is c, as a share of the
-    one that keeps all.
+    says; its direction is not known, and here layers with a few favourites lose most (`EntropyReversed`: fewest). The
+    dial is c, as a share of the one that keeps all.
     """
 
     name: ClassVar[str] = "entropy"
@@ -29,9 +29,22 @@ class Entropy:
         return 0.0, 1.0
 
     def steps(self, at: float, orders: Mapping[int, EliminationOrder]) -> dict[int, int]:
-        entropies = {layer: max(_entropy(order), _LEAST) for layer, order in orders.items()}
-        whole = min(entropies.values())
-        return {layer: _gone(order, min(at * entropies[layer] / whole, 1.0)) for layer, order in orders.items()}
+        keeps = {layer: self._keeps(max(_entropy(order), _LEAST)) for layer, order in orders.items()}
+        whole = min(keeps.values())
+        return {layer: _gone(order, min(at * keeps[layer] / whole, 1.0)) for layer, order in orders.items()}
+
+    def _keeps(self, entropy: float) -> float:
+        """What a layer of that entropy keeps, beside others."""
+        return entropy
+
+
+class EntropyReversed(Entropy):
+    """The other direction: a layer keeps the share c / H, so that those whose scores are spread evenly lose most."""
+
+    name: ClassVar[str] = "entropy-reversed"
+
+    def _keeps(self, entropy: float) -> float:
+        return 1 / entropy
 
 
 def _gone(order: EliminationOrder, share: float) -> int:
@@ -49,3 +62,4 @@ def _entropy(order: EliminationOrder) -> float:
 
 
 ALLOCATION = Entropy()
+REVERSED = EntropyReversed()

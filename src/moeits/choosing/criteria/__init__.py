@@ -14,6 +14,7 @@ from moeits.errors import EvidenceError, SettingError
 from moeits.evidence import Evidence
 from moeits.settings import one_named
 from moeits.signals import SIGNALS
+from moeits.signals.watched import flag_of
 
 
 class Criterion(Protocol):
@@ -46,6 +47,7 @@ class Criterion(Protocol):
 from moeits.choosing.criteria import (  # noqa: E402
     aimer,
     aligned,
+    c_gnn,
     chance_corrected,
     correlation,
     dern,
@@ -87,6 +89,7 @@ CRITERIA: tuple[Criterion, ...] = (
     stun.CRITERION,
     dern.CRITERION,
     moe_i2.CRITERION,
+    c_gnn.CRITERION,
 )
 
 
@@ -128,6 +131,17 @@ def _not_free(name: str, layer: int, groups: int) -> str:
     )
 
 
+def shown_name(name: str) -> str:
+    """A criterion as tables show it: with what a reader must not miss, such as that it is a reconstruction."""
+    caveat = caveat_of(name)
+    return f"{name} ({caveat})" if caveat else name
+
+
+def caveat_of(name: str) -> str:
+    """What a reader must not miss of a criterion, where there is anything."""
+    return next((getattr(each, "caveat", "") for each in CRITERIA if each.name == name), "")
+
+
 def watches_tokens(criterion: Criterion) -> bool:
     """Whether it needs what only calibrating finds."""
     return bool(set(criterion.needs) - {"redundancy", *(signal.name for signal in SIGNALS)})
@@ -139,8 +153,8 @@ def made_by(name: str) -> str:
         return "moeits score MODEL --output evidence.safetensors"
     if name in {signal.name for signal in SIGNALS}:
         return f"moeits score MODEL --signals {name} --output evidence.safetensors"
-    statistics = "--statistics ORDER.jsonl " if name == "order" else ""
-    return f"moeits calibrate MODEL {statistics}--output signals.safetensors"
+    asked = "--statistics ORDER.jsonl" if name == "order" else flag_of(name)
+    return f"moeits calibrate MODEL {asked + ' ' if asked else ''}--output signals.safetensors"
 
 
 def criterion_named(name: str) -> Criterion:
