@@ -222,6 +222,73 @@ def test_recombining_is_what_the_two_steps_say_literally(seed: int, least: float
             np.testing.assert_allclose(made_of(blends[expert], experts, name), rows, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("at_a_time", [1, 2, 5])
+def test_a_removed_expert_is_read_once_for_all_kept_ones_however_many_are_held(
+    monkeypatch: pytest.MonkeyPatch, at_a_time: int
+) -> None:
+    experts = random_experts(np.random.default_rng(2), 9, 6)
+    groups = {e: tuple((m, 1 / 6) for m in (e, 4, 5, 6, 7, 8)) for e in range(4)}
+    wanted = Recombine(min_similarity=0.1).blends(groups, experts.__getitem__)
+    one = sum(rows.nbytes for rows in experts[0].values())
+    monkeypatch.setattr("moeits.edits.recombine._HELD_BYTES", at_a_time * one)
+    seen: list[int] = []
+
+    def read(expert: int) -> dict[str, Any]:
+        seen.append(expert)
+        return experts[expert]
+
+    found = Recombine(min_similarity=0.1).blends(groups, read)
+    assert found.keys() == wanted.keys() == groups.keys()
+    assert len({member for blend in found.values() for member in blend} - groups.keys()) == 5
+    assert all(seen.count(member) == 1 for member in (4, 5, 6, 7, 8))
+    assert all(seen.count(expert) == -(-5 // at_a_time) + 1 for expert in groups)
+    for expert, blend in wanted.items():
+        for name in experts[0]:
+            assert np.array_equal(made_of(found[expert], experts, name), made_of(blend, experts, name))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_prune_reads_a_removed_expert_twice_whoever_takes_it_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str
+) -> None:
+    toy = make_toy(tmp_path / "toy", form.removesuffix(" fused"), experts=EXPERTS)
+    toy = fuse(toy, tmp_path / "fused") if form.endswith("fused") else toy
+    plan = moeits.plan(moeits.score(toy), experts_per_layer=3, edit="recombine", min_similarity=-1.0)
+    of_experts = {  # what of each expert is decoded, by layer
+        (name, where): expert
+        for layer in MoELayout.of(Checkpoint.open(toy)).layers.values()
+        for expert in range(EXPERTS)
+        for name, where in (
+            [(name, ()) for name in layer.experts[expert].values()]
+            if layer.experts
+            else [(name, (expert,)) for name in layer.fused.values()]
+        )
+    }
+    seen: list[tuple[str, Any]] = []
+    plain = Checkpoint.read
+
+    def read(self: Checkpoint, name: str, where: tuple[Any, ...] = ()) -> np.ndarray:
+        seen.append((name, where[:1] if where else ()))
+        return plain(self, name, where)
+
+    monkeypatch.setattr(Checkpoint, "read", read)
+    moeits.prune(toy, plan=plan, output=tmp_path / "made")
+    removed = {each for each, expert in of_experts.items() if expert not in plan.kept[layer_of(each[0])]}
+    times = {each: seen.count(each) for each in removed}
+    # To be compared, a fused tensor is read for each of its projections; then it is read to be written.
+    assert set(times.values()) <= {1, 2, 3}
+    assert max(times.values()) == (3 if max(len(s) for _, s in of_experts) else 2)
+    monkeypatch.setattr("moeits.surgery.blended.MOST_HELD_BYTES", 0)
+    seen.clear()
+    moeits.prune(toy, plan=plan, output=tmp_path / "again")
+    assert same_bytes(tmp_path / "made", tmp_path / "again")
+    assert max(seen.count(each) for each in removed) > max(times.values())
+
+
+def layer_of(name: str) -> int:
+    return int(name.partition("layers.")[2].partition(".")[0])
+
+
 def test_above_1_no_neuron_moves_and_recombining_is_plain_removal(tmp_path: Path) -> None:
     model = with_twin(tmp_path, "qwen2_moe")
     plan = moeits.plan(moeits.score(model), experts_per_layer=3, edit="recombine", min_similarity=1.01)

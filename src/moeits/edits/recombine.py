@@ -1,6 +1,6 @@
 """Neurons of removed experts move into the kept experts that have one like them (DERN)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,6 +15,8 @@ from moeits.evidence import Evidence
 from moeits.settings import EXPERT, setting
 
 _MOST_ROUNDS = 30
+_HELD_BYTES = 2**29
+"""Of removed experts that are compared with all kept ones at a time, as float32."""
 
 
 @dataclass(frozen=True)
@@ -57,32 +59,62 @@ class Recombine(Unedited):
     def blends(self, groups: Mapping[int, Group], read: ReadNeurons) -> Mapping[int, Blend]:
         moved = _moves(groups, read, self.min_similarity)
         return {
-            expert: _clustered(expert, group, moved[expert], read) for expert, group in groups.items() if moved[expert]
+            expert: _clustered(expert, group, own, read)
+            for expert, group in groups.items()
+            if (own := moved.pop(expert))
         }
 
 
-Moved = Mapping[int, np.ndarray]
-"""Removed expert -> those of its neurons that move into one kept expert."""
+@dataclass(frozen=True)
+class _Moving:
+    """Neurons of one removed expert that move into one kept expert."""
+
+    numbers: np.ndarray
+    whole: np.ndarray
+    """(n, 3 H): gate row, up row and down column of each."""
 
 
-def _moves(groups: Mapping[int, Group], read: ReadNeurons, least: float) -> dict[int, dict[int, np.ndarray]]:
-    """Kept expert -> what moves into it: every neuron goes where the most similar one is, the lower id on ties."""
-    best: dict[int, np.ndarray] = {}
-    target: dict[int, np.ndarray] = {}
-    for expert, group in sorted(groups.items()):
-        own = _up_and_down(read(expert))
-        for member in sorted({member for member, _ in group} - groups.keys()):
-            nearest = (_up_and_down(read(member)) @ own.T).max(axis=1)
-            better = nearest > best.setdefault(member, np.full(len(nearest), -np.inf))
-            best[member][better] = nearest[better]
-            target.setdefault(member, np.full(len(nearest), -1))[better] = expert
-    moved: dict[int, dict[int, np.ndarray]] = {expert: {} for expert in groups}
-    for member in best:
-        for expert in groups:
-            neurons = np.flatnonzero((target[member] == expert) & (best[member] > least))
-            if len(neurons):
-                moved[expert][member] = neurons
+_Moved = Mapping[int, _Moving]
+"""By removed expert."""
+
+
+def _moves(groups: Mapping[int, Group], read: ReadNeurons, least: float) -> dict[int, dict[int, _Moving]]:
+    """Kept expert -> what moves into it: every neuron goes where the most similar one is, the lower id on ties.
+
+    A removed expert is read once; a kept one once for as many removed ones as are held at a time.
+    """
+    moved: dict[int, dict[int, _Moving]] = {expert: {} for expert in groups}
+    removed = sorted({member for group in groups.values() for member, _ in group} - groups.keys())
+    for held in _few_at_a_time(removed, read):
+        similar = {member: _up_and_down(neurons) for member, neurons in held.items()}
+        best = {member: np.full(len(rows), -np.inf) for member, rows in similar.items()}
+        target = {member: np.full(len(rows), -1) for member, rows in similar.items()}
+        for expert, group in sorted(groups.items()):
+            if not (members := sorted(held.keys() & {member for member, _ in group})):
+                continue
+            own = _up_and_down(read(expert))
+            for member in members:
+                nearest = (similar[member] @ own.T).max(axis=1)
+                better = nearest > best[member]
+                best[member][better], target[member][better] = nearest[better], expert
+        for member, neurons in held.items():
+            whole = _whole(neurons)
+            for expert in groups:
+                numbers = np.flatnonzero((target[member] == expert) & (best[member] > least))
+                if len(numbers):
+                    moved[expert][member] = _Moving(numbers, whole[numbers])
     return moved
+
+
+def _few_at_a_time(experts: Sequence[int], read: ReadNeurons) -> Iterator[dict[int, Mapping[str, np.ndarray]]]:
+    """Experts with their weights, as many at a time as fit; who asks for the next ones is done with these."""
+    held: dict[int, Mapping[str, np.ndarray]] = {}
+    for expert in experts:
+        held[expert] = read(expert)
+        nbytes = sum(rows.nbytes for neurons in held.values() for rows in neurons.values())
+        if nbytes >= _HELD_BYTES or expert == experts[-1]:
+            yield held
+            held.clear()
 
 
 def _up_and_down(neurons: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -95,19 +127,19 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.where(norms > 0, norms, 1)
 
 
-def _clustered(expert: int, group: Group, moved: Moved, read: ReadNeurons) -> Blend:
+def _clustered(expert: int, group: Group, moved: _Moved, read: ReadNeurons) -> Blend:
     """What an expert has and what moves into it, as many clusters as it has neurons, each of which becomes one."""
     weight_of = dict(group)
     own = _whole(read(expert))
-    from_whom = [(expert, np.arange(len(own))), *sorted(moved.items())]
-    neurons = np.concatenate([own, *(_whole(read(member))[which] for member, which in sorted(moved.items()))])
-    members = np.concatenate([np.full(len(which), member) for member, which in from_whom])
+    from_whom = {expert: _Moving(np.arange(len(own)), own)} | dict(sorted(moved.items()))
+    neurons = np.concatenate([moving.whole for moving in from_whom.values()])
+    members = np.concatenate([np.full(len(moving.numbers), member) for member, moving in from_whom.items()])
     weights = np.array([weight_of.get(member, 0.0) for member in members])
-    numbers = np.concatenate([which for _, which in from_whom])
+    numbers = np.concatenate([moving.numbers for moving in from_whom.values()])
     which, made, shares = _k_means(neurons, len(own), weights)
     return {
         member: Terms(neurons=numbers[which[of]], made=made[of], shares=shares[of])
-        for member, _ in from_whom
+        for member in from_whom
         if len(of := np.flatnonzero((members[which] == member) & (shares != 0)))
     }
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,12 +11,13 @@ from moeits.checkpoint.reading import DTYPES, FLOATS, Checkpoint, TensorInfo
 from moeits.checkpoint.writing import ByteRange
 from moeits.edits import Edit, Group, PlannedEdit
 from moeits.edits.in_order import edits_in
-from moeits.edits.neurons import Blend, OfNeurons
+from moeits.edits.neurons import OfNeurons
 from moeits.edits.weights import Detail, OfWeights
 from moeits.errors import NonFiniteWeight, UnscorableWeight
-from moeits.experts.held import Held, by_neuron
+from moeits.experts.held import Held
 from moeits.experts.layer import MoELayer
 from moeits.experts.layout import MoELayout
+from moeits.surgery.blended import Blended, Blending, HeldRows
 from moeits.surgery.fates import Compute
 
 # Expert -> the tensor that holds something of it, and where in it.
@@ -43,14 +44,14 @@ def edited_tensors(
     """
     if edit is None:
         return {}
-    known, computed = edits_in(edit), dict[str, Compute]()
+    known, computed, rows = edits_in(edit), dict[str, Compute](), HeldRows()
     for i in kept:
         here = [(asked, each) for asked, each in known if isinstance(each, OfWeights) or asked.groups.get(i)]
         if not here:
             continue
         layer = moe.layers[i]
         check_numbers(checkpoint, layer, edit.names)
-        steps = [_step(checkpoint, moe, i, each, asked, kept[i]) for asked, each in here]
+        steps = [_step(checkpoint, moe, i, each, asked, kept[i], rows) for asked, each in here]
         edited = sorted({expert for step in steps for expert in step.edited})
         made = partial(_made, checkpoint, steps)
         numbers = {expert: number for number, expert in enumerate(kept[i])}
@@ -123,7 +124,13 @@ class _Step:
 
 
 def _step(
-    checkpoint: Checkpoint, moe: MoELayout, layer: int, edit: Edit, asked: PlannedEdit, kept: Sequence[int]
+    checkpoint: Checkpoint,
+    moe: MoELayout,
+    layer: int,
+    edit: Edit,
+    asked: PlannedEdit,
+    kept: Sequence[int],
+    rows: HeldRows,
 ) -> _Step:
     """Raises what `OfWeights.check` raises."""
     groups = asked.groups.get(layer, {})
@@ -135,7 +142,7 @@ def _step(
                 edit.check(projection, shape, details.get(expert, {}))
         return _Step(name=edit.name, edited=kept, make=_Changed(edit, details, moe.held(layer)))
     if isinstance(edit, OfNeurons):
-        make = _Blended(_blends(checkpoint, moe, layer, edit, groups), moe.held(layer))
+        make = Blended(Blending(checkpoint, moe, layer, edit, groups), moe.held(layer), rows)
     else:
         make = _OfGroup(edit, groups)
     return _Step(name=edit.name, edited=groups.keys(), make=make)
@@ -163,29 +170,6 @@ class _OfGroup:
 
 
 @dataclass(frozen=True)
-class _Blended:
-    """A tensor whose neurons are sums of neurons; what belongs to none stays as it is."""
-
-    blends: Callable[[], Mapping[int, Blend]]
-    held: Mapping[str, Held]
-
-    def __call__(self, expert: int, key: str, read: Callable[[int], np.ndarray]) -> np.ndarray:
-        own, held = read(expert).astype(np.float64), self.held[key]
-        blend = self.blends().get(expert)
-        if blend is None:
-            return own
-        made = held.neurons(own)
-        totals = {projection: np.zeros_like(rows) for projection, rows in made.items()}
-        for member, terms in blend.items():
-            of_member = held.neurons(read(member))
-            for projection, total in totals.items():
-                terms.add(of_member[projection], total)
-        for projection, total in totals.items():
-            made[projection][:] = total
-        return own
-
-
-@dataclass(frozen=True)
 class _Changed:
     """A tensor whose matrices are changed one by one; biases stay as they are."""
 
@@ -201,24 +185,6 @@ class _Changed:
                     projection, np.ascontiguousarray(weight, np.float32), self.details.get(expert, {})
                 )
         return own
-
-
-def _blends(
-    checkpoint: Checkpoint, moe: MoELayout, layer: int, edit: OfNeurons, groups: Mapping[int, Group]
-) -> Callable[[], Mapping[int, Blend]]:
-    """What the neurons of a layer are made of, settled when the first of its tensors is written."""
-
-    def read(expert: int) -> dict[str, np.ndarray]:
-        found = {}
-        for projection in moe.architecture.projection_names:
-            matrix = moe.read(checkpoint, layer, expert, projection).astype(np.float32)
-            if not np.isfinite(matrix).all():
-                name = moe.weight_name(layer, expert, projection)
-                raise NonFiniteWeight(f"{name} is not finite, so that no edit can tell its neurons. Plan without it.")
-            found[projection] = by_neuron(projection, matrix)
-        return found
-
-    return lru_cache(1)(lambda: edit.blends(groups, read))
 
 
 def check_numbers(checkpoint: Checkpoint, layer: MoELayer, edit: str) -> None:
