@@ -125,7 +125,7 @@ class Planner:
         if allocation.needs == "pairs" and any(order.pairs is None for order in orders):
             raise SettingError(
                 f"{asked} goes by how redundant pairs are, which --criterion {self.criterion.name} does not look at: "
-                "choose by moeits, chance-corrected, router-cosine, correlation or aligned."
+                "choose by moeits, chance-corrected, router-cosine, correlation, gaussian or aligned."
             )
         if allocation.needs == "scores" and any(order.scores is None for order in orders):
             raise SettingError(

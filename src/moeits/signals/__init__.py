@@ -144,6 +144,7 @@ def pairwise(compare: Callable[[Any, Any], float], rows: Sequence[Any], columns:
 from moeits.signals.aimer import Aimer  # noqa: E402
 from moeits.signals.aligned import Aligned  # noqa: E402
 from moeits.signals.correlation import Correlation  # noqa: E402
+from moeits.signals.gaussian import Gaussian  # noqa: E402
 from moeits.signals.nearness import RouterNearness, WeightNearness  # noqa: E402
 from moeits.signals.nmi import NMI  # noqa: E402
 from moeits.signals.router_cosine import RouterCosine  # noqa: E402
@@ -154,6 +155,7 @@ PAIR_SIGNALS: tuple[type[PairSignal], ...] = (
     NMI,
     RouterCosine,
     Correlation,
+    Gaussian,
     Aligned,
     RouterNearness,
     WeightNearness,

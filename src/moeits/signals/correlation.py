@@ -51,7 +51,7 @@ class Correlation(PairSignal):
         return Centred(entries=weight.size, runs=runs)
 
     def compare(self, rows: Sequence[Centred], columns: Sequence[Centred]) -> np.ndarray:
-        return pairwise(_of_pair, rows, columns)
+        return pairwise(correlation_of, rows, columns)
 
     def floor(self, encoded: Sequence[Centred]) -> np.ndarray:
         """(E, E), diagonal 0: the mean of |u v| of two random directions in as many dimensions as entries less one."""
@@ -65,7 +65,8 @@ class Correlation(PairSignal):
         return Memory(encoded=4 * (entries + _RUN), encoding=piece_bytes(entries), comparing=8 * (entries // _RUN + 1))
 
 
-def _of_pair(a: Centred, b: Centred) -> float:
+def correlation_of(a: Centred, b: Centred) -> float:
+    """|r| of two weights. Raises ShapeMismatch."""
     if a.entries != b.entries:
         raise ShapeMismatch(f"Weights of {a.entries} and {b.entries} entries cannot be compared.")
     # Beyond eight decimals it is the rounding of single precision.

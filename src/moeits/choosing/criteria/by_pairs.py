@@ -1,4 +1,4 @@
-"""Algorithm 3 on another pair signal than the redundancy: what router-cosine, correlation and aligned share."""
+"""Algorithm 3 on another pair signal than the redundancy: router-cosine, correlation, gaussian and aligned alike."""
 
 from dataclasses import dataclass, replace
 
