@@ -101,25 +101,51 @@ def write_layer(folder: Path, model: Model) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def _pool(rng: np.random.Generator, shape: tuple[int, int], model: Model) -> np.ndarray:
-    values = rng.standard_t(8, (POOL * shape[0], shape[1])).astype(np.float32)
-    # FP8 has the numbers of a block scaled to its largest, 448.
-    return (40 * values).clip(-448, 448).astype(ml_dtypes.float8_e4m3fn) if model.fp8 else _bfloat16(0.02 * values)
+@dataclass(frozen=True)
+class Rows:
+    """Of which experts are made."""
+
+    values: np.ndarray
+    scales: np.ndarray | None
+    """Of FP8, one for each block of 128 x 128."""
+
+    def drawn(self, rng: np.random.Generator, count: int) -> "Rows":
+        """So many rows anew. Those of FP8 stay in their blocks, whose scales they share, and blocks change places."""
+        if self.scales is None:
+            return Rows(self.values[rng.choice(len(self.values), count, replace=False)], None)
+        values, scales = [], []
+        for band in rng.choice(len(self.scales), count // BLOCK, replace=False):
+            moved = rng.integers(self.scales.shape[1])
+            own = self.values[BLOCK * band + rng.permutation(BLOCK)]
+            values.append(np.roll(own, BLOCK * moved, axis=1))
+            scales.append(np.roll(self.scales[band], moved))
+        return Rows(np.concatenate(values), np.stack(scales))
+
+
+def _pool(rng: np.random.Generator, shape: tuple[int, int], model: Model) -> Rows:
+    values = 0.02 * rng.standard_t(8, (POOL * shape[0], shape[1])).astype(np.float32)
+    if not model.fp8:
+        return Rows(_bfloat16(values), None)
+    # As releases are quantized: the largest number of a block becomes 448, the largest of FP8.
+    blocks = values.reshape(-1, BLOCK, shape[1] // BLOCK, BLOCK)
+    scales = np.abs(blocks).max((1, 3)) / 448
+    blocks /= scales[:, None, :, None]
+    return Rows(values.clip(-448, 448).astype(ml_dtypes.float8_e4m3fn), scales)
 
 
 def _bfloat16(values: np.ndarray) -> np.ndarray:
     return values.astype(ml_dtypes.bfloat16)
 
 
-def _expert(expert: int, rows: dict[tuple[int, int], np.ndarray], model: Model) -> Iterator[tuple[str, np.ndarray]]:
+def _expert(expert: int, rows: dict[tuple[int, int], Rows], model: Model) -> Iterator[tuple[str, np.ndarray]]:
     rng = np.random.default_rng(0 if expert == 1 else expert)
     for projection in ("gate", "up", "down"):
         shape = model.shape[::-1] if projection == "down" else model.shape
         name = f"model.layers.0.mlp.experts.{expert}.{projection}_proj.weight"
-        yield name, rows[shape][rng.choice(len(rows[shape]), shape[0], replace=False)]
-        if model.fp8:
-            scales = 0.01 * rng.uniform(0.5, 2, [-(-size // BLOCK) for size in shape])
-            yield f"{name}_scale_inv", scales.astype(np.float32)
+        own = rows[shape].drawn(rng, shape[0])
+        yield name, own.values
+        if own.scales is not None:
+            yield f"{name}_scale_inv", own.scales
 
 
 def run_score(folder: Path, output: Path, sample: str) -> dict[str, float]:

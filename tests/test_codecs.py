@@ -66,15 +66,20 @@ def test_fp8_is_what_transformers_makes_of_it(dtype: torch.dtype, grid: tuple[in
     assert same_bits(Fp8().decode(parts, {"dtype": wanted}), oracle)
 
 
-def test_the_last_blocks_of_fp8_are_cut_off_at_the_edges() -> None:
-    """DeepSeek's blocks are of 128 by 128 wherever the weight ends: 5 scales for 40 rows of blocks of 9."""
+@pytest.mark.parametrize(("rows", "columns", "block"), [(40, 50, [9, 16]), (300, 250, [128, 100])], ids=str)
+def test_the_last_blocks_of_fp8_are_cut_off_at_the_edges(rows: int, columns: int, block: list[int]) -> None:
+    """DeepSeek's blocks are of 128 by 128 wherever the weight ends: 5 scales for 40 rows of blocks of 9.
+
+    The larger weight has more entries than 256 for each block, so it is decoded by a table.
+    """
     from transformers.integrations.finegrained_fp8 import _dequantize_fp8_weight
 
-    weight = fp8_bytes(40, 50, torch.float8_e4m3fn)
-    scales = torch.rand((5, 4), generator=torch.Generator().manual_seed(1)).exp2()
-    oracle = _dequantize_fp8_weight(weight, scales, [9, 16], torch.float32)
+    weight = fp8_bytes(rows, columns, torch.float8_e4m3fn)
+    grid = [-(-size // of) for size, of in zip((rows, columns), block, strict=True)]
+    scales = torch.rand(grid, generator=torch.Generator().manual_seed(1)).exp2()
+    oracle = _dequantize_fp8_weight(weight, scales, block, torch.float32)
     parts = {"weight": weight.view(torch.uint8).numpy().view(ml_dtypes.float8_e4m3fn), "scale_inv": scales.numpy()}
-    config = {"dtype": "float32", "quantization_config": {"weight_block_size": [9, 16]}}
+    config = {"dtype": "float32", "quantization_config": {"weight_block_size": block}}
     assert same_bits(Fp8().decode(parts, config), oracle)
     assert not same_bits(Fp8().decode({**parts, "scale_inv": scales.numpy()[::-1]}, config), oracle)
 

@@ -59,6 +59,26 @@ def test_dependent_weights_stand_above_their_floor() -> None:
     assert nmi.compare_two(a, permuted(b, rng)) == pytest.approx(nmi.floor([a, b])[0, 1], rel=0.05)
 
 
+def test_blocks_of_fp8_lift_independent_weights_above_their_floor_and_one_scale_does_not() -> None:
+    """docs/method.md: a histogram sees which block an entry is of, and blocks of two experts have the same edges."""
+    rng, nmi = np.random.default_rng(0), NMI()
+    weights = rng.standard_t(8, (2, 512, 1024)).astype(np.float32)
+
+    def above_floor(block: tuple[int, int]) -> float:
+        encoded = [nmi.encode_weight(in_fp8(weight, block)) for weight in weights]
+        return nmi.compare_two(*encoded) / float(nmi.floor(encoded)[0, 1])
+
+    assert above_floor((128, 128)) > 1.2
+    assert above_floor((512, 1024)) == pytest.approx(1, abs=0.02)
+
+
+def in_fp8(weight: np.ndarray, block: tuple[int, int]) -> np.ndarray:
+    """Rounded to E4M3 with a scale for each block, whose largest becomes 448."""
+    blocks = weight.reshape(weight.shape[0] // block[0], block[0], weight.shape[1] // block[1], block[1])
+    scales = np.abs(blocks).max((1, 3), keepdims=True) / 448
+    return ((blocks / scales).astype(ml_dtypes.float8_e4m3fn).astype(np.float32) * scales).reshape(weight.shape)
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_the_floor_is_the_exact_expectation_over_all_permutations(seed: int) -> None:
     rng = np.random.default_rng(seed)

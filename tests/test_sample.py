@@ -159,15 +159,29 @@ def test_joint_sums_equal_those_of_a_histogram_made_by_numpy(bins: int) -> None:
     assert np.array_equal(joint_sums(a, a, bins, bins), count_sums(np.bincount(a)))
 
 
-def test_the_pointwise_variance_is_that_of_the_entries() -> None:
+@pytest.mark.parametrize(("entries", "bins"), [(5000, 7), (5000, 60), (1 << 18, 700)])
+def test_the_pointwise_variance_is_that_of_the_entries(entries: int, bins: int) -> None:
+    """Where cells hold more than a byte and where they do not; of many entries every second is looked at."""
     rng = np.random.default_rng(0)
-    a = rng.integers(0, 9, 5000).astype(np.uint16)
-    b = ((a + rng.integers(0, 3, 5000)) % 11).astype(np.uint16)
-    p_a, p_b, p = np.bincount(a) / 5000, np.bincount(b) / 5000, np.bincount(11 * a.astype(int) + b) / 5000
-    information = np.log(p[11 * a.astype(int) + b] / (p_a[a] * p_b[b]))
-    entries = information + 0.1 * np.log(p_a[a]) + 0.2 * np.log(p_b[b])
-    found = pointwise_variance(a, b, np.array([9, 11]), np.log(p_a), np.log(p_b), 0.1, 0.2)
-    assert found == pytest.approx(entries.var(), rel=1e-9)
+    a = rng.integers(0, bins, entries).astype(np.uint16)
+    b = ((a + rng.integers(0, bins // 3, entries)) % (bins + 2)).astype(np.uint16)
+    cells = (bins + 2) * a.astype(int) + b
+    p_a, p_b, p = (np.bincount(codes) / entries for codes in (a, b, cells))
+    every = 2 if entries > 1 << 17 else 1
+    assert (np.bincount(cells).max() > 255) == (bins == 7)
+    information = np.log(p[cells] / (p_a[a] * p_b[b])) + 0.1 * np.log(p_a[a]) + 0.2 * np.log(p_b[b])
+    found = pointwise_variance(a, b, (np.log(p_a), np.log(p_b)), (0.1, 0.2))
+    assert found == pytest.approx(information[::every].var(), rel=1e-9)
+    assert found == pytest.approx(information.var(), rel=0.01)
+
+
+def test_a_variance_counted_in_bands_is_that_of_the_whole_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    a, b = rng.integers(0, 50, (2, 4000)).astype(np.uint16)
+    asked = (a, b, (np.log(np.bincount(a) / 4000), np.log(np.bincount(b) / 4000)), (0.1, 0.2))
+    whole = pointwise_variance(*asked)
+    monkeypatch.setattr("moeits.signals.sample_counts.TABLE_BYTES", 1)
+    assert pointwise_variance(*asked) == pytest.approx(whole, rel=1e-12)
 
 
 # ---------------------------------------------------------------------------------------------- estimates

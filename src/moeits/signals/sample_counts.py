@@ -11,9 +11,12 @@ import numpy as np
 
 from moeits.signals.cell_sums import thinned_of_many, thinned_terms
 from moeits.signals.compiling import compiled
-from moeits.signals.joint_counts import tables
+from moeits.signals.joint_counts import TABLE_BYTES, tables
 
 _SMALL = 256
+
+# Entries by whose spread a variance is told.
+_ENOUGH = 1 << 17
 
 THINNED = (1 / 2, 1 / 4)
 
@@ -76,27 +79,59 @@ def _add_small(table, terms):  # type: ignore[no-untyped-def]  # pragma: no cove
     return sums
 
 
-@compiled
-def pointwise_variance(a, b, shape, log_a, log_b, share_a, share_b):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+def pointwise_variance(
+    a: np.ndarray, b: np.ndarray, logs: tuple[np.ndarray, np.ndarray], shares: tuple[float, float]
+) -> float:
     """Variance over entries of ln(p_ab / (p_a p_b)) + share_a ln p_a + share_b ln p_b, probabilities as they are in the
-    sample.
+    sample; of very large samples over every second entry, or third, and so on, which tells it to a hundredth.
 
-    `shape`: numbers of bins; `log_a`, `log_b`: ln p of each bin. Cells are counted in bands of rows of limited memory.
+    `logs`: ln p of each bin, of either weight.
     """
-    band = max(1, min(shape[0], (16 << 20) // shape[1]))
-    table = np.zeros(band * shape[1], np.uint32)
+    every = max(1, a.size // _ENOUGH)
+    if logs[0].size * logs[1].size <= TABLE_BYTES:
+        ((table, wrapped),) = tables(a, b, logs[0].size, logs[1].size)
+        if not wrapped.size:
+            return float(_variance_at(a, b, table, *logs, *shares, every))
+    return float(_variance_in_bands(a, b, *logs, *shares, every))
+
+
+@compiled
+def _variance_at(a, b, table, log_a, log_b, share_a, share_b, every):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """By a whole table of counts below 256."""
+    joint = np.zeros(256)
+    for count in range(1, 256):
+        joint[count] = np.log(count / a.size)
+    total, squares, width = 0.0, 0.0, np.uint32(log_b.size)
+    for i in range(0, a.size, every):
+        of_a, of_b = log_a[a[i]], log_b[b[i]]
+        count = table[np.uint32(a[i]) * width + np.uint32(b[i])]
+        value = joint[count] - (of_a + of_b) + (share_a * of_a + share_b * of_b)
+        total += value
+        squares += value * value
+    looked_at = (a.size + every - 1) // every
+    mean = total / looked_at
+    return squares / looked_at - mean * mean
+
+
+@compiled
+def _variance_in_bands(a, b, log_a, log_b, share_a, share_b, every):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+    """By counts of any size, in bands of rows of limited memory."""
+    bins_a, bins_b = log_a.size, log_b.size
+    band = max(1, min(bins_a, (16 << 20) // bins_b))
+    table = np.zeros(band * bins_b, np.uint32)
     total, squares = 0.0, 0.0
-    for low in range(0, shape[0], band):
+    for low in range(0, bins_a, band):
         for i in range(a.size):
             if low <= a[i] < low + band:
-                table[(a[i] - low) * shape[1] + b[i]] += 1
-        for i in range(a.size):
+                table[(a[i] - low) * bins_b + b[i]] += 1
+        for i in range(0, a.size, every):
             if low <= a[i] < low + band:
                 of_a, of_b = log_a[a[i]], log_b[b[i]]
-                joint = np.log(table[(a[i] - low) * shape[1] + b[i]] / a.size)
+                joint = np.log(table[(a[i] - low) * bins_b + b[i]] / a.size)
                 value = joint - (of_a + of_b) + (share_a * of_a + share_b * of_b)
                 total += value
                 squares += value * value
         table[:] = 0
-    mean = total / a.size
-    return squares / a.size - mean * mean
+    looked_at = (a.size + every - 1) // every
+    mean = total / looked_at
+    return squares / looked_at - mean * mean

@@ -344,6 +344,5 @@ def _own_variance(a: SampledCodes, b: SampledCodes, nmi: float, under_independen
     n, entries = a.codes.size, int(a.counts.sum())
     of_a, of_b = (np.log(np.maximum(each.sample_counts, 1) / n) for each in (a, b))
     ratio = np.sqrt(a.entropies[0] / b.entropies[0])
-    shape = np.array([a.counts.size, b.counts.size])
-    variance = pointwise_variance(a.codes, b.codes, shape, of_a, of_b, nmi / 2 / ratio, nmi / 2 * ratio)
+    variance = pointwise_variance(a.codes, b.codes, (of_a, of_b), (nmi / 2 / ratio, nmi / 2 * ratio))
     return max(variance - under_independence / n, 0.0) * (1 / n - 1 / entries)

@@ -15,6 +15,7 @@ _WEIGHTS = ("F8_E4M3", "F8_E5M2")
 _SCALES = ("scale_inv", "scale")
 # Rows that are decoded at a time, and the float32 values of each of their entries: of the table, scale, product.
 _ROWS, _ROW_BYTES = 64, 3 * 4
+_BYTES = 256
 
 
 @dataclass(frozen=True)
@@ -44,26 +45,51 @@ class Fp8:
         _block(weight.shape, _grid(scale.shape), config)
         itemsize = dtype_of(config).itemsize
         held = weight.nbytes + scale.nbytes + prod(weight.shape) * itemsize
-        grid = 4 * _grid(scale.shape)[0] * weight.shape[-1]
-        return Decoded(
-            shape=weight.shape,
-            itemsize=itemsize,
-            held_bytes=held + grid + _ROWS * _ROW_BYTES * weight.shape[-1],
-        )
+        grid = _grid(scale.shape)
+        if _by_table(grid, weight.shape):
+            beside = prod(grid) * _BYTES * (4 + itemsize)
+        else:
+            beside = 4 * grid[0] * weight.shape[-1] + _ROWS * _ROW_BYTES * weight.shape[-1]
+        return Decoded(shape=weight.shape, itemsize=itemsize, held_bytes=held + beside)
 
     def decode(self, parts: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> np.ndarray:
         weight, scale = parts["weight"], next(parts[name] for name in _SCALES if name in parts)
         grid = as_float32(scale).reshape(_grid(scale.shape))
-        height, width = _block(weight.shape, grid.shape, config)
-        across = np.repeat(grid, width, axis=1)[:, : weight.shape[1]]
-        value_of = np.arange(256, dtype=np.uint8).view(weight.dtype).astype(np.float32)
-        result = np.empty(weight.shape, dtype_of(config))
-        for start in range(0, len(weight), _ROWS):
-            rows = slice(start, min(start + _ROWS, len(weight)))
-            scales = across[np.arange(rows.start, rows.stop) // height]
-            with finite_or_not():
-                result[rows] = value_of[weight[rows].view(np.uint8)] * scales
-        return result
+        block, dtype = _block(weight.shape, grid.shape, config), dtype_of(config)
+        if _by_table(grid.shape, weight.shape):
+            return _look_up(weight, grid, block, dtype)
+        return _multiply(weight, grid, block, dtype)
+
+
+def _by_table(grid: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a weight has more entries than its blocks can have different numbers."""
+    return prod(grid) * _BYTES <= prod(shape)
+
+
+def _look_up(weight: np.ndarray, grid: np.ndarray, block: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    """By a table of the 256 numbers of each block, each multiplied and rounded once, three times as fast."""
+    from moeits.experts.codecs.byte_tables import look_up
+
+    with finite_or_not():
+        tables = (_values(weight.dtype) * grid[..., None]).astype(dtype)
+    return look_up(weight.view(np.uint8), tables.view(f"u{dtype.itemsize}"), block).view(dtype)
+
+
+def _multiply(weight: np.ndarray, grid: np.ndarray, block: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    height, width = block
+    across = np.repeat(grid, width, axis=1)[:, : weight.shape[1]]
+    value_of, result = _values(weight.dtype), np.empty(weight.shape, dtype)
+    for start in range(0, len(weight), _ROWS):
+        rows = slice(start, min(start + _ROWS, len(weight)))
+        scales = across[np.arange(rows.start, rows.stop) // height]
+        with finite_or_not():
+            result[rows] = value_of[weight[rows].view(np.uint8)] * scales
+    return result
+
+
+def _values(dtype: np.dtype) -> np.ndarray:
+    """(256,) float32: the number of each byte."""
+    return np.arange(_BYTES, dtype=np.uint16).astype(np.uint8).view(dtype).astype(np.float32)
 
 
 def _grid(shape: tuple[int, ...]) -> tuple[int, ...]:
