@@ -25,6 +25,7 @@ SHOWN = (
     "moeits",
     "chance-corrected",
     "correlation",
+    "gaussian",
     "aligned",
     "router-cosine",
     "aimer",
@@ -106,7 +107,7 @@ def found(evidence: Evidence, criterion: Criterion) -> int:
 
 def seen(model: Path, tokens: int) -> Evidence:
     """All that the criteria shown need of a model."""
-    scored = moeits.score(model, signals="correlation,aligned,router-cosine,aimer,weight-norm")
+    scored = moeits.score(model, signals="correlation,gaussian,aligned,router-cosine,aimer,weight-norm")
     return merged(
         [scored, moeits.calibrate(model, data="bundled", tokens=tokens, output=model.with_suffix(".signals"))]
     )
