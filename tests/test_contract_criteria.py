@@ -15,7 +15,7 @@ from moeits.signals import EXPERT_SIGNALS, MOST_ENUMERATED, PAIR_SIGNALS, Expert
 from moeits.stages.plan import plan
 from tests.toys import random_redundancy, toy_evidence
 
-OF_EACH_COUNT = {"naee", "stun", "c-gnn"}
+OF_EACH_COUNT = {"naee", "stun", "c-gnn", "moe-i2-genetic"}
 
 
 @pytest.fixture(params=CRITERIA, ids=lambda criterion: criterion.name)
@@ -45,9 +45,13 @@ def calibrated(known: Evidence, rng: np.random.Generator) -> Evidence:
         for layer, count in counts.items()
     }
     signals["naee-error"] = {layer: np.sort(rng.random(count))[::-1] for layer, count in counts.items()}
+    signals["moe-i2-genetic"] = signals["naee"]
     signals["mean-output"] = {layer: rng.standard_normal((count, 5)) for layer, count in counts.items()}
     signals["coactivation"] = pairs
-    return replace(known, signals={**signals, **dict.fromkeys((signal.name for signal in PAIR_SIGNALS), pairs)})
+    settings = {**known.settings, "search": {"seed": 0}}
+    return replace(
+        known, settings=settings, signals={**signals, **dict.fromkeys((signal.name for signal in PAIR_SIGNALS), pairs)}
+    )
 
 
 def test_names_are_unique_and_found_by_name() -> None:

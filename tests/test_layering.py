@@ -79,6 +79,7 @@ NEED_TORCH = {
     "calibration.activations",
     "calibration.filling",
     "calibration.layered",
+    "calibration.reception",
     "calibration.rehearsal",
     "calibration.routing",
     "calibration.stream",

@@ -10,7 +10,7 @@ import numpy as np
 
 from moeits.errors import EvidenceError, SettingError
 from moeits.evidence import Evidence
-from moeits.signals.watched import ROUNDING_BITS, VECTORS, rounding_error
+from moeits.signals.watched import OF_TRIALS, ROUNDING_BITS, VECTORS, rounding_error
 
 SUMS = ("count", "gates", "norms", "gated")
 """Of each expert, over the tokens of a source that chose it: how many, gates, norms of the output, gate times norm."""
@@ -20,7 +20,8 @@ OF_SUMS = ("frequency", "router-score", "ean-sum", "ean-mean", "reap")
 
 # They are of the tokens as they were drawn: an order of removal that was tried out, and who is chosen with whom.
 _NOT_SUMS = (
-    *("reconstruction", "reconstruction-error", "drop-error", "naee", "naee-error", "coactivation", "dern"),
+    *OF_TRIALS,
+    *("coactivation", "dern"),
     *VECTORS,
     *map(rounding_error, ROUNDING_BITS),
 )

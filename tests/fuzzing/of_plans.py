@@ -14,7 +14,7 @@ import moeits
 from moeits.choosing.criteria import CRITERIA
 from moeits.evidence import Evidence
 from moeits.signals import SIGNALS
-from moeits.signals.watched import MEAN_OUTPUT
+from moeits.signals.watched import MEAN_OUTPUT, SEARCHED
 from tests.fuzzing.mutations import as_json, mutated, mutated_bytes, mutated_json
 from tests.fuzzing.parser import Parser, now_and_then, toy
 
@@ -85,11 +85,13 @@ def signals(folder: Path) -> Parser:
         *scored.signals,
     }
     of_tokens = {name: {i: random_numbers.random(4) for i in scored.layers} for name in sorted(names)}
-    of_tokens |= {"naee": dict.fromkeys(scored.layers, np.tri(4)), "naee-error": of_tokens["reap"]}
+    of_tokens |= dict.fromkeys(("naee", SEARCHED), dict.fromkeys(scored.layers, np.tri(4)))
+    of_tokens |= {"naee-error": of_tokens["reap"]}
     of_tokens |= {
         name: {i: random_numbers.random((4, 4)) for i in scored.layers} for name in ("coactivation", MEAN_OUTPUT)
     }
-    whole = replace(scored, signals={**scored.signals, **of_tokens})
+    searched = {**scored.settings, "search": {"seed": 0}}
+    whole = replace(scored, settings=searched, signals={**scored.signals, **of_tokens})
     whole.save(path)
     mutant = _mutants_of_evidence(path.read_bytes())
 

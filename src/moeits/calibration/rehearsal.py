@@ -9,7 +9,7 @@ import torch
 
 from moeits.calibration.activations import Activations
 from moeits.calibration.layered import LayeredModel
-from moeits.calibration.routing import Sums, reconstruction
+from moeits.calibration.routing import Sums, reconstruction, tried_on
 from moeits.calibration.stream import Stream
 from moeits.checkpoint.reading import Checkpoint
 from moeits.foreseen import Work, line_through, sizes_up_to, timed, trying
@@ -52,7 +52,7 @@ def _watching(
             def choose(count: int) -> None:
                 stream = Stream.begin(model, _some(model, count, window), room)
                 stream.run(live, first, slice(None))
-                reconstruction(live, seen)
+                reconstruction(tried_on(live, seen))
 
             per_layer = line_through(watch, sizes_up_to(tokens, TRIED_TOKENS))
             trying = line_through(choose, sizes_up_to(selection, TRIED_SELECTION)) if selection else None

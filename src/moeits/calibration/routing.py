@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from copy import copy, deepcopy
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -132,8 +134,19 @@ class Router:
         named = [*self._stock.named_parameters(), *self._stock.named_buffers()]
         self._biases = {name: bias.detach().clone() for name, bias in named if name != "weight"}
 
+    def given(self, logits: torch.Tensor, beside: Sequence[Any] = ()) -> "Router":
+        """The same router, of other tokens."""
+        other = copy(self)
+        other._logits, other._beside = logits, beside
+        return other
+
     def weights(self, kept: Sequence[int]) -> torch.Tensor:
         """(T, E): the gates with these experts left, 0 for those not chosen."""
+        gates, chosen = self.chosen(kept)
+        return torch.zeros_like(self._logits).scatter_(1, chosen, gates.float())
+
+    def chosen(self, kept: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(T, k) both: the gates with these experts left, and whom they are of."""
         ids = torch.tensor(kept)
         self._stock.num_experts, self._stock.top_k = len(kept), min(self._top_k, len(kept))
         self._stock.weight = torch.nn.Parameter(torch.eye(self._logits.shape[1])[ids], requires_grad=False)
@@ -144,7 +157,7 @@ class Router:
             setattr(holder, own, torch.nn.Parameter(some, requires_grad=False) if own in holder._parameters else some)
         beside = (given[..., ids] if isinstance(given, torch.Tensor) else given for given in self._beside)
         _, gates, chosen = self._stock(self._logits, *beside)
-        return torch.zeros_like(self._logits).scatter_(1, ids[chosen], gates.float())
+        return gates, ids[chosen]
 
 
 def backward_elimination(gram: torch.Tensor, router: Router, *, least: int = 1) -> tuple[list[int], list[float]]:
@@ -213,12 +226,36 @@ def _form(gram: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
 _WITHOUT = "Calibrate without reconstruction (--selection 0), and choose by another criterion, such as reap."
 
 
-def reconstruction(layer: LiveLayer, seen: Watched) -> dict[str, Any]:
-    """Signals of the elimination on the tokens of one `run`: the step at which each expert goes, and the error then.
+@dataclass(frozen=True)
+class Tried:
+    """A layer on some tokens, on which any of its experts can be left out."""
 
-    Errors are the largest so far, so that a later step is never the cheaper one. Raises CalibrationError for a router
-    that is not understood.
-    """
+    gram: torch.Tensor
+    """(T, E, E): the products of the experts' outputs at each token."""
+    router: Router
+    logits: torch.Tensor
+    """(T, E): of the router, with all experts there."""
+    hidden: torch.Tensor
+    """(T, H): what goes into the experts."""
+    least: int
+    """The fewest experts that the router can be asked about."""
+
+    @property
+    def experts(self) -> int:
+        return self.gram.shape[1]
+
+    @cached_property
+    def whole(self) -> torch.Tensor:
+        """(T, E): the gates with everyone there."""
+        return self.router.weights(range(self.experts))
+
+    def error(self, kept: Sequence[int]) -> float:
+        """The squared change of what the layer gives if only these experts stay."""
+        return float(_form(self.gram, self.router.weights(kept) - self.whole))
+
+
+def tried_on(layer: LiveLayer, seen: Watched) -> Tried:
+    """The layer on the tokens of one `run`. Raises CalibrationError for a router that is not understood."""
     experts = layer.experts.down_proj.shape[0]
     try:
         logits = layer.router(seen.hidden, *seen.beside)[0].float().reshape(-1, experts)
@@ -234,6 +271,15 @@ def reconstruction(layer: LiveLayer, seen: Watched) -> dict[str, Any]:
         raise CalibrationError(f"The router {type(layer.block).__name__} does not choose by its logits. {_WITHOUT}")
     gram = torch.cat([_gram(layer.experts, part) for part in seen.hidden.split(512)])
     least = layer.moe.least_per_group if layer.moe else 1
+    return Tried(gram, router, logits, seen.hidden, least)
+
+
+def reconstruction(tried: Tried) -> dict[str, Any]:
+    """Signals of the elimination: the step at which each expert goes, and the error then.
+
+    Errors are the largest so far, so that a later step is never the cheaper one.
+    """
+    gram, router, experts, least = tried.gram, tried.router, tried.experts, tried.least
     removed, errors = backward_elimination(gram, router, least=least)
     alone = drop_errors(gram, router, least=least)
     step, levels = torch.full((experts,), float(experts - 1)), torch.full((experts,), 1.0)

@@ -23,7 +23,7 @@ class Tokens:
     tokens: int = setting(32768, help="Tokens to calibrate or fit on.")
     held_out: int = setting(8192, help="Further tokens, by which settings are chosen and the result is judged.")
     window: int = setting(256, help="Tokens of a window; at most the model's context.")
-    seed: int = setting(0, help="Seed of what is drawn: documents, and what the model writes.")
+    seed: int = setting(0, help="Seed of what is drawn: documents, what the model writes, sets that are searched for.")
 
     def __post_init__(self) -> None:
         for name, least in (("window", 8), ("tokens", 256), ("held_out", 256)):

@@ -28,10 +28,11 @@ class EliminationOrder:
     """What each expert adds to a sum over the layer, by id, none negative; None where nothing adds up."""
     pairs: np.ndarray | None = field(default=None, compare=False, repr=False)
     """(E, E): how redundant each two experts are, where the order is made of that."""
-    sets: tuple[tuple[int, ...], ...] | None = None
+    sets: tuple[tuple[int, ...] | None, ...] | None = None
     """Who stays after each number of steps, ascending, where a criterion chooses a set for each count by itself.
 
-    Whoever is gone at one count may be back at a smaller one; `removed` is then only the order nearest to that.
+    None for a count of which it has no set. Whoever is gone at one count may be back at a smaller one; `removed` is
+    then only the order nearest to that.
     """
 
     @classmethod
@@ -96,10 +97,21 @@ class EliminationOrder:
         removed = tuple(expert for members in rounds for expert in members)
         return replace(self, removed=removed, levels=levels)
 
+    def _no_set(self, count: int) -> str:
+        known = [len(members) for members in reversed(self.sets or ()) if members and len(members) < self.num_experts]
+        return (
+            f"This budget keeps {count} of {self.num_experts} experts in a layer, and the evidence has sets of "
+            f"{', '.join(map(str, known)) or 'no other count than all'} there. Search for the counts of a plan by "
+            "moe-i2, which has the same ones, with: moeits calibrate MODEL --search-sets PLAN --output "
+            "signals.safetensors"
+        )
+
     def kept_after(self, steps: int) -> tuple[int, ...]:
-        """The experts left after that many steps, ascending."""
+        """The experts left after that many steps, ascending. Raises PlanError for a count of which there is no set."""
         if self.sets is not None:
-            return self.sets[steps]
+            if (members := self.sets[steps]) is None:
+                raise PlanError(self._no_set(self.num_experts - steps))
+            return members
         return tuple(sorted(set(range(self.num_experts)) - set(self.removed[:steps])))
 
 

@@ -20,6 +20,7 @@ from moeits.experts.families import Architecture
 from moeits.experts.inventory import Inventory, LayerFacts
 from moeits.files import write_whole
 from moeits.notebook import html_table
+from moeits.signals.watched import SEARCHED, seed_of_search
 from moeits.typed_json import NotOfItsType, convert_typed, read_typed
 
 FORMAT = 1
@@ -116,6 +117,7 @@ class PruningPlan:
         try:
             convert_typed(stored.summary, _Summary)
             _check_kept(stored.kept, stored.layers)
+            _check_drawn(stored)
             edit = read_edit(stored.edit)
             check_edit(edit, stored.kept, {layer: facts.num_experts for layer, facts in stored.layers.items()})
         except (NotOfItsType, PlanError) as error:
@@ -216,6 +218,15 @@ class _Summary(Struct):
     floored_layers: list[LayerNumber] = []
     layers_on_noise_floor: list[LayerNumber] = []
     unreached: dict[LayerNumber, list[ExpertId]] = {}
+
+
+def _check_drawn(stored: _Stored) -> None:
+    """A set that was searched for at random says by which seed. Raises PlanError."""
+    if stored.criterion == SEARCHED and seed_of_search(stored.settings) is None:
+        raise PlanError(
+            "its experts were searched for at random, and `search` in its settings does not say by which seed, so "
+            "nobody could search for them again: make it again with moeits plan"
+        )
 
 
 def _check_kept(kept: Mapping[int, Sequence[int]], layers: Mapping[int, LayerFacts]) -> None:

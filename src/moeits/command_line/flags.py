@@ -76,6 +76,13 @@ FLAGS: dict[str, Any] = {
         str | None,
         typer.Option(metavar="NAME:NUMBER,...", help="Weigh what was calibrated on anew: chat.jsonl:3,code.jsonl:1."),
     ],
+    "search_sets": Annotated[
+        str | None,
+        typer.Option(
+            metavar="COUNT|PLAN",
+            help="Also search each layer for a set of so many experts, for --criterion moe-i2-genetic.",
+        ),
+    ],
     "selection": Annotated[
         int, typer.Option(help="Tokens on which reconstruction tries which experts can go; 0: without it.")
     ],

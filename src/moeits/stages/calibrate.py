@@ -1,15 +1,18 @@
 """Checkpoint x tokens -> token signals of every expert, from the stock model's own layers, run one at a time."""
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from moeits.calibration.genetic import CANDIDATES, Search, counts_to_search, members_of, not_foreseen, only_row
 from moeits.calibration.settings import Also, Machine, Tokens, writing_itself
 from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
+from moeits.choosing.pruning_plan import PruningPlan
 from moeits.devices import checked_device
 from moeits.errors import CalibrationError, SettingError
 from moeits.evidence import Evidence
@@ -25,8 +28,11 @@ from moeits.refitting.memory import held_bytes, needed_bytes
 from moeits.runtime import need
 from moeits.settings import with_settings
 from moeits.signals import MOST_ENUMERATED
-from moeits.signals.watched import ALSO, OF_TRIALS, VECTORS
+from moeits.signals.watched import ALSO, OF_TRIALS, SEARCHED, VECTORS
 from moeits.sizes import parse_size
+
+# What a finished layer has of a search until it is decided which sets of neighbouring layers go together.
+CANDIDATES_OF_LAYER = "candidates"
 
 # Tokens on which backward elimination tries who can go.
 SELECTION = 4096
@@ -47,6 +53,7 @@ def calibrate(
     opening: Opening,
     selection: int = SELECTION,
     also: Also,
+    search_sets: str | int | Path | PruningPlan | None = None,
     statistics: str | Path | None = None,
     fresh: bool = False,
     dry_run: bool = False,
@@ -62,7 +69,9 @@ def calibrate(
     order) the signals are those that another tool found, and nothing is run. `mean_outputs` adds mean-output, E x H
     numbers a layer, `input_norms` the norms of what each weight is multiplied with, without and with gates (Wanda,
     MoE-Pruner): 2 E (H + I) numbers a layer. `rounding_errors` tries each expert with weights of 1 to 4 bits, which
-    takes about as long as four passes more. With `dry_run` a `Foreseen` says what it would take, and nothing is done.
+    takes about as long as four passes more. `search_sets` searches each layer for a set of so many experts, or of as
+    many as a plan keeps there, by MoE-I2's genetic algorithm from the seed of the tokens. With `dry_run` a `Foreseen`
+    says what it would take, and nothing is done.
 
     Raises CalibrationError for unfit tokens, CheckpointError, OutputError.
     """
@@ -74,25 +83,33 @@ def calibrate(
     if statistics is not None:
         return _taken_in(Path(statistics), checkpoint, output, dry_run=dry_run)
     check_runs(checkpoint)
+    counts = None if search_sets is None else counts_to_search(search_sets, checkpoint, selection)
     if dry_run:
-        return _foreseen(checkpoint, output, texts, machine, selection, rounding=also.rounding_errors)
+        return _foreseen(checkpoint, output, texts, machine, selection, also, searches=counts is not None)
     with workplace(output, fresh=fresh, progress=progress) as place:
         from moeits.calibration.texts import windows_of
 
         asked = (windows_of(checkpoint, texts, progress), machine, opening, selection, progress)
-        evidence = calibrated(checkpoint, place, *asked, also=also.names)
+        evidence = calibrated(checkpoint, place, *asked, also=also.names, counts=counts)
         if output is not None:
             evidence.save(output)
     return evidence
 
 
 def _foreseen(
-    checkpoint: Checkpoint, output: Path | None, texts: Tokens, machine: Machine, selection: int, *, rounding: bool
+    checkpoint: Checkpoint,
+    output: Path | None,
+    texts: Tokens,
+    machine: Machine,
+    selection: int,
+    also: Also,
+    *,
+    searches: bool,
 ) -> Foreseen:
     from moeits.calibration.texts import check_texts
 
     check_texts(checkpoint, texts)
-    work = watching_work(checkpoint, texts, selection, machine, rounding=rounding)
+    work = watching_work(checkpoint, texts, selection, machine, rounding=also.rounding_errors)
     experts = [moe.num_experts for moe in MoELayout.of(checkpoint).layers.values()]
     nbytes = sum(8 * count * (count + 12) for count in experts)
     return Foreseen(
@@ -104,7 +121,7 @@ def _foreseen(
         disk_free_bytes=free_bytes(output),
         memory_bytes=_memory(checkpoint, texts, machine),
         work=work,
-        not_foreseen=writing_itself(texts),
+        not_foreseen=(*writing_itself(texts), *not_foreseen(searches=searches)),
     )
 
 
@@ -141,11 +158,12 @@ def calibrated(
     progress: Progress,
     *,
     also: Collection[str] = (),
+    counts: Mapping[int, int] | None = None,
 ) -> Evidence:
     """The evidence of a checkpoint on tokens that are at hand; finished layers are kept in `place`.
 
-    `also` names what else of `calibrate`'s it should have: mean_outputs, input_norms, rounding_errors. Raises what
-    `calibrate` raises.
+    `also` names what else of `calibrate`'s it should have: mean_outputs, input_norms, rounding_errors; `counts` are
+    those of sets that are searched for, by layer. Raises what `calibrate` raises.
     """
     layout = MoELayout.of(checkpoint)
     check_runs(checkpoint)
@@ -159,13 +177,16 @@ def calibrated(
         "watched_tokens": np.bincount(by.ravel(), minlength=len(names)).tolist(),
         **dict.fromkeys(sorted(also), True),
     }
-    of = {"fingerprint": checkpoint.told_by, "shards": checkpoint.stamps, "device": device}
+    search = None if counts is None else Search(counts=counts, seed=windows.facts["seed"])
+    settings |= {} if search is None else {"search": search.facts}
+    of = {"fingerprint": checkpoint.told_by, "shards": checkpoint.stamps, "device": device, "counts": counts}
     finished = place.parts(stage="calibrate", **of, **settings)
     from moeits.calibration.routing import Sums
 
     sums_of = partial(Sums, sources=len(names), **dict.fromkeys(also, True))
     few, beside = settings["selection"], place.scratch()
-    layers = _all_layers(checkpoint, windows.watched, by, few, sums_of, finished, most_bytes, beside, device, progress)
+    asked = (windows.watched, by, few, search, sums_of, finished, most_bytes, beside, device, progress)
+    layers = _all_layers(checkpoint, *asked)
     checkpoint.check_unchanged()
     return Evidence(
         inventory=Inventory.of(checkpoint, layout, coverage=opening.coverage(checkpoint, progress)),
@@ -208,6 +229,7 @@ def _all_layers(
     tokens: np.ndarray,
     by: np.ndarray,
     selection: int,
+    search: Search | None,
     sums_of: Callable[[int], Any],
     finished: FinishedParts,
     most_bytes: int,
@@ -218,37 +240,71 @@ def _all_layers(
     """Layer -> the arrays of its signals by name."""
     from moeits.calibration.activations import Activations
     from moeits.calibration.layered import LayeredModel
+    from moeits.calibration.reception import ReceptionField
     from moeits.calibration.stream import Stream
 
     layers: dict[int, dict[str, np.ndarray]] = {}
     with Activations(most_bytes=most_bytes, beside=beside) as room, need("torch", extra="load").no_grad():
         stream = Stream.begin(LayeredModel(checkpoint, device=device), tokens, room)
+        trials = _Trials(selection, -(-selection // tokens.shape[1]), search)
+        field = ReceptionField(stream, trials.windows, [*stream.model.layout.layers], room) if search else None
         for i in range(len(stream.model)):
             with stream.model.layer(i) as live:
-                known = finished.arrays(f"layer-{i}") if live.moe is not None else None
-                if known is not None and live.moe is not None:
-                    known = known if _are_whole(known, sums_of(live.moe.num_experts), selection) else None
-                if live.moe is None or known is not None:
-                    for part in stream.parts():
-                        stream.hidden[part] = stream.run(live, i, part).cpu()
-                else:
-                    known = _watch(stream, live, i, selection, by, sums_of(live.moe.num_experts))
-                    checkpoint.check_unchanged()
-                    finished.keep_arrays(f"layer-{i}", known)
-                if known is not None:
+                if field:
+                    field.before(live)
+                known = _of_layer(stream, live, i, trials, by, sums_of, finished)
+                if field:
+                    field.after(live, i, members_of(known.pop(CANDIDATES_OF_LAYER)) if live.moe else [])
+                if live.moe is not None:
                     layers[i] = known
             progress("calibrating layers", i + 1, len(stream.model))
+    for i, chosen in field.chosen.items() if field else ():
+        layers[i][SEARCHED] = only_row(chosen, len(layers[i]["drop-error"]))
     return layers
 
 
-def _are_whole(arrays: Mapping[str, np.ndarray], sums: Any, selection: int) -> bool:
+@dataclass(frozen=True)
+class _Trials:
+    """On what, and how, it is tried out who can go."""
+
+    tokens: int
+    windows: int
+    search: Search | None
+
+
+def _of_layer(
+    stream: Any,
+    live: Any,
+    i: int,
+    trials: _Trials,
+    by: np.ndarray,
+    sums_of: Callable[[int], Any],
+    finished: FinishedParts,
+) -> dict[str, np.ndarray]:
+    """All tokens through a layer, and what it shows, if that was not seen before; nothing of a dense one."""
+    known = finished.arrays(f"layer-{i}") if live.moe is not None else {}
+    if known and not _are_whole(known, sums_of(live.moe.num_experts), trials):
+        known = None
+    if known is not None:
+        for part in stream.parts():
+            stream.hidden[part] = stream.run(live, i, part).cpu()
+        return known
+    known = _watch(stream, live, i, trials, by, sums_of(live.moe.num_experts))
+    stream.model.checkpoint.check_unchanged()
+    finished.keep_arrays(f"layer-{i}", known)
+    return known
+
+
+def _are_whole(arrays: Mapping[str, np.ndarray], sums: Any, trials: _Trials) -> bool:
     """Whether these can be the signals of a layer, all of them: what lies on a disk may be damaged."""
     experts = len(sums.largest)
     shapes = {name: values.shape for name, values in sums.signals().items()}
-    if selection:
+    if trials.tokens:
         shapes |= dict.fromkeys(("reconstruction", "reconstruction-error", "drop-error"), (experts,))
-    if selection and experts <= MOST_ENUMERATED:
+    if trials.tokens and experts <= MOST_ENUMERATED:
         shapes |= {"naee": (experts, experts), "naee-error": (experts,)}
+    if trials.search and (found := arrays.get(CANDIDATES_OF_LAYER)) is not None:  # at most so many
+        shapes[CANDIDATES_OF_LAYER] = (min(max(len(found), 1), CANDIDATES), experts)
     for name in {*VECTORS} & shapes.keys() & arrays.keys():  # of a width that only the layer tells
         shapes[name] = (experts, arrays[name].shape[-1])
     return {name: values.shape for name, values in arrays.items()} == shapes and all(
@@ -256,16 +312,20 @@ def _are_whole(arrays: Mapping[str, np.ndarray], sums: Any, selection: int) -> b
     )
 
 
-def _watch(stream: Any, live: Any, i: int, selection: int, by: np.ndarray, sums: Any) -> dict[str, np.ndarray]:
+def _watch(stream: Any, live: Any, i: int, trials: _Trials, by: np.ndarray, sums: Any) -> dict[str, np.ndarray]:
     """Run a layer on all tokens, and keep what it shows."""
-    from moeits.calibration.routing import reconstruction
+    from moeits.calibration.routing import reconstruction, tried_on
 
     torch = need("torch", extra="load")
-    few, steps = slice(0, -(-selection // stream.tokens.shape[1])), {}
+    steps = {}
     with live.watched() as seen:
-        if selection:
-            stream.run(live, i, few)
-            steps = reconstruction(live, seen)
+        if trials.tokens:
+            stream.run(live, i, slice(0, trials.windows))
+            tried = tried_on(live, seen)
+            steps = reconstruction(tried)
+            if trials.search:
+                steps[CANDIDATES_OF_LAYER] = trials.search.candidates(tried.error, tried.experts, i)
+            del tried
         for part in stream.parts():
             stream.hidden[part] = stream.run(live, i, part).cpu()
             sums.take(live, seen, torch.from_numpy(by[part].reshape(-1)))

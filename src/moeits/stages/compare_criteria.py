@@ -4,9 +4,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from moeits.calibration.genetic import not_foreseen
 from moeits.calibration.settings import Machine, Tokens, writing_itself
 from moeits.checkpoint.opening import Source
 from moeits.checkpoint.reading import Checkpoint
+from moeits.choosing.criteria import criterion_named
 from moeits.choosing.needs import watches
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.criteria_file import CriteriaFile
@@ -22,6 +24,7 @@ from moeits.refitting.memory import held_bytes, needed_bytes
 from moeits.refitting.requirements import check_can_be_fitted
 from moeits.refitting.settings import Fitting
 from moeits.settings import with_settings
+from moeits.signals.watched import SEARCHED
 from moeits.sizes import parse_size
 from moeits.stages.plan import plan
 from moeits.stages.refit import refit_work
@@ -130,6 +133,7 @@ def _foreseen(
     if refits:
         pruned = pruned_at_random(checkpoint, contest.reduction)
         work += [one.repeated(refits) for one in refit_work(checkpoint, pruned, texts, fitting, machine)]
+    searches = any(SEARCHED in criterion_named(name).needs for name, _ in entrants)
     most, tokens = parse_size(machine.memory, "--memory"), texts.tokens + texts.held_out
     needed = needed_bytes(checkpoint, tokens, most, refit=bool(refits))
     return Foreseen(
@@ -140,7 +144,7 @@ def _foreseen(
         disk_free_bytes=free_bytes(run.path),
         memory_bytes=held_bytes(checkpoint, needed, refit=bool(refits)),
         work=tuple(work),
-        not_foreseen=(*untold, *writing_itself(texts)),
+        not_foreseen=(*untold, *writing_itself(texts), *not_foreseen(searches=searches)),
     )
 
 
@@ -185,7 +189,7 @@ def _choose(work: RowWork, run: CriteriaFolder, contest: Contest, like: PruningP
         (row, criterion) for row, (criterion, _) in zip(rows, contest.entrants, strict=True) if not row.plan.exists()
     ]
     if missing:
-        evidence = evidence_for(work, run, {criterion for _, criterion in missing})
+        evidence = evidence_for(work, run, {criterion for _, criterion in missing}, like.counts)
         for row, criterion in missing:
             row.path.mkdir(exist_ok=True)
             choice = {"criterion": criterion, "seed": row.seed or 0, "min_experts": contest.min_experts}

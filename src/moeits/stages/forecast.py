@@ -14,6 +14,7 @@ from moeits.choosing.limits import Limits
 from moeits.choosing.needs import scoring_for, watches
 from moeits.choosing.settings import Budget, Choice
 from moeits.devices import checked_device
+from moeits.errors import SettingError
 from moeits.evidence import Evidence
 from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory
@@ -27,6 +28,7 @@ from moeits.refitting.requirements import check_can_be_fitted
 from moeits.refitting.settings import Fitting
 from moeits.settings import with_settings
 from moeits.signals.settings import Resources, Scoring
+from moeits.signals.watched import SEARCHED
 from moeits.sizes import parse_size
 from moeits.stages.calibrate import asked_for, calibrated
 from moeits.stages.plan import plan
@@ -141,7 +143,12 @@ def _foreseen(
 
 
 def _check_within_reach(inventory: Inventory, sizes: Forecasting) -> None:
-    """No size is below the floors. Raises BudgetOutOfReach."""
+    """No size is below the floors, and one evidence answers for all of them. Raises BudgetOutOfReach, SettingError."""
+    if SEARCHED in criterion_named(sizes.criterion).needs:
+        raise SettingError(
+            f"--criterion {sizes.criterion} searches sets of one size, and a forecast has several: forecast by "
+            "moe-i2 or reconstruction."
+        )
     for reduction in sizes.shares:
         Limits(inventory, Choice(criterion=sizes.criterion)).check(Budget(reduction=reduction))
 

@@ -1,6 +1,6 @@
 """Score or calibrate, plan, prune, and refit or heal, in one go: the paper's Algorithm 1."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from moeits.refitting.settings import Fitting
 from moeits.scoring.rehearsal import Rehearsal, left_by, rehearse
 from moeits.settings import with_settings
 from moeits.signals.settings import Scoring
+from moeits.signals.watched import SEARCHED
 from moeits.sizes import format_size, parse_size
 from moeits.stages.calibrate import asked_for, calibrated, check_runs, watching_work
 from moeits.stages.heal import check_healing
@@ -81,7 +82,7 @@ def simplify(
         return _rehearsed(checkpoint, limits, budget, Path(output), scores, resources, watching, copies)
     with workplace(Path(output), forget_on=Exception, progress=progress) as place:
         windows = cache(partial(_windows, checkpoint, watching.texts(choice.seed), progress))
-        evidence = _evidence(checkpoint, place, limits, scores, resources, windows, opening, progress)
+        evidence = _evidence(checkpoint, place, limits, budget, scores, resources, windows, opening, progress)
         chosen = plan(evidence, budget=budget, choice=choice)
         _check_removes(checkpoint, chosen, force=watching.force)
         done = carried_out(checkpoint, moe, chosen, writing, chosen.coverage).plan
@@ -100,6 +101,7 @@ def _evidence(
     checkpoint: Checkpoint,
     place: Workplace,
     limits: Limits,
+    budget: Budget,
     scoring: Scoring | None,
     resources: StageResources,
     windows: Callable[[], Any],
@@ -113,13 +115,26 @@ def _evidence(
         check_runs(checkpoint)
         selection, also = _asked_by(limits.choice)
         asked = (windows(), resources.watching, opening, selection, progress)
-        return calibrated(checkpoint, place, *asked, also=also)
+        watch = partial(calibrated, checkpoint, place, *asked, also=also)
+        return watch(counts=_counts(limits, budget, watch)) if _searches(limits.choice) else watch()
     return Evidence(inventory=replace(limits.inventory, coverage=opening.coverage(checkpoint, progress)))
 
 
 def _asked_by(choice: Choice) -> tuple[int, set[str]]:
     """For criterion and edit: on how many tokens experts are tried out, and what else calibrating is to find."""
     return asked_for({*choice.edit_needs, *criterion_named(choice.criterion).needs})
+
+
+def _searches(choice: Choice) -> bool:
+    """Whether sets are searched for, of counts that have to be known before."""
+    return SEARCHED in criterion_named(choice.criterion).needs
+
+
+def _counts(limits: Limits, budget: Budget, watch: Callable[[], Evidence]) -> Mapping[int, int]:
+    """How many experts of each layer stay. Where their importance says so, all tokens go through the model before."""
+    if asked := limits.counts(budget):
+        return asked[0]
+    return plan(watch(), budget=budget, choice=replace(limits.choice, criterion="moe-i2", edit="none")).counts
 
 
 def _windows(checkpoint: Checkpoint, texts: Tokens, progress: Progress) -> Any:

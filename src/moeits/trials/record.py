@@ -18,7 +18,7 @@ from moeits.experts.layout import MoELayout
 from moeits.finished import workplace
 from moeits.run_files import LedgerEntry
 from moeits.signals.settings import Scoring
-from moeits.signals.watched import ALSO
+from moeits.signals.watched import SEARCHED, flag_of
 from moeits.stages.calibrate import SELECTION, asked_for, calibrated
 from moeits.stages.compare import compare
 from moeits.stages.score import score
@@ -36,15 +36,18 @@ from moeits.trials.rows import (
 from moeits.typed_json import Count, read_typed
 
 
-def evidence_for(work: RowWork, run: CriteriaFolder, criteria: Iterable[str]) -> Evidence:
-    """What these criteria must know, by one scoring and one calibration, of which the run keeps the files."""
+def evidence_for(work: RowWork, run: CriteriaFolder, criteria: Iterable[str], counts: Mapping[int, int]) -> Evidence:
+    """What these criteria must know, by one scoring and one calibration, of which the run keeps the files.
+
+    `counts` are those of all rows: how many experts of each layer stay.
+    """
     names = sorted(set(criteria))
     found = [Evidence(inventory=Inventory.of(work.checkpoint, MoELayout.of(work.checkpoint)))]
     scoring = scoring_for_all(names, Scoring())
     if scoring is not None:
         found.append(_scored(work, run, names, scoring))
     if any(map(watches, names)):
-        found.append(_calibrated(work, run, names))
+        found.append(_calibrated(work, run, names, counts))
     return merged(found)
 
 
@@ -58,17 +61,18 @@ def _scored(work: RowWork, run: CriteriaFolder, names: Sequence[str], scoring: S
         return score(work.checkpoint, output=run.evidence, scoring=scoring, progress=work.progress)
 
 
-def _calibrated(work: RowWork, run: CriteriaFolder, names: Sequence[str]) -> Evidence:
+def _calibrated(work: RowWork, run: CriteriaFolder, names: Sequence[str], counts: Mapping[int, int]) -> Evidence:
     """What these criteria watch, and what the run has watched already: rows that are there were chosen by that."""
     needs = {need for name in names if watches(name) for need in criterion_named(name).needs}
     if run.signals.exists():
         known = Evidence.load(run.signals)
-        if all(known.known(need) for need in needs if need in ALSO):
+        if all(known.known(need) for need in needs if flag_of(need)):
             return known
         needs |= known.signals.keys()
     asked = (work.windows, work.machine, Opening(), SELECTION, work.progress)
     with work.ledger.stage(CALIBRATING), workplace(run.signals, progress=work.progress) as place:
-        evidence = calibrated(work.checkpoint, place, *asked, also=asked_for(needs)[1])
+        also, searched = asked_for(needs)[1], counts if SEARCHED in needs else None
+        evidence = calibrated(work.checkpoint, place, *asked, also=also, counts=searched)
         evidence.save(run.signals)
     return evidence
 

@@ -56,6 +56,7 @@ from moeits.choosing.criteria import (  # noqa: E402
     frequency,
     gaussian,
     moe_i2,
+    moe_i2_genetic,
     moeits,
     naee,
     order,
@@ -91,6 +92,7 @@ CRITERIA: tuple[Criterion, ...] = (
     stun.CRITERION,
     dern.CRITERION,
     moe_i2.CRITERION,
+    moe_i2_genetic.CRITERION,
     c_gnn.CRITERION,
 )
 
