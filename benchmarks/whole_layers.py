@@ -4,8 +4,9 @@
 
 The experts have the names, shapes and dtype of the release, and nothing else of a layer is there but its router. An
 expert's rows are drawn anew from those of a few matrices with Student-t(8) entries, so that no two experts are alike;
-but expert 1 is a copy of expert 0, which the scores must find. What starting takes is measured on a checkpoint of two
-tiny experts and subtracted before a layer is multiplied. The folder is removed when its model is done.
+but expert 1 is a copy of expert 0, and in bfloat16 expert 3 a noisy one of expert 2, which the scores must find. What
+starting takes is measured on a checkpoint of two tiny experts and subtracted before a layer is multiplied.
+The folder is removed when its model is done.
 """
 
 import argparse
@@ -17,8 +18,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ from moeits.signals.nmi import NMI
 MEMORY = "2GiB"
 EXPERTS_A_FILE, POOL = 32, 3
 BLOCK = 128
+NOISY = 3
+COUNTS = ("num_experts", "n_routed_experts", "num_local_experts")
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,14 @@ class Model:
     """Of gate and up; down is the other way round."""
     config: dict[str, Any]
     fp8: bool = False
+    router: str = "mlp.gate.weight"
+    projections: tuple[str, str, str] = (
+        "mlp.experts.{}.gate_proj",
+        "mlp.experts.{}.up_proj",
+        "mlp.experts.{}.down_proj",
+    )
+    freedom: int = 8
+    """Degrees of freedom of the Student-t entries; 0 for normal ones."""
 
     @property
     def pairs(self) -> int:
@@ -58,7 +70,22 @@ class Model:
 
 _QWEN = {"num_hidden_layers": 1, "decoder_sparse_step": 1, "mlp_only_layers": [], "hidden_size": 2048}
 _FP8 = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [BLOCK, BLOCK], "activation_scheme": "dynamic"}
+_MIXTRAL = {"model_type": "mixtral", "num_hidden_layers": 1, "hidden_size": 4096, "num_local_experts": 8}
+_QWEN2 = {"model_type": "qwen2_moe", "num_experts": 60, "num_experts_per_tok": 4}
+_LITE = {"model_type": "deepseek_v2", "num_hidden_layers": 1, "first_k_dense_replace": 0, "hidden_size": 2048}
 MODELS = {
+    "Mixtral-8x7B": Model(
+        32,
+        8,
+        (14336, 4096),
+        {**_MIXTRAL, "num_experts_per_tok": 2},
+        router="block_sparse_moe.gate.weight",
+        projections=tuple(f"block_sparse_moe.experts.{{}}.{name}" for name in ("w1", "w3", "w2")),  # type: ignore[arg-type]
+    ),
+    "Qwen1.5-MoE-A2.7B": Model(24, 60, (1408, 2048), {**_QWEN, **_QWEN2}),
+    "DeepSeek-V2-Lite": Model(
+        26, 64, (1408, 2048), {**_LITE, "n_routed_experts": 64, "num_experts_per_tok": 6, "moe_layer_freq": 1}
+    ),
     "Qwen3-30B-A3B": Model(
         48, 128, (768, 2048), {**_QWEN, "model_type": "qwen3_moe", "num_experts": 128, "num_experts_per_tok": 8}
     ),
@@ -80,19 +107,18 @@ MODELS = {
 
 
 def write_layer(folder: Path, model: Model) -> int:
-    """Write one layer; returns the bytes of its files."""
+    """Write as many layers as the config has, one; returns the bytes of its files."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
     rows = {shape: _pool(rng, shape, model) for shape in (model.shape, model.shape[::-1])}
-    key = "n_routed_experts" if "n_routed_experts" in model.config else "num_experts"
-    count = model.config[key]
+    count = next(model.config[key] for key in COUNTS if key in model.config)
     weight_map: dict[str, str] = {}
     router = (0.02 * rng.standard_normal((count, model.shape[1]))).astype(ml_dtypes.bfloat16)
-    for start in range(0, count, EXPERTS_A_FILE):
-        tensors: dict[str, np.ndarray] = {} if start else {"model.layers.0.mlp.gate.weight": router}
+    for layer, start in product(range(model.config["num_hidden_layers"]), range(0, count, EXPERTS_A_FILE)):
+        tensors: dict[str, np.ndarray] = {} if start else {f"model.layers.{layer}.{model.router}": router}
         for expert in range(start, min(start + EXPERTS_A_FILE, count)):
-            tensors |= _expert(expert, rows, model)
-        file = f"model-{start // EXPERTS_A_FILE:05}.safetensors"
+            tensors |= _expert(layer, expert, rows, model)
+        file = f"model-{len(weight_map):07}.safetensors"
         save_file(tensors, folder / file)
         weight_map |= dict.fromkeys(tensors, file)
     index = {"metadata": {}, "weight_map": weight_map}
@@ -123,7 +149,9 @@ class Rows:
 
 
 def _pool(rng: np.random.Generator, shape: tuple[int, int], model: Model) -> Rows:
-    values = 0.02 * rng.standard_t(8, (POOL * shape[0], shape[1])).astype(np.float32)
+    size = POOL * shape[0], shape[1]
+    drawn = rng.standard_t(model.freedom, size) if model.freedom else rng.standard_normal(size)
+    values = 0.02 * drawn.astype(np.float32)
     if not model.fp8:
         return Rows(_bfloat16(values), None)
     # As releases are quantized: the largest number of a block becomes 448, the largest of FP8.
@@ -137,29 +165,45 @@ def _bfloat16(values: np.ndarray) -> np.ndarray:
     return values.astype(ml_dtypes.bfloat16)
 
 
-def _expert(expert: int, rows: dict[tuple[int, int], Rows], model: Model) -> Iterator[tuple[str, np.ndarray]]:
-    rng = np.random.default_rng(0 if expert == 1 else expert)
-    for projection in ("gate", "up", "down"):
-        shape = model.shape[::-1] if projection == "down" else model.shape
-        name = f"model.layers.0.mlp.experts.{expert}.{projection}_proj.weight"
+def _expert(
+    layer: int, expert: int, rows: dict[tuple[int, int], Rows], model: Model
+) -> Iterator[tuple[str, np.ndarray]]:
+    rng = np.random.default_rng([layer, 0 if expert == 1 else expert])
+    original = np.random.default_rng([layer, NOISY - 1])
+    for name, shape in zip(model.projections, (model.shape, model.shape, model.shape[::-1]), strict=True):
         own = rows[shape].drawn(rng, shape[0])
-        yield name, own.values
+        if expert == NOISY and own.scales is None:
+            copied = rows[shape].drawn(original, shape[0]).values.astype(np.float32)
+            own = Rows(_bfloat16(0.9 * copied + 0.44 * own.values.astype(np.float32)), None)
+        weight = f"model.layers.{layer}.{name.format(expert)}.weight"
+        yield weight, own.values
         if own.scales is not None:
-            yield f"{name}_scale_inv", own.scales
+            yield f"{weight}_scale_inv", own.scales
 
 
 def run_score(folder: Path, output: Path, sample: str) -> dict[str, float]:
     """What `moeits score` takes: seconds, seconds of CPU, and bytes of memory at most."""
     asked = [] if sample == "exact" else ["--sample", sample]
-    command = [sys.executable, "-m", "moeits", "score", str(folder), "-o", str(output), "--memory", MEMORY, *asked]
-    began = time.perf_counter()
-    process = subprocess.Popen([*command, "--verify", "sampled"], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"moeits score ended with {process.returncode}")
-    cpu = usage.ru_utime + usage.ru_stime
-    return {"seconds": time.perf_counter() - began, "cpu": cpu, "memory": usage.ru_maxrss * 1024}
+    return run("score", folder, "-o", output, "--memory", MEMORY, *asked, "--verify", "sampled")
+
+
+# A process of its own waits for the command: what a child had in memory before it became the command counts as its own.
+_WAITS = """
+import os, subprocess, sys, time
+began = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(os.waitstatus_to_exitcode(status), time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss)
+"""
+
+
+def run(*words: object) -> dict[str, float]:
+    """What a command takes: seconds, seconds of CPU, and bytes of memory at most."""
+    command = [sys.executable, "-c", _WAITS, sys.executable, "-m", "moeits", *map(str, words)]
+    code, clock, cpu, kilobytes = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+    if code != "0":
+        raise SystemExit(f"moeits {words[0]} ended with {code}")
+    return {"seconds": float(clock), "cpu": float(cpu), "memory": int(kilobytes) * 1024}
 
 
 def read_seconds(folder: Path) -> float:
@@ -196,11 +240,11 @@ def rows_of(name: str, samples: list[str], scratch: Path) -> Iterator[tuple[str,
     model = MODELS[name]
     folder, tiny = scratch / "layer", scratch / "tiny"
     nbytes = write_layer(folder, model)
-    small = {
-        key: 2 if key in ("num_experts", "n_routed_experts", "num_experts_per_tok") else value
-        for key, value in model.config.items()
-    } | {"n_group": 1, "topk_group": 1}
-    write_layer(tiny, Model(1, 2, (BLOCK, BLOCK), {**small, "hidden_size": BLOCK}, fp8=model.fp8))
+    small = {key: 2 if key in (*COUNTS, "num_experts_per_tok") else value for key, value in model.config.items()} | {
+        "n_group": 1,
+        "topk_group": 1,
+    }
+    write_layer(tiny, replace(model, layers=1, experts=2, shape=(BLOCK, BLOCK), config={**small, "hidden_size": BLOCK}))
     reading, c_loop = min(read_seconds(folder) for _ in range(2)), c_seconds(model)
     for sample in samples:
         run_score(tiny, scratch / "e", sample if sample == "exact" else "1/2")  # compiles the kernels
