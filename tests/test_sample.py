@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, poisson
 
+import moeits
 from moeits.command_line import app as cli
 from moeits.errors import EvidenceError, SettingError
 from moeits.evidence import Evidence, merged
@@ -425,6 +426,18 @@ def test_evidence_of_two_samples_is_not_merged(toy: Path, sampled: Evidence) -> 
 def test_a_signal_without_an_estimate_takes_no_sample() -> None:
     with pytest.raises(SettingError, match=r"router-cosine has no setting sample \(1/4\): leave --sample out\."):
         Scoring(estimator="router-cosine", sample="1/4").measured()
+
+
+@pytest.mark.parametrize("setting", [{"sample": "1/4"}, {"estimator": "correlation"}, {"signals": "aimer"}])
+def test_what_is_asked_of_a_scoring_that_nobody_does_is_refused(
+    toy: Path, tmp_path: Path, setting: dict[str, str]
+) -> None:
+    ((name, value),) = setting.items()
+    for criterion in ("reap", "random"):
+        says = f"--criterion {criterion} scores no weights, so --{name} {value} has no effect: leave it out"
+        with pytest.raises(SettingError, match=says):
+            moeits.simplify(toy, criterion=criterion, reduction=0.5, output=tmp_path / "out", **setting)
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_a_sample_that_is_too_small_is_said_with_the_names_of_the_weights(toy: Path) -> None:

@@ -20,7 +20,7 @@ def scoring_for(criterion: str, scoring: Scoring, edit_needs: Iterable[str] = ()
     needs = criterion_named(criterion).needs
     beside = [name for name in needs if name != REDUNDANCY]
     if not needs or not {*beside} <= {signal.name for signal in SIGNALS}:
-        scoring.measured()
+        scoring.refuse_unused(f"--criterion {criterion} scores no weights")
         return None
     signals = ",".join([*filter(None, [scoring.signals]), *beside]) or None
     unasked = scoring.estimator == Scoring.estimator and REDUNDANCY not in {*needs, *edit_needs}

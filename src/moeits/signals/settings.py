@@ -68,6 +68,13 @@ class Scoring(SignalSettings):
                 raise SettingError(f"{asked} has no setting {name} ({value}): leave {flag} out.")
         return chosen
 
+    def refuse_unused(self, why: str) -> None:
+        """Raises SettingError, which begins with the reason, if anything was asked of a scoring that nobody does."""
+        for each in fields(self):
+            if (value := getattr(self, each.name)) != each.default:
+                flag = "--" + each.name.replace("_", "-")
+                raise SettingError(f"{why}, so {flag} {value} has no effect: leave it out.")
+
     def redundancy(self) -> PairSignal | None:
         """The signal by which redundancy is measured; None where none is."""
         if self.estimator == NONE:
