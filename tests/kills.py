@@ -216,31 +216,31 @@ class Killing:
 
     def _whole_run(self) -> float:
         """Run it once to the end: what it gives, how many changes it makes, how long it takes."""
-        self._begin()
+        self.begin()
         (self.work.with_name("changes")).unlink(missing_ok=True)
-        if (said := in_child(self._once, counted=self.work)) != "done":
+        if (said := in_child(self.once, counted=self.work)) != "done":
             raise RuntimeError(f"{self.verb.name} fails without a kill: {said}")
         self.tally.changes = self.work.with_name("changes").stat().st_size
-        self.result, self.all_files = self._output(), set(files_of(self.work))
-        self._begin()
+        self.result, self.all_files = self.output(), set(files_of(self.work))
+        self.begin()
         began = time.perf_counter()
-        in_child(self._once)
+        in_child(self.once)
         return time.perf_counter() - began
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir()
         if self.verb.before:
             shutil.copytree(self.given / self.verb.before, self.work / self.verb.output)
-        self.before = self._output()
+        self.before = self.output()
 
-    def _once(self) -> None:
+    def once(self) -> None:
         self.verb.run(self.given, self.work, False)
 
     def _again(self) -> None:
         self.verb.run(self.given, self.work, True)
 
-    def _output(self) -> Files:
+    def output(self) -> Files:
         path = self.work / self.verb.output
         return files_of(path) if path.exists() else {}
 
@@ -249,20 +249,20 @@ class Killing:
 
     def kill(self, *, at: int = 0, after: float = 0.0) -> None:
         """Kill at a change, or after so many seconds; look at what is left; run again; look again."""
-        self._begin()
+        self.begin()
         when = f"{self.verb.name}, " + (f"change {at}" if at else f"{1000 * after:.0f} ms")
-        if in_child(self._once, counted=self.work if at else None, killed_at=at, after=after) != "killed":
+        if in_child(self.once, counted=self.work if at else None, killed_at=at, after=after) != "killed":
             self.tally.late += 1
             return
         self.tally.kills += 1
         self._check_what_is_left(when)
-        complete = self._steady(self._output()) == self._steady(self.result)
+        complete = self._steady(self.output()) == self._steady(self.result)
         said = in_child(self._again)
         # What was complete before the kill is not replaced without --overwrite.
         if said != "done" and not (complete and " exists. " in said):
             self.tally.fault("rerun failed", f"{when}: {said}")
             return
-        known = {name: digest for name, digest in self._output().items() if f"work/{name}" in self.all_files}
+        known = {name: digest for name, digest in self.output().items() if f"work/{name}" in self.all_files}
         if self._steady(known) != self._steady(self.result):
             self.tally.fault("other bytes", when)
         if files_of(self.given) != self.sources:
@@ -271,7 +271,7 @@ class Killing:
             self.tally.fault("leftovers", f"{when}: {', '.join(sorted(leftovers)[:3])}")
 
     def _check_what_is_left(self, when: str) -> None:
-        left, whole = self._steady(self._output()), self._steady(self.result)
+        left, whole = self._steady(self.output()), self._steady(self.result)
         if self.verb.grows:
             # What lists the points grows with them; each file that has its name is whole.
             left = {name: digest for name, digest in left.items() if _has_its_name(name)}

@@ -90,6 +90,26 @@ def test_an_address_that_does_not_answer_is_a_sentence(toy: Path, monkeypatch: p
         moeits.score(toy, engine="ray", address="10.0.0.1:6379")
 
 
+def test_when_the_node_of_this_machine_has_gone_it_is_said_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = [type(name, (Exception,), {}) for name in ("LocalRayletDiedError", "RayTaskError", "RayError")]
+
+    def get(_: Any) -> None:
+        raise errors[0]
+
+    ray = types.SimpleNamespace(
+        init=lambda **_: None,
+        nodes=lambda: [{"Alive": True, "Resources": {"CPU": 2}}],
+        put=lambda work: work,
+        remote=lambda **_: lambda _: types.SimpleNamespace(remote=lambda *_: None),
+        get=get,
+        shutdown=lambda: None,
+        exceptions=types.SimpleNamespace(**{error.__name__: error for error in errors}),
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with RayCluster("auto") as engine, pytest.raises(SettingError, match=r"node of this machine has gone, .* again"):
+        next(engine.map(str, [0]))
+
+
 # --------------------------------------------------------------------------------------------------- on a cluster
 
 
@@ -148,3 +168,12 @@ def test_what_a_job_finds_wrong_and_cores_that_no_node_has_are_sentences(cluster
         moeits.score(toy, engine="ray", address=cluster.address, memory="1KiB")
     with pytest.raises(SettingError, match="--threads 64 are more than a machine of the cluster has: at most"):
         moeits.score(toy, engine="ray", address=cluster.address, threads=64)
+
+
+@pytest.mark.slow
+def test_kills_on_a_cluster_break_nothing() -> None:
+    """A worker, a node and the program that asked; `python -m tests.ray_kills` for many."""
+    pytest.importorskip("ray", reason="ray is not installed: this test starts a cluster of two nodes")
+    from tests.ray_kills import run
+
+    assert not [example for tally in run(3).values() for example in tally.examples]

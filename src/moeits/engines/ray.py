@@ -67,6 +67,11 @@ class RayCluster:
         except self._ray.exceptions.RayTaskError as error:
             # What the work itself found wrong is said as if it had been found here.
             raise (error.cause if isinstance(error.cause, MoeitsError) else error) from None
+        except self._ray.exceptions.LocalRayletDiedError:
+            raise SettingError(
+                "The Ray node of this machine has gone, and what it ran with it; finished layers are kept. "
+                "Start it, and give the same command again."
+            ) from None
         except self._ray.exceptions.RayError as error:
             said = " ".join(str(error).split())
             raise SettingError(
