@@ -80,6 +80,14 @@ def test_a_log_that_cannot_be_written_is_a_sentence_before_any_work(
     assert not (tmp_path / "scores.safetensors").exists()
 
 
+def test_nothing_is_added_to_a_file_that_is_no_log(run: Callable[..., Ran], toy: Path) -> None:
+    for file in (toy / "config.json", next(toy.glob("*.safetensors"))):
+        before = file.read_bytes()
+        code, _, err = run("inspect", toy, "--log", file)
+        assert (code, "is a file, and not a log of moeits. Choose another --log." in err) == (2, True)
+        assert file.read_bytes() == before
+
+
 def test_a_course_tells_each_piece_once_and_again_if_it_begins_again() -> None:
     told: list[tuple[str, str]] = []
     course = Course(lambda kind, text: told.append((kind, re.sub(r"[\d.]+ s", "? s", text))))

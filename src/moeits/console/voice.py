@@ -1,6 +1,7 @@
 """How a command speaks: as usual, quietly, or of every piece of work; and what it adds to a log."""
 
 import datetime
+import re
 import shlex
 import sys
 import time
@@ -34,6 +35,9 @@ class Voice:
             self.log.flush()
 
 
+# What every log begins with, in so many characters. Nothing is added to any other file.
+_BEGINNING, _OF_A_LOG = 60, re.compile(r"\S+ begins: moeits ")
+
 USUAL = Voice()
 _of_now = [USUAL]
 
@@ -47,7 +51,7 @@ def voice() -> Voice:
 def speaking(*, quiet: bool = False, verbose: bool = False, log: Path | None = None) -> Iterator[None]:
     """While a command runs, it speaks as its flags say; the log tells how it began and ended, by an error too.
 
-    Raises SettingError for what cannot be both, OutputError for a log that cannot be written.
+    Raises SettingError for what cannot be both, OutputError for a log that cannot be written, or another file.
     """
     if quiet and verbose:
         raise SettingError("--quiet and --verbose cannot be both: leave one out.")
@@ -71,7 +75,11 @@ def _opened(log: Path | None) -> Iterator[TextIO | None]:
         yield None
         return
     try:
-        file = log.open("a", encoding="utf-8", errors="backslashreplace")
+        file = log.open("a+", encoding="utf-8", errors="backslashreplace")
+        file.seek(0)
+        if (first := file.read(_BEGINNING)) and not _OF_A_LOG.match(first):
+            file.close()
+            raise OutputError(f"{log} is a file, and not a log of moeits. Choose another --log.")
     except OSError as error:
         raise OutputError(f"{log} cannot be written: {error.strerror}. Choose another --log.") from None
     with file:
