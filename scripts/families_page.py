@@ -20,8 +20,8 @@ in what they write. Those that can be healed are healed in `tests/test_contract_
 models themselves were not run here. [Extending moeits](extending.md) says how to add a family.
 
 `simplify --refit` works where the column *refitted* says so, criteria of tokens (`reap`, `frequency`, ...) where
-*calibrated* does: "in part" is all but `reconstruction`, `naee`, `moe-i2`, `moe-i2-genetic`, and `--edit low-rank`
-with ranks that differ, for which the router is asked again with experts gone. All of it is tried in
+*calibrated* does: "in part" is all but `reconstruction`, `naee`, `moe-i2`, `moe-i2-genetic`, `mop`, and
+`--edit low-rank` with ranks that differ, for which the router is asked again with experts gone. All of it is tried in
 `tests/test_contract_calibrate.py` and `tests/test_contract_wrappers.py`; the others are refused in a sentence. A
 quantized release is calibrated, refitted and healed as its copy in bf16 ([releases](releases.md)).
 

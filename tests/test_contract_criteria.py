@@ -15,7 +15,7 @@ from moeits.signals import EXPERT_SIGNALS, MOST_ENUMERATED, PAIR_SIGNALS, Expert
 from moeits.stages.plan import plan
 from tests.toys import random_redundancy, toy_evidence
 
-OF_EACH_COUNT = {"naee", "stun", "c-gnn", "moe-i2-genetic"}
+OF_EACH_COUNT = {"naee", "stun", "c-gnn", "moe-i2-genetic", "mop"}
 
 
 @pytest.fixture(params=CRITERIA, ids=lambda criterion: criterion.name)
@@ -45,7 +45,7 @@ def calibrated(known: Evidence, rng: np.random.Generator) -> Evidence:
         for layer, count in counts.items()
     }
     signals["naee-error"] = {layer: np.sort(rng.random(count))[::-1] for layer, count in counts.items()}
-    signals["moe-i2-genetic"] = signals["naee"]
+    signals["moe-i2-genetic"] = signals["mop"] = signals["naee"]
     signals["mean-output"] = {layer: rng.standard_normal((count, 5)) for layer, count in counts.items()}
     signals["coactivation"] = pairs
     settings = {**known.settings, "search": {"seed": 0}}

@@ -82,6 +82,7 @@ NEED_TORCH = {
     "calibration.reception",
     "calibration.rehearsal",
     "calibration.routing",
+    "calibration.specialists",
     "calibration.stream",
     "refitting.by_features",
     "refitting.by_tokens",

@@ -14,7 +14,7 @@ import moeits
 from moeits.choosing.criteria import CRITERIA
 from moeits.evidence import Evidence
 from moeits.signals import SIGNALS
-from moeits.signals.watched import MEAN_OUTPUT, SEARCHED
+from moeits.signals.watched import MEAN_OUTPUT, SEARCHED, SPECIALISTS
 from tests.fuzzing.mutations import as_json, mutated, mutated_bytes, mutated_json
 from tests.fuzzing.parser import Parser, now_and_then, toy
 
@@ -85,7 +85,7 @@ def signals(folder: Path) -> Parser:
         *scored.signals,
     }
     of_tokens = {name: {i: random_numbers.random(4) for i in scored.layers} for name in sorted(names)}
-    of_tokens |= dict.fromkeys(("naee", SEARCHED), dict.fromkeys(scored.layers, np.tri(4)))
+    of_tokens |= dict.fromkeys(("naee", SEARCHED, SPECIALISTS), dict.fromkeys(scored.layers, np.tri(4)))
     of_tokens |= {"naee-error": of_tokens["reap"]}
     of_tokens |= {
         name: {i: random_numbers.random((4, 4)) for i in scored.layers} for name in ("coactivation", MEAN_OUTPUT)

@@ -93,6 +93,12 @@ class Also:
         negatable=True,
     )
 
+    specialists: bool = setting(
+        False,
+        help="Also choose generalists and specialists of domains, for --criterion mop: E x E a layer.",
+        negatable=True,
+    )
+
     @property
     def names(self) -> set[str]:
         """Those that were asked for."""

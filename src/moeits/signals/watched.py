@@ -20,11 +20,15 @@ def rounding_error(bits: int) -> str:
 SEARCHED = "moe-i2-genetic"
 """(E, E): row n has the n + 1 experts that a genetic search keeps, and nothing where it was not asked for so many."""
 
-OF_TRIALS = ("reconstruction", "reconstruction-error", "drop-error", "naee", "naee-error", SEARCHED)
+SPECIALISTS = "mop"
+"""(E, E): row n has the n + 1 experts that MoP keeps."""
+
+OF_TRIALS = ("reconstruction", "reconstruction-error", "drop-error", "naee", "naee-error", SEARCHED, SPECIALISTS)
 """What is found by trying out who can go, on some of the tokens."""
 
 ALSO = {
     MEAN_OUTPUT: "mean_outputs",
+    SPECIALISTS: "specialists",
     **dict.fromkeys(INPUT_NORMS, "input_norms"),
     **dict.fromkeys(map(rounding_error, ROUNDING_BITS), "rounding_errors"),
 }

@@ -28,7 +28,7 @@ from moeits.refitting.memory import held_bytes, needed_bytes
 from moeits.runtime import need
 from moeits.settings import with_settings
 from moeits.signals import MOST_ENUMERATED
-from moeits.signals.watched import ALSO, OF_TRIALS, SEARCHED, VECTORS
+from moeits.signals.watched import ALSO, OF_TRIALS, SEARCHED, SPECIALISTS, VECTORS
 from moeits.sizes import parse_size
 
 # What a finished layer has of a search until it is decided which sets of neighbouring layers go together.
@@ -41,6 +41,17 @@ SELECTION = 4096
 def asked_for(needs: Collection[str]) -> tuple[int, set[str]]:
     """For signals that are needed: on how many tokens who can go is tried out, and what else is to be kept."""
     return SELECTION if {*needs} & {*OF_TRIALS} else 0, {ALSO[name] for name in needs if name in ALSO}
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """On what, and how, it is tried out who can go."""
+
+    tokens: int
+    windows: int
+    search: Search | None
+    domains_by: int | None
+    """The seed of the domains of which there are specialists; None without them."""
 
 
 @with_settings
@@ -69,9 +80,9 @@ def calibrate(
     order) the signals are those that another tool found, and nothing is run. `mean_outputs` adds mean-output, E x H
     numbers a layer, `input_norms` the norms of what each weight is multiplied with, without and with gates (Wanda,
     MoE-Pruner): 2 E (H + I) numbers a layer. `rounding_errors` tries each expert with weights of 1 to 4 bits, which
-    takes about as long as four passes more. `search_sets` searches each layer for a set of so many experts, or of as
-    many as a plan keeps there, by MoE-I2's genetic algorithm from the seed of the tokens. With `dry_run` a `Foreseen`
-    says what it would take, and nothing is done.
+    takes about as long as four passes more; `specialists` chooses MoP's sets, E x E numbers. `search_sets` searches
+    each layer for a set of so many experts, or of as many as a plan keeps, by MoE-I2's genetic algorithm from the seed
+    of the tokens. With `dry_run` a `Foreseen` says what it would take, and nothing is done.
 
     Raises CalibrationError for unfit tokens, CheckpointError, OutputError.
     """
@@ -83,7 +94,7 @@ def calibrate(
     if statistics is not None:
         return _taken_in(Path(statistics), checkpoint, output, dry_run=dry_run)
     check_runs(checkpoint)
-    counts = None if search_sets is None else counts_to_search(search_sets, checkpoint, selection)
+    counts = _asked_counts(checkpoint, search_sets, also, selection)
     if dry_run:
         return _foreseen(checkpoint, output, texts, machine, selection, also, searches=counts is not None)
     with workplace(output, fresh=fresh, progress=progress) as place:
@@ -94,6 +105,17 @@ def calibrate(
         if output is not None:
             evidence.save(output)
     return evidence
+
+
+def _asked_counts(
+    checkpoint: Checkpoint, search_sets: str | int | Path | PruningPlan | None, also: Also, selection: int
+) -> dict[int, int] | None:
+    """Of what sizes sets are searched for. Raises SettingError for a search, or specialists, without what they need."""
+    if also.specialists and not selection:
+        raise SettingError("--specialists chooses them on the tokens of --selection, which is 0: give 64 or more.")
+    if also.specialists:
+        need("scipy", extra="aligned")
+    return None if search_sets is None else counts_to_search(search_sets, checkpoint, selection)
 
 
 def _foreseen(
@@ -162,11 +184,13 @@ def calibrated(
 ) -> Evidence:
     """The evidence of a checkpoint on tokens that are at hand; finished layers are kept in `place`.
 
-    `also` names what else of `calibrate`'s it should have: mean_outputs, input_norms, rounding_errors; `counts` are
-    those of sets that are searched for, by layer. Raises what `calibrate` raises.
+    `also` names what else of `calibrate`'s it should have: mean_outputs, input_norms, rounding_errors, specialists;
+    `counts` are those of sets that are searched for, by layer. Raises what `calibrate` raises.
     """
     layout = MoELayout.of(checkpoint)
     check_runs(checkpoint)
+    if "specialists" in also:
+        need("scipy", extra="aligned")
     most_bytes, device = parse_size(machine.memory, "--memory"), checked_device(machine.device)
     names, by = windows.watched_by
     settings = {name: fact for name, fact in windows.facts.items() if name != "held_out_tokens"}
@@ -183,9 +207,10 @@ def calibrated(
     finished = place.parts(stage="calibrate", **of, **settings)
     from moeits.calibration.routing import Sums
 
-    sums_of = partial(Sums, sources=len(names), **dict.fromkeys(also, True))
-    few, beside = settings["selection"], place.scratch()
-    asked = (windows.watched, by, few, search, sums_of, finished, most_bytes, beside, device, progress)
+    sums_of = partial(Sums, sources=len(names), **dict.fromkeys({*also} - {"specialists"}, True))
+    few, seed = settings["selection"], windows.facts["seed"]
+    trials = _Trials(few, -(-few // by.shape[1]), search, seed if "specialists" in also else None)
+    asked = (windows.watched, by, trials, sums_of, finished, most_bytes, place.scratch(), device, progress)
     layers = _all_layers(checkpoint, *asked)
     checkpoint.check_unchanged()
     return Evidence(
@@ -228,8 +253,7 @@ def _all_layers(
     checkpoint: Checkpoint,
     tokens: np.ndarray,
     by: np.ndarray,
-    selection: int,
-    search: Search | None,
+    trials: _Trials,
     sums_of: Callable[[int], Any],
     finished: FinishedParts,
     most_bytes: int,
@@ -246,8 +270,8 @@ def _all_layers(
     layers: dict[int, dict[str, np.ndarray]] = {}
     with Activations(most_bytes=most_bytes, beside=beside) as room, need("torch", extra="load").no_grad():
         stream = Stream.begin(LayeredModel(checkpoint, device=device), tokens, room)
-        trials = _Trials(selection, -(-selection // tokens.shape[1]), search)
-        field = ReceptionField(stream, trials.windows, [*stream.model.layout.layers], room) if search else None
+        layers_with_experts = [*stream.model.layout.layers]
+        field = ReceptionField(stream, trials.windows, layers_with_experts, room) if trials.search else None
         for i in range(len(stream.model)):
             with stream.model.layer(i) as live:
                 if field:
@@ -261,15 +285,6 @@ def _all_layers(
     for i, chosen in field.chosen.items() if field else ():
         layers[i][SEARCHED] = only_row(chosen, len(layers[i]["drop-error"]))
     return layers
-
-
-@dataclass(frozen=True)
-class _Trials:
-    """On what, and how, it is tried out who can go."""
-
-    tokens: int
-    windows: int
-    search: Search | None
 
 
 def _of_layer(
@@ -301,6 +316,8 @@ def _are_whole(arrays: Mapping[str, np.ndarray], sums: Any, trials: _Trials) -> 
     shapes = {name: values.shape for name, values in sums.signals().items()}
     if trials.tokens:
         shapes |= dict.fromkeys(("reconstruction", "reconstruction-error", "drop-error"), (experts,))
+    if trials.domains_by is not None:
+        shapes[SPECIALISTS] = (experts, experts)
     if trials.tokens and experts <= MOST_ENUMERATED:
         shapes |= {"naee": (experts, experts), "naee-error": (experts,)}
     if trials.search and (found := arrays.get(CANDIDATES_OF_LAYER)) is not None:  # at most so many
@@ -325,8 +342,24 @@ def _watch(stream: Any, live: Any, i: int, trials: _Trials, by: np.ndarray, sums
             steps = reconstruction(tried)
             if trials.search:
                 steps[CANDIDATES_OF_LAYER] = trials.search.candidates(tried.error, tried.experts, i)
+            if trials.domains_by is not None:
+                steps[SPECIALISTS] = _specialists(tried, steps, [trials.domains_by, i])
             del tried
         for part in stream.parts():
             stream.hidden[part] = stream.run(live, i, part).cpu()
             sums.take(live, seen, torch.from_numpy(by[part].reshape(-1)))
     return {**sums.signals(), **steps}
+
+
+def _specialists(tried: Any, steps: Mapping[str, np.ndarray], seed: list[int]) -> np.ndarray:
+    """The sets of MoP, whose generalists are those of `naee`: the best subset, or those that go last."""
+    from moeits.calibration.specialists import sets_of_specialists
+
+    best_first = np.argsort(-steps["reconstruction"], kind="stable")
+
+    def generalists(count: int) -> list[int]:
+        subsets = steps.get("naee")
+        chosen = best_first[:count] if subsets is None else np.flatnonzero(subsets[count - 1])
+        return [int(expert) for expert in chosen]
+
+    return sets_of_specialists(tried, generalists, np.random.default_rng(seed))

@@ -58,6 +58,7 @@ from moeits.choosing.criteria import (  # noqa: E402
     moe_i2,
     moe_i2_genetic,
     moeits,
+    mop,
     naee,
     order,
     random,
@@ -93,6 +94,7 @@ CRITERIA: tuple[Criterion, ...] = (
     dern.CRITERION,
     moe_i2.CRITERION,
     moe_i2_genetic.CRITERION,
+    mop.CRITERION,
     c_gnn.CRITERION,
 )
 

@@ -8,7 +8,7 @@ from moeits.choosing.criteria.by_signal import LeastOfSignal
 class MoEI2(LeastOfSignal):
     """MoE-I2's importance (arXiv 2411.01016), smallest first, all judged with the others there.
 
-    Not as published: MoE-I2 searches for a set by a genetic algorithm, and among combinations over three layers.
+    MoE-I2 goes on from there with a genetic search for sets: `moe-i2-genetic`.
     """
 
     name: ClassVar[str] = "moe-i2"
