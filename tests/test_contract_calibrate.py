@@ -34,8 +34,11 @@ def calibrated_and_refitted(model: Path, folder: Path) -> Path | None:
             moeits.calibrate(model, **some)
         signals = moeits.calibrate(model, selection=0, **some)
     else:
-        signals = moeits.calibrate(model, **some)
-        assert {*signals.known("reconstruction")} == {*signals.layers}
+        # Sets that know no groups are not searched for where there are some.
+        grouped = any(moe.groups > 1 for moe in MoELayout.of(Checkpoint.open(model)).layers.values())
+        searched = {} if grouped else {"moe-i2-genetic": {"search_sets": 4}}
+        signals = moeits.calibrate(model, specialists=True, **some, **searched.get("moe-i2-genetic", {}))
+        assert all({*signals.known(name)} == {*signals.layers} for name in ("reconstruction", "mop", *searched))
     criterion = "moeits" if family in NOT_CALIBRATED else "reap"
     plan = moeits.plan(signals, criterion=criterion, experts_per_layer=4)
     moeits.prune(model, plan=plan, output=folder / "pruned")
