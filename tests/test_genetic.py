@@ -239,6 +239,10 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
         (("--search-sets", 10), "--search-sets 10 asks for 10 experts of layer 0, which keeps from 1 to 9."),
         (("--search-sets", "9" * 50), "experts of layer 0, which keeps from 1 to 9."),
         (("--search-sets", "few"), "There is no plan few."),
+        (
+            ("--search-sets", 4, "--statistics", "x.json"),
+            "--statistics runs no layer, and --search-sets would need that",
+        ),
         (("--search-sets", 4, "--selection", 0), "--search-sets tries sets on the tokens of --selection, which is 0"),
     ],
 )

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct, to_builtins
 
 from moeits.checkpoint.fingerprints import Coverage
+from moeits.choosing.criteria import shown_name
 from moeits.choosing.elimination import steps_to
 from moeits.edits import PlannedEdit
 from moeits.edits.stored import ExpertId, LayerNumber, Scalar, StoredEdit, check_edit, edit_facts, read_edit
@@ -59,7 +60,7 @@ class PruningPlan:
         before = self.experts_before() or {}
         share = f"; P(down) {self.summary['reduction']:.2%}" if "reduction" in self.summary else ""
         kept = sum(map(len, self.kept.values()))
-        caption = f"{self.source}: {kept} experts stay, chosen by {self.criterion}{share}"
+        caption = f"{self.source}: {kept} experts stay, chosen by {shown_name(self.criterion)}{share}"
         rows = [(layer, before.get(layer, "?"), len(ids)) for layer, ids in self.kept.items()]
         return html_table(caption, ("layer", "experts", "kept"), rows)
 

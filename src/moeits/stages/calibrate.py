@@ -92,7 +92,7 @@ def calibrate(
     if output is not None:
         check_file_output(output := Path(output), inputs=[checkpoint.folder, statistics])
     if statistics is not None:
-        return _taken_in(Path(statistics), checkpoint, output, dry_run=dry_run)
+        return _taken_in(Path(statistics), checkpoint, output, also, search_sets, dry_run=dry_run)
     check_runs(checkpoint)
     counts = _asked_counts(checkpoint, search_sets, also, selection)
     if dry_run:
@@ -233,10 +233,15 @@ def check_runs(checkpoint: Checkpoint) -> None:
         )
 
 
-def _taken_in(statistics: Path, checkpoint: Checkpoint, output: Path | None, *, dry_run: bool) -> Evidence | Foreseen:
-    """Evidence of what another tool found."""
+def _taken_in(
+    statistics: Path, checkpoint: Checkpoint, output: Path | None, also: Also, search_sets: Any, *, dry_run: bool
+) -> Evidence | Foreseen:
+    """Evidence of what another tool found. Raises SettingError where more was asked for, which only running tells."""
     from moeits.calibration.imported import imported
 
+    if asked := also.names | ({"search_sets"} if search_sets is not None else set()):
+        flags = " and ".join("--" + name.replace("_", "-") for name in sorted(asked))
+        raise SettingError(f"--statistics runs no layer, and {flags} would need that: give one or the other.")
     inventory = Inventory.of(checkpoint, MoELayout.of(checkpoint))
     evidence = Evidence(
         inventory=inventory, settings={"statistics": statistics.name}, signals=imported(statistics, inventory)
