@@ -20,7 +20,8 @@ from moeits.errors import SettingError
 from moeits.evaluation.results import Results
 from moeits.experts.layout import MoELayout
 from moeits.report_page.model_index import with_model_index
-from moeits.surgery.card import OLDEST_TRANSFORMERS, Afterwards, model_card, removed_experts
+from moeits.surgery.card import Afterwards, model_card, removed_experts
+from moeits.surgery.loading_card import OLDEST_TRANSFORMERS
 from tests.toys import make_toy, read_config
 
 LICENSED = """---

@@ -63,6 +63,22 @@ def pruned(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+@pytest.fixture
+def thin(tmp_path: Path) -> Path:
+    toy = make_toy(tmp_path / "toy")
+    (toy / "README.md").write_text(LICENSED)
+    asked = {"edit": "low-rank", "rank_power": 0.0, "mean_rank": "4"}
+    plan = moeits.plan(moeits.score(toy), experts_per_layer=4, **asked)
+    moeits.prune(toy, plan=plan, output=tmp_path / "thin", factors=True)
+    return tmp_path / "thin"
+
+
+def test_experts_stored_as_factors_go_there_too(thin: Path, hub: Hub) -> None:
+    moeits.push(thin, "org/name")
+    assert {path.name for path in thin.iterdir()} <= set(hub.files)
+    assert b"trust_remote_code=True" in hub.files["README.md"]
+
+
 def test_the_checkpoint_goes_there_as_it_is_private_with_plan_card_and_report(
     tmp_path: Path, pruned: Path, hub: Hub
 ) -> None:

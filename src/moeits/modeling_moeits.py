@@ -1,5 +1,7 @@
 """Opens Mixture-of-Experts checkpoints whose layers keep different numbers of experts, in the stock transformers class.
 
+Experts may also be stored as factors of their matrices: then their module is one of this file.
+
 This file travels with such a checkpoint and serves `trust_remote_code=True` and `moeits.load` alike. It holds no
 modelling code: looking up the name of any stock class in this module (say `MixtralForCausalLM`) makes a subclass of it
 on demand, which rebuilds the layers named in the config's `per_layer_config` with their own counts before the weights
@@ -95,6 +97,68 @@ def _rebuild_layers(model):
         layers[index] = new
 
 
+class _Matrix(torch.nn.Module):
+    """A weight (outputs, inputs): two thin factors, or whole where its rank is None."""
+
+    def __init__(self, outputs, inputs, rank):
+        super().__init__()
+        shapes = {"whole": (outputs, inputs)} if rank is None else {"left": (outputs, rank), "right": (rank, inputs)}
+        for name, shape in shapes.items():
+            self.register_parameter(name, torch.nn.Parameter(torch.empty(shape)))
+        self.thin = rank is not None
+
+    def forward(self, inputs):
+        linear = torch.nn.functional.linear
+        return linear(linear(inputs, self.right), self.left) if self.thin else linear(inputs, self.whole)
+
+
+class _Expert(torch.nn.Module):
+    """gate, up and down of one expert."""
+
+    def __init__(self, hidden, width, ranks, act_fn):
+        super().__init__()
+        self.gate, self.up = _Matrix(width, hidden, ranks["gate"]), _Matrix(width, hidden, ranks["up"])
+        self.down, self.act_fn = _Matrix(hidden, width, ranks["down"]), act_fn
+
+    def forward(self, inputs):
+        return self.down(self.act_fn(self.gate(inputs)) * self.up(inputs))
+
+
+class _Experts(torch.nn.ModuleList):
+    """All experts of a layer, called as the stock class calls its own."""
+
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        total = torch.zeros_like(hidden_states)
+        for number, expert in enumerate(self):
+            token, place = torch.where(top_k_index == number)
+            if len(token):
+                made = expert(hidden_states[token]) * top_k_weights[token, place, None]
+                total.index_add_(0, token, made.to(total.dtype))
+        return total
+
+
+def _factor_experts(model):
+    """Put experts whose matrices are factors in the place of the stock ones, where the `moeits` block gives ranks."""
+    factors = (getattr(model.config, "moeits", None) or {}).get("factors") or {}
+    if not factors:
+        return
+    _, layers = decoder_layers(model, model.config.get_text_config(decoder=True))
+    for index, ranks in factors.items():
+        block = layers[int(index)].mlp if hasattr(layers[int(index)], "mlp") else None
+        old = getattr(block, "experts", None)
+        if not hasattr(old, "gate_up_proj"):
+            raise ValueError("experts that are stored as factors need transformers 5, whose experts are one module")
+        _, hidden, width = old.down_proj.shape
+        with torch.device(old.down_proj.device):
+            each = ({name: of[number] for name, of in ranks.items()} for number in range(len(ranks["down"])))
+            new = _Experts(_Expert(hidden, width, own, old.act_fn) for own in each).to(old.down_proj.dtype)
+        if old.down_proj.device.type != "meta":
+            # Built from a config alone, as layers of another size are.
+            for parameter in new.parameters():
+                torch.nn.init.normal_(parameter, std=0.02)
+        block.experts = new.train(old.training)
+
+
 def _pad_logits(module, args, output, width):  # noqa: ARG001 - the signature of a forward hook
     logits = output[0] if isinstance(output, tuple) else None
     if logits is None or logits.shape[-1] >= width:
@@ -150,6 +214,7 @@ class _PerLayerCounts:
             config.allow_global_per_layer_attribute_access = True
         super().__init__(config, *args, **kwargs)
         _rebuild_layers(self)
+        _factor_experts(self)
         _pad_recorded_router_logits(self)
 
 

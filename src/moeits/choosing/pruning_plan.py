@@ -28,6 +28,9 @@ FORMAT = 1
 MOST_BYTES = 2**30
 """Of plan.json. Kilobytes are usual; the norms of `--edit mask` are 86 MiB for half of 128 experts in 94 layers."""
 
+FACTORS = "factors"
+"""Key of the settings of a plan that was carried out with experts stored as factors; its sizes are theirs."""
+
 WHOLE_LAYERS = "whole_layers"
 """Key of the settings of a plan that was carried out: layers with experts that all stay, and are in no plan."""
 

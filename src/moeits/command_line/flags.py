@@ -96,6 +96,14 @@ FLAGS: dict[str, Any] = {
             help="The plan was made for another form of this model, such as the parent of a quantised one.",
         ),
     ],
+    "factors": Annotated[
+        bool,
+        typer.Option(
+            "--factors",
+            metavar="",
+            help="Store what --edit low-rank makes as two thin matrices each: smaller, and opened by moeits.load only.",
+        ),
+    ],
     "explain": Annotated[
         bool,
         typer.Option(
@@ -186,7 +194,7 @@ _PANELS = {
     WHAT: "tau plan",
     HEALING: "heal data recipe teacher",
     OUTPUT: "output gguf outtype public report overwrite json quiet verbose log card format published fresh",
-    EXPERT: "revision any_fingerprint",
+    EXPERT: "revision any_fingerprint factors",
 }
 _PANEL_OF = {name: panel for panel, names in _PANELS.items() for name in names.split()}
 

@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from moeits.edits import Edit, PlannedEdit, edit_named, edit_of, none
+from moeits.edits.low_rank import LowRank
 from moeits.edits.weights import OfWeights
 from moeits.errors import SettingError
 from moeits.evidence import Evidence
@@ -69,9 +70,11 @@ def _planned(
     return PlannedEdit(name=edit.name, settings=settings, details=details)
 
 
-def on_card(planned: PlannedEdit) -> str:
+def on_card(planned: PlannedEdit, *, as_factors: bool = False) -> str:
     """What a card says of the weights: a sentence, or one of each edit in order."""
     said = [edit_named(step.name).weights for step in planned.steps]
+    if as_factors:
+        said[-1] = LowRank.weights_as_factors
     if len(said) == 1:
         return said[0]
     in_order = ". ".join(each.removesuffix(_OTHERS) for each in said)

@@ -23,12 +23,16 @@ class LowRank(OnItsOwn):
     its share of importance ^ 0.15 among the kept experts of its layer. Importance is the change of the layer's output
     without it (`drop-error`).
 
-    The matrices are written whole, so that any loader reads them: nothing gets smaller, and only the quality can be
-    judged. Where factors would take as much room as the matrix, from rank H I / (H + I) on, it stays as it is. Whole
-    matrices of full rank are their own to rounding.
+    The matrices are written whole, so that any loader reads them and nothing gets smaller, or as two factors each by
+    `prune --factors`. Where factors would take as much room as the matrix, from rank H I / (H + I) on, it stays as it
+    is. Whole matrices of full rank are their own to rounding.
     """
 
     name: ClassVar[str] = "low-rank"
+    weights_as_factors: ClassVar[str] = (
+        "The matrices of the experts that are left are the nearest ones of a lower rank (`edit` in plan.json), stored "
+        "as two thin factors where these are smaller; all other weights are those of the source, bit for bit."
+    )
     weights: ClassVar[str] = (
         "The matrices of the experts that are left are the nearest ones of a lower rank (`edit` in plan.json), written "
         "whole, in as many bytes as before; all other weights are those of the source, bit for bit."
@@ -99,15 +103,30 @@ class LowRank(OnItsOwn):
         _ = self.rank(shape, detail)
 
     def changed(self, projection: str, weight: np.ndarray, detail: Detail) -> np.ndarray:  # noqa: ARG002
-        rank = self.rank((weight.shape[0], weight.shape[1]), detail)
-        saves = rank * sum(weight.shape) < weight.size
-        return of_rank(weight, rank) if saves else weight
+        rank = self.stored_rank((weight.shape[0], weight.shape[1]), detail)
+        return weight if rank is None else of_rank(weight, rank)
+
+    def stored_rank(self, shape: tuple[int, int], detail: Detail) -> int | None:
+        """The same where factors save room, None where the matrix stays."""
+        rank = self.rank(shape, detail)
+        return rank if rank * sum(shape) < shape[0] * shape[1] else None
 
 
 def of_rank(weight: np.ndarray, rank: int) -> np.ndarray:
     """The nearest matrix of that rank, float64, by the Frobenius norm."""
-    left, values, right = np.linalg.svd(weight.astype(np.float64), full_matrices=False)
+    left, values, right = _svd(weight)
     return (left[:, :rank] * values[:rank]) @ right[:rank]
+
+
+def factors_of(weight: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """(outputs, rank) and (rank, inputs) float64, whose product that is; both with roots of the singular values."""
+    left, values, right = _svd(weight)
+    roots = np.sqrt(values[:rank])
+    return left[:, :rank] * roots, roots[:, None] * right[:rank]
+
+
+def _svd(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return np.linalg.svd(weight.astype(np.float64), full_matrices=False)
 
 
 EDIT: Edit = LowRank()

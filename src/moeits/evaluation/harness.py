@@ -10,7 +10,7 @@ from moeits.devices import checked_device
 from moeits.errors import EvaluationError, MissingExtra, MoeitsError
 from moeits.evaluation.settings import Inference
 from moeits.evaluation.tasks import LoadedTask
-from moeits.experts.promises import needs_loader
+from moeits.experts.promises import needs_loader, ranks_of_factors
 from moeits.progress import Progress
 from moeits.runtime import context_of, load_checked, load_tokenizer, need, processes
 
@@ -82,6 +82,8 @@ def _with_transformers(checkpoint: Checkpoint, inference: Inference) -> Any:
 
 def _with_vllm(checkpoint: Checkpoint, inference: Inference) -> Any:
     """Not run: the machine this was written on has no vLLM."""
+    if ranks_of_factors(checkpoint.config):
+        raise EvaluationError("--backend vllm has no class for experts stored as factors: evaluate with --backend hf.")
     if needs_loader(checkpoint.config):
         raise EvaluationError(
             "--backend vllm evaluates only equal counts of experts in all layers. Evaluate with --backend hf, or write "

@@ -38,6 +38,7 @@ class MoELayout:
     def of(cls, checkpoint: Checkpoint) -> "MoELayout":
         """Find the experts of a checkpoint. Raises CheckpointError where its tensors and its config disagree."""
         architecture = architecture_of(checkpoint.config)
+        promises.check_not_factored(checkpoint.config, checkpoint.source)
         config = architecture.part_of(checkpoint.config)
         by_layer = finding.by_layer(architecture, checkpoint.tensors)
         if architecture.stacking == "rows or columns":

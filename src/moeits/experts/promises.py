@@ -4,10 +4,16 @@ Whether the tensors keep it is asked elsewhere.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from moeits.errors import CheckpointError
 from moeits.experts.families import Architecture, reads_per_layer_config
+from moeits.typed_json import NotOfItsType, convert_typed
+
+_Rank = Annotated[int, Meta(ge=1)] | None
+_Ranks = dict[Annotated[int, Meta(ge=0)], Annotated[dict[str, list[_Rank]], Meta(min_length=1)]]
 
 
 def per_layer_config(config: Mapping[str, Any]) -> Mapping[int, Mapping[str, Any]]:
@@ -27,8 +33,35 @@ def own_layers(config: Mapping[str, Any]) -> Mapping[int, Mapping[str, Any]]:
     return _of_layers(ours.get("per_layer_config") if isinstance(ours, Mapping) else ours)
 
 
+def ranks_of_factors(config: Mapping[str, Any]) -> Mapping[int, Mapping[str, list[int | None]]]:
+    """Of a checkpoint whose experts are stored as factors: layer -> projection -> rank of each expert, None where it is
+    whole; nothing of any other. Raises CheckpointError."""
+    ours = config.get("moeits")
+    written = ours.get("factors") if isinstance(ours, Mapping) else None
+    if written is None:
+        return {}
+    try:
+        found: dict[int, dict[str, list[int | None]]] = convert_typed(written, _Ranks)
+    except NotOfItsType as error:
+        raise CheckpointError(f"moeits.factors in config.json should give ranks by layer ({error}).") from None
+    if any(len({*map(len, of_layer.values())}) != 1 for of_layer in found.values()):
+        raise CheckpointError("moeits.factors in config.json should give a rank for each expert of a layer.")
+    return found
+
+
+def check_not_factored(config: Mapping[str, Any], source: str) -> None:
+    """Whatever moves or reads single experts takes none that are stored as factors. Raises CheckpointError."""
+    if ranks_of_factors(config):
+        raise CheckpointError(
+            f"{source} stores its experts as factors (moeits prune --factors), which moeits opens, evaluates and "
+            "inspects, and does nothing else with: prune its source by its plan.json without --factors."
+        )
+
+
 def needs_loader(config: Mapping[str, Any]) -> bool:
     """Whether layers differ in a way that only `modeling_moeits` carries out. Raises CheckpointError."""
+    if ranks_of_factors(config):
+        return True
     return bool(own_layers(config) or (per_layer_config(config) and not reads_per_layer_config(config)))
 
 

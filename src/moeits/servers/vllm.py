@@ -135,6 +135,11 @@ def is_unequal(config: Any) -> bool:
 
 def check(architecture: str, config: Any) -> None:
     """Whether layers of this architecture can have counts of their own; CheckpointError if not."""
+    if (getattr(config, "moeits", None) or {}).get("factors"):
+        raise CheckpointError(
+            "The experts of this checkpoint are stored as factors, which vLLM has no class for. Prune its source by "
+            "its plan.json without --factors."
+        )
     if architecture not in DECODER_LAYERS or not getattr(config, "is_heterogeneous", False):
         raise CheckpointError(
             f"The layers of this checkpoint keep unequal numbers of experts, which moeits' plug-in for vLLM does for "

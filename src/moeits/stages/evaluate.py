@@ -20,6 +20,7 @@ from moeits.evaluation.tasks import SEEDS, load_tasks
 from moeits.experts.counting import parameters_of
 from moeits.experts.families import recorded_family
 from moeits.experts.layout import MoELayout
+from moeits.experts.promises import ranks_of_factors
 from moeits.files import check_file_output
 from moeits.finished import Workplace, workplace
 from moeits.foreseen import Foreseen, free_bytes, reading
@@ -216,10 +217,13 @@ def _parent(parent: str | Path, checkpoint: Checkpoint, source: Source) -> Check
 
 def _model_facts(checkpoint: Checkpoint) -> ModelFacts:
     """What was evaluated. A dense model has no experts."""
-    try:
-        experts = {str(layer): moe.num_experts for layer, moe in MoELayout.of(checkpoint).layers.items()}
-    except CheckpointError:
-        experts = {}
+    if ranks := ranks_of_factors(checkpoint.config):
+        experts = {str(layer): len(next(iter(of_layer.values()))) for layer, of_layer in ranks.items()}
+    else:
+        try:
+            experts = {str(layer): moe.num_experts for layer, moe in MoELayout.of(checkpoint).layers.items()}
+        except CheckpointError:
+            experts = {}
     return {
         "source": checkpoint.source,
         "fingerprint": checkpoint.fingerprint,

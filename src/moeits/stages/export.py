@@ -11,7 +11,7 @@ from pathlib import Path
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError, OutputError, SettingError
 from moeits.experts.families import has_class_on_hub
-from moeits.experts.promises import needs_loader
+from moeits.experts.promises import check_not_factored, needs_loader
 from moeits.files import check_file_output
 from moeits.printable import printable
 
@@ -68,6 +68,7 @@ def export(
 
 
 def _check_one_count(source: Checkpoint) -> None:
+    check_not_factored(source.config, source.source)
     if needs_loader(source.config) and not has_class_on_hub(source.config):
         raise SettingError(
             f"The layers of {source.source} keep different numbers of experts, and a GGUF file says one number for "

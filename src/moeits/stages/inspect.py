@@ -1,6 +1,7 @@
 """What a checkpoint or a plan holds, and what a budget would leave: from headers alone."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, overload
@@ -9,14 +10,17 @@ from moeits.checkpoint.fingerprints import Coverage
 from moeits.checkpoint.opening import Describing
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.limits import removed_by
-from moeits.choosing.pruning_plan import PruningPlan
+from moeits.choosing.pruning_plan import FACTORS, PruningPlan
 from moeits.errors import BudgetOutOfReach, SettingError
 from moeits.evidence import estimated
+from moeits.experts import promises
 from moeits.experts.counting import parameters_of
 from moeits.experts.explaining import Explanation
 from moeits.experts.explaining import explain as explained
+from moeits.experts.families import architecture_of
 from moeits.experts.inventory import Inventory, LayerFacts
 from moeits.experts.layout import MoELayout
+from moeits.experts.promises import check_not_factored, ranks_of_factors
 from moeits.sizes import format_size
 
 
@@ -52,7 +56,7 @@ class Inspection:
     """How much of the weights that fingerprint has seen; None if an older plan does not say."""
     shards: int | None
     storage: str | None
-    """How experts are stored: per-expert, fused, or mixed; None in a plan."""
+    """How experts are stored: per-expert, fused, mixed, or as factors; None in a plan."""
     whole_layers: tuple[int, ...] = ()
     """Layers with experts that all stay, since a table of tokens chooses them; they are none of `layers`."""
     estimated: str | None = None
@@ -128,6 +132,8 @@ def inspect(
 def _inspect_checkpoint(
     checkpoint: Checkpoint, reduction: float | str | None, max_size: str | int | None
 ) -> Inspection:
+    if ranks := ranks_of_factors(checkpoint.config):
+        return _inspect_factors(checkpoint, ranks, asked=reduction is not None or max_size is not None)
     layout = MoELayout.of(checkpoint)
     facts = Inventory.of(checkpoint, layout, fingerprint="").layers  # no tensor is read
     storages = {"per-expert" if moe.experts else "fused" for moe in layout.layers.values()}
@@ -148,6 +154,31 @@ def _inspect_checkpoint(
         budget=budget,
         budget_experts=experts,
         budget_bytes=nbytes,
+    )
+
+
+def _inspect_factors(
+    checkpoint: Checkpoint, ranks: Mapping[int, Mapping[str, Sequence[int | None]]], *, asked: bool
+) -> Inspection:
+    """Of experts that are stored as factors: sizes are those of the factors."""
+    if asked:
+        check_not_factored(checkpoint.config, checkpoint.source)
+    family, of_one = architecture_of(checkpoint.config), re.compile(r"\.experts\.\d+\.\w+\.(?:left|right|whole)$")
+    counts = {i: len(next(iter(of_layer.values()))) for i, of_layer in ranks.items()}
+    top_k = {i: promises.counts(family, family.part_of(checkpoint.config), i)[1] for i in ranks}
+    sizes = parameters_of(checkpoint)
+    return Inspection(
+        kind="checkpoint",
+        source=checkpoint.source,
+        model_type=family.model_type,
+        fingerprint=None,
+        coverage=None,
+        layers=tuple(LayerRow(layer=i, experts=count, top_k=top_k[i]) for i, count in counts.items()),
+        parameters=sum(sizes.values()),
+        nbytes=checkpoint.nbytes,
+        routed_parameters=sum(size for name, size in sizes.items() if of_one.search(name)),
+        shards=len(checkpoint.shards),
+        storage="as factors",
     )
 
 
@@ -176,7 +207,7 @@ def _inspect_plan(plan: PruningPlan) -> Inspection:
 
 def _sizes_of(plan: PruningPlan) -> Mapping[str, int]:
     """Sizes of what a plan keeps, edited or not; of an edited plan of 0.1 only a checkpoint knows them."""
-    if plan.inventory:
+    if plan.inventory and not plan.settings.get(FACTORS):
         return plan.inventory.summary(plan.counts)
     return plan.summary if plan.summary.get("experts_kept") == sum(plan.counts.values()) else {}
 

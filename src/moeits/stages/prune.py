@@ -13,7 +13,7 @@ from moeits.checkpoint.fingerprints import Coverage
 from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.side_files import copy_side_files, side_files
-from moeits.checkpoint.writing import check_output, new_checkpoint
+from moeits.checkpoint.writing import CheckpointWriter, check_output, new_checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.edits.in_order import not_foreseen
 from moeits.errors import SettingError
@@ -28,6 +28,7 @@ from moeits.sizes import parse_size
 from moeits.surgery.bits import bits_file
 from moeits.surgery.card import model_card
 from moeits.surgery.carried_out import CarriedOut, carried_out, check_asked_layout, check_plan
+from moeits.surgery.factors import check_factors_written
 from moeits.surgery.pruned_config import LOADER_FILE
 from moeits.surgery.settings import Writing
 from moeits.surgery.written import check_written
@@ -42,6 +43,7 @@ def prune(
     writing: Writing,
     opening: Opening,
     any_fingerprint: bool = False,
+    factors: bool = False,
     write_bits: str | Path | None = None,
     progress: Progress = silent,
 ) -> PruningPlan | Rehearsal:
@@ -55,7 +57,9 @@ def prune(
     whole. Shards are at most `max_shard_size`, by default as large as the source's. With `any_fingerprint` the plan may
     have been made for another form of this model: the parent of a quantised one, or the same experts fused. By `verify`
     every byte is compared with what the plan was made for, or sampled ones. The output appears under its name only when
-    complete. `write_bits` is a file of the bits of `--edit quantize`, for GPTQModel (.json) or llm-compressor (.yaml).
+    complete. With `factors` the matrices of `--edit low-rank` are stored as two thin ones each, which only
+    `moeits.load` and the code that travels with them open. `write_bits` is a file of the bits of `--edit quantize`, for
+    GPTQModel (.json) or llm-compressor (.yaml).
 
     Raises PlanError if the plan is of another checkpoint or does not fit it, CheckpointError if the checkpoint is
     broken, OutputError if the output exists, lies in the source, or cannot be written.
@@ -65,7 +69,7 @@ def prune(
     checkpoint.known_as(plan.source, plan.fingerprint)
     moe = MoELayout.of(checkpoint)
     coverage = _verified(plan, checkpoint, moe, opening, any_fingerprint=any_fingerprint, progress=progress)
-    made = carried_out(checkpoint, moe, plan, writing, coverage)
+    made = carried_out(checkpoint, moe, plan, writing, coverage, factors=factors)
     shard_bytes = _shard_bytes(writing.max_shard_size, checkpoint)
     side_files(checkpoint)
     write_quantizer_file = _bits(write_bits, checkpoint, made.plan, moe, output)
@@ -74,16 +78,22 @@ def prune(
     with new_checkpoint(
         Path(output), sources=[checkpoint.folder], nbytes=made.nbytes, overwrite=writing.overwrite, progress=progress
     ) as writer:
-        left_out = copy_side_files(checkpoint, writer, rewritten=made.quantization_files)
-        writer.write_json("config.json", made.config)
-        if made.layout == "per-layer":
-            writer.copy(Path(__file__).parents[1] / LOADER_FILE, LOADER_FILE)
-        writer.write_text("plan.json", made.plan.to_json())
-        writer.write_text("README.md", _card(checkpoint, moe, made, left_out, writing.base_model))
+        _write_all_but_tensors(writer, checkpoint, moe, made, writing.base_model)
         writer.write_tensors(made.tensors, max_shard_bytes=shard_bytes, progress=progress)
-        _check_both_ends(checkpoint, writer.folder, moe, made.plan)
+        _check_both_ends(checkpoint, writer.folder, moe, made)
     write_quantizer_file()
     return made.plan
+
+
+def _write_all_but_tensors(
+    writer: CheckpointWriter, checkpoint: Checkpoint, moe: MoELayout, made: CarriedOut, base_model: str | None
+) -> None:
+    left_out = copy_side_files(checkpoint, writer, rewritten=made.quantization_files)
+    writer.write_json("config.json", made.config)
+    if made.layout == "per-layer":
+        writer.copy(Path(__file__).parents[1] / LOADER_FILE, LOADER_FILE)
+    writer.write_text("plan.json", made.plan.to_json())
+    writer.write_text("README.md", _card(checkpoint, moe, made, left_out, base_model))
 
 
 def _bits(
@@ -133,9 +143,12 @@ def _verified(
     return opening.check(plan.coverage, checkpoint, source=plan.source, progress=progress)
 
 
-def _check_both_ends(checkpoint: Checkpoint, written: Path, moe: MoELayout, plan: PruningPlan) -> None:
+def _check_both_ends(checkpoint: Checkpoint, written: Path, moe: MoELayout, made: CarriedOut) -> None:
     """What was written fits its config, and is of the source as it was opened. Raises CheckpointError if not."""
-    check_written(written, moe, plan.counts)
+    if made.factors:
+        check_factors_written(written, made.tensors)
+    else:
+        check_written(written, moe, made.plan.counts)
     checkpoint.check_unchanged()
 
 

@@ -13,69 +13,17 @@ from typing import Any
 from moeits.card_slot import results_slot
 from moeits.checkpoint.side_code import code_files
 from moeits.choosing.criteria import CRITERIA, shown_name
-from moeits.choosing.pruning_plan import WHOLE_LAYERS, PruningPlan
+from moeits.choosing.pruning_plan import FACTORS, WHOLE_LAYERS, PruningPlan
 from moeits.edits.in_order import on_card
 from moeits.evidence import NOISE_MARGIN, estimated
 from moeits.experts.families import has_class_on_hub
-from moeits.experts.promises import needs_loader
 from moeits.sizes import format_size
 from moeits.surgery import mtp, quantized_card
+from moeits.surgery.loading_card import how_to_load
 from moeits.version import __version__
 
-OLDEST_TRANSFORMERS = "5.20"
 _AFTER_NOUNS = {"of", "in", "to", "by", "beyond"}  # "experts of little weight", but "redundant experts"
 _UNTRAINED = "The weights that are left are those of the source, bit for bit; nothing was trained."
-
-_LOADS_UNIFORM = """\
-All layers keep the same number of experts, so stock classes open it, without remote code:
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("PATH", dtype="auto")
-tokenizer = AutoTokenizer.from_pretrained("PATH")
-prompt = tokenizer("The capital of France is", return_tensors="pt")
-print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))
-```
-
-Needs transformers {oldest} or later; older ones that know this family may do. vLLM, SGLang, llama.cpp (after
-conversion) and MLX read one number of experts from config.json, as here; nobody has tried them on this checkpoint.
-"""
-
-_LOADS_OWN_CODE = """\
-All layers keep the same number of experts, so what opened the source opens it: the code that the source brings, which
-was copied and never run. Read it before you run it:
-
-```python
-from transformers import {auto}, AutoTokenizer
-
-model = {auto}.from_pretrained("PATH", dtype="auto", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("PATH", trust_remote_code=True)
-```
-
-No class of transformers opens it, and moeits did not. vLLM, SGLang and MLX read one number of experts from config.json,
-as here; nobody has tried them on this checkpoint.
-"""
-
-_LOADS_PER_LAYER = """\
-Layers keep different numbers of experts. `modeling_moeits.py`, a small file beside the weights, resizes the layers of
-the stock class; there is no forked modelling code:
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("PATH", dtype="auto", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("PATH")
-prompt = tokenizer("The capital of France is", return_tensors="pt")
-print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))
-```
-
-`moeits.load("PATH")` opens it without remote code. Needs transformers {oldest} or later. SGLang, llama.cpp and MLX
-read one number of experts for all layers and do not open it: for them, prune again from the same plan with `--layout
-uniform`. So does vLLM, unless moeits is installed beside it: its plug-in never served a model yet. Patched servers
-that take a list of counts, and EvoESAP, call it `num_experts_per_layer`: it is in config.json too, an entry for each
-decoder layer, 0 where it has no experts. Nobody has tried them on this checkpoint.
-"""
 
 
 @dataclass(frozen=True)
@@ -111,16 +59,14 @@ def model_card(
     name = name.split("@")[0]
     if afterwards and "/" not in name:
         name = _base_model(folder) or name
-    per_layer, own_code = needs_loader(config), has_class_on_hub(config)
-    loads = _LOADS_OWN_CODE if own_code else _LOADS_PER_LAYER if per_layer else _LOADS_UNIFORM
-    loads = loads.replace("{oldest}", OLDEST_TRANSFORMERS).replace("{auto}", _auto_class_of_its_code(config))
+    own_code = has_class_on_hub(config)
     parts = [
         f"---\n{ModelCardData(**_front_matter(folder, name)).to_yaml().strip()}\n---",
         _opening(name, plan, afterwards),
         *([] if plan is None else [_sizes(plan)]),
         *(each.section.strip() for each in afterwards),
         results_slot(_unmeasured(name, plan, afterwards)),
-        f"## How to load it\n\n{loads.strip()}{quantized_card.loading_note(config)}{_keys_note(config)}"
+        f"## How to load it\n\n{how_to_load(config)}{quantized_card.loading_note(config)}{_keys_note(config)}"
         f"{_tokenizer_code_note(folder, of_model=own_code)}",
         *(
             []
@@ -139,13 +85,6 @@ def model_card(
         ),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def _auto_class_of_its_code(config: Mapping[str, Any]) -> str:
-    """The class of transformers that looks into `auto_map` for what opens the model."""
-    named = config.get("auto_map")
-    known = ("AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModel")
-    return next((name for name in known if isinstance(named, Mapping) and name in named), known[0])
 
 
 def _keys_note(config: Mapping[str, Any]) -> str:
@@ -176,7 +115,11 @@ def _opening(name: str, plan: PruningPlan | None, afterwards: Sequence[Afterward
 def _weights(plan: PruningPlan | None, afterwards: Sequence[Afterwards]) -> str:
     """What was done to the weights that are left, by the plan's edit and then, in order, afterwards."""
     edited = plan is not None and plan.edit is not None
-    sentences = [on_card(plan.edit)] if plan is not None and plan.edit is not None else []
+    sentences = (
+        [on_card(plan.edit, as_factors=bool(plan.settings.get(FACTORS)))]
+        if plan is not None and plan.edit is not None
+        else []
+    )
     done = [each for each in afterwards if each.weights]
     if not done:
         return " ".join(sentences) or _UNTRAINED

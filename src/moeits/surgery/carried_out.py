@@ -7,11 +7,12 @@ from typing import Any
 from moeits.checkpoint.fingerprints import Coverage
 from moeits.checkpoint.reading import Checkpoint
 from moeits.checkpoint.writing import NewTensor
-from moeits.choosing.pruning_plan import WHOLE_LAYERS, PruningPlan, fit
+from moeits.choosing.pruning_plan import FACTORS, WHOLE_LAYERS, PruningPlan, fit
 from moeits.errors import PlanError, SettingError
 from moeits.experts.inventory import Inventory
 from moeits.experts.layout import MoELayout
 from moeits.surgery.edited import edited_tensors
+from moeits.surgery.factors import Factored, as_carried_out, check_factors, factored, with_factors
 from moeits.surgery.fates import new_tensors
 from moeits.surgery.mtp import drops_mtp, plan_with_mtp, without_mtp
 from moeits.surgery.pruned_config import class_name, pruned_config
@@ -30,6 +31,8 @@ class CarriedOut:
     quantization_files: Mapping[str, Any]
     """Side files of a quantizer that name experts, with the new numbers."""
     tensors: Sequence[NewTensor]
+    factors: bool = False
+    """Whether experts are stored as factors."""
 
     @property
     def nbytes(self) -> int:
@@ -38,33 +41,53 @@ class CarriedOut:
 
 
 def carried_out(
-    checkpoint: Checkpoint, moe: MoELayout, plan: PruningPlan, writing: Writing, coverage: Coverage | None = None
+    checkpoint: Checkpoint,
+    moe: MoELayout,
+    plan: PruningPlan,
+    writing: Writing,
+    coverage: Coverage | None = None,
+    *,
+    factors: bool = False,
 ) -> CarriedOut:
     """A plan of this checkpoint on its headers; `coverage` is what was read of the weights to tell them from others.
 
-    Raises PlanError, CheckpointError or SettingError if it misfits.
+    With `factors` experts are stored as these, and counts layer by layer: so no stock class takes the checkpoint for
+    one that lacks weights, which it would make up. Raises PlanError, CheckpointError or SettingError if it misfits.
     """
     drop_mtp = drops_mtp(plan, asked=writing.drop_mtp)
-    layout = _chosen_layout(writing.layout, plan.counts, moe, drop_mtp=drop_mtp)
+    if factors:
+        check_factors(moe, plan, writing.layout)
+    layout = _chosen_layout("per-layer" if factors else writing.layout, plan.counts, moe, drop_mtp=drop_mtp)
     inventory = Inventory.of(checkpoint, moe, coverage=coverage)
     fitted = fit(plan, inventory, layout, only_uniform=moe.architecture.class_on_hub)
     plan = plan_with_mtp(fitted, checkpoint, moe, dropped=drop_mtp)
-    others = {key: value for key, value in plan.settings.items() if key != WHOLE_LAYERS}
+    others = {key: value for key, value in plan.settings.items() if key not in (WHOLE_LAYERS, FACTORS)}
     plan = replace(plan, settings=others | ({WHOLE_LAYERS: [*moe.whole]} if moe.whole else {}))
+    tensors, made = _tensors(checkpoint, moe, plan, drop_mtp=drop_mtp, factors=factors)
+    plan = plan if made is None else as_carried_out(plan, made)
     config = pruned_config(checkpoint.config, moe, plan, layout)
+    config = config if made is None else with_factors(config, moe, made.ranks)
     config, quantization_files = renumbered_settings(checkpoint, moe, plan.kept, config)
     return CarriedOut(
         plan=plan,
         layout=layout,
         config=without_mtp(config) if drop_mtp else config,
         quantization_files=quantization_files,
-        tensors=_tensors(checkpoint, moe, plan, drop_mtp=drop_mtp),
+        tensors=tensors,
+        factors=factors,
     )
 
 
-def _tensors(checkpoint: Checkpoint, moe: MoELayout, plan: PruningPlan, *, drop_mtp: bool) -> list[NewTensor]:
+def _tensors(
+    checkpoint: Checkpoint, moe: MoELayout, plan: PruningPlan, *, drop_mtp: bool, factors: bool
+) -> tuple[list[NewTensor], Factored | None]:
+    if factors:
+        assert plan.edit is not None, "check_factors was asked before"
+        made = factored(checkpoint, moe, plan.kept, plan.edit)
+        others = new_tensors(checkpoint, moe, plan.kept, dropped=made.replaced)
+        return [*others, *made.tensors], made
     edited = edited_tensors(checkpoint, moe, plan.kept, plan.edit)
-    return new_tensors(checkpoint, moe, plan.kept, edited, dropped=moe.mtp.tensors if drop_mtp else ())
+    return new_tensors(checkpoint, moe, plan.kept, edited, dropped=moe.mtp.tensors if drop_mtp else ()), None
 
 
 def check_plan(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout, *, any_fingerprint: bool = False) -> None:

@@ -85,30 +85,51 @@ def _among_all(name: str, expert: int) -> tuple[str, tuple[int, ...]]:
     return name, (expert,)
 
 
+def matrices(
+    checkpoint: Checkpoint,
+    moe: MoELayout,
+    layer: int,
+    kept: Sequence[int],
+    edits: Sequence[tuple[PlannedEdit, Edit]],
+    rows: HeldRows,
+) -> Callable[[int], dict[str, np.ndarray]]:
+    """Kept expert -> what these edits make of it: projection -> (outputs, inputs), in the dtype that it has on disk."""
+    own, held = moe.layers[layer], moe.held(layer)
+    here = [(asked, each) for asked, each in edits if isinstance(each, OfWeights) or asked.groups.get(layer)]
+    steps = [_step(checkpoint, moe, layer, each, asked, kept, rows) for asked, each in here]
+
+    def of(expert: int) -> dict[str, np.ndarray]:
+        found: dict[str, np.ndarray] = {}
+        for key, holds in held.items():
+            place = partial(_of_its_own, own, key) if own.experts else partial(_among_all, key)
+            found |= {} if holds.bias else holds.of(_numbers(checkpoint, steps, expert, key, place))
+        return found
+
+    return of
+
+
 def _made(checkpoint: Checkpoint, steps: Sequence["_Step"], expert: int, key: str, place: Place) -> bytes:
+    return _numbers(checkpoint, steps, expert, key, place).tobytes()
+
+
+def _numbers(checkpoint: Checkpoint, steps: Sequence["_Step"], expert: int, key: str, place: Place) -> np.ndarray:
     """One tensor of one kept expert, in the dtype that it is stored in, which it has between two edits too."""
     name, _ = place(expert)
     dtype = DTYPES[checkpoint.tensors[name].dtype]
+    made: np.ndarray | None = None
 
-    def stored(member: int) -> np.ndarray:
-        return _widened(checkpoint.read(*place(member)))
+    def read(member: int) -> np.ndarray:
+        # Whoever comes after another edit reads nobody else.
+        stored = checkpoint.read(*place(member)) if made is None else made
+        return stored if stored.dtype.itemsize > 4 else stored.astype(np.float32)
 
-    def own(_: int) -> np.ndarray:  # whoever comes after another edit reads nobody else
-        return _widened(made)
-
-    read: Callable[[int], np.ndarray] = stored
     for step in steps:
         if expert not in step.edited:
             continue
         made = step.make(expert, key, read).astype(dtype)
         if not np.isfinite(made).all():
             raise NonFiniteWeight(f"{name} would not be finite as --edit {step.name} makes it. Plan without it.")
-        read = own
-    return made.tobytes()
-
-
-def _widened(stored: np.ndarray) -> np.ndarray:
-    return stored if stored.dtype.itemsize > 4 else stored.astype(np.float32)
+    return checkpoint.read(*place(expert)) if made is None else made
 
 
 # ------------------------------------------------------------------------------------------ how a tensor is made
