@@ -44,10 +44,11 @@ def show_plan(plan: PruningPlan, arguments: dict[str, Any]) -> None:
             out(f"Compare with the control: {control_command(plan, arguments)}")
     for note in _notes(plan):
         out(f"note: {note}")
-    if "layout" in arguments and len(set(plan.counts.values())) > 1:  # a checkpoint was written, not a plan
+    written_unequal = "layout" in arguments and len(set(plan.counts.values())) > 1  # a checkpoint, not a plan
+    if written_unequal and "padded_bytes" not in plan.summary:
         out(
             "note: layers keep different numbers of experts: open it with moeits.load, or in transformers with "
-            "trust_remote_code=True. For SGLang, llama.cpp or vLLM without moeits write it with --layout uniform."
+            "trust_remote_code=True. For llama.cpp, or vLLM and SGLang without moeits, write it with --layout uniform."
         )
     written(arguments)
 
@@ -95,6 +96,12 @@ def _notes(plan: PruningPlan) -> Iterator[str]:
     if len(plan.summary.get("floored_layers") or ()) == len(plan.kept):
         floor = "top_k" if plan.settings.get("min_experts") is None else "--min-experts"
         yield f"every layer stopped at its floor ({floor}): the budget asks for more than scores decide."
+    if padded := plan.summary.get("padded_bytes"):
+        zeros = padded - plan.summary["bytes_after"]
+        yield (
+            f"layers are padded to {max(plan.counts.values())} experts: {format_size(padded)} of tensors are written, "
+            f"{format_size(zeros)} of them zeros. Padding saves nothing; --layout uniform would."
+        )
     fewer = {layer: facts.top_k for layer, facts in plan.layers.items() if plan.counts[layer] < facts.top_k}
     if fewer:
         layer, top_k = next(iter(fewer.items()))

@@ -148,7 +148,7 @@ def _check_both_ends(checkpoint: Checkpoint, written: Path, moe: MoELayout, made
     if made.factors:
         check_factors_written(written, made.tensors)
     else:
-        check_written(written, moe, made.plan.counts)
+        check_written(written, moe, made.counts)
     checkpoint.check_unchanged()
 
 

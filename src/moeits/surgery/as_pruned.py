@@ -28,6 +28,11 @@ def check_as_pruned(
     CheckpointError for experts that are stored as factors.
     """
     check_not_factored(pruned.config, pruned.source)
+    if (pruned.config.get("moeits") or {}).get("padding"):
+        raise PlanError(
+            f"{pruned.source} is padded, which is for serving and comes last: prune its parent by the same plan with "
+            "--layout per-layer, and begin from that."
+        )
     made = carried_out(parent, MoELayout.of(parent), plan, Writing(), plan.coverage).tensors
     if odd := sorted({tensor.name for tensor in made} ^ set(pruned.tensors)):
         raise PlanError(_edited(pruned, odd[0]))

@@ -20,6 +20,7 @@ from moeits.experts.families import has_class_on_hub
 from moeits.sizes import format_size
 from moeits.surgery import mtp, quantized_card
 from moeits.surgery.loading_card import how_to_load
+from moeits.surgery.padding import PADDED_BYTES
 from moeits.version import __version__
 
 _AFTER_NOUNS = {"of", "in", "to", "by", "beyond"}  # "experts of little weight", but "redundant experts"
@@ -136,6 +137,7 @@ def _sizes(plan: PruningPlan) -> str:
         ("routed experts", "experts_before", "experts_kept", "{:,}".format),
         ("parameters", "parameters_before", "parameters_after", "{:,}".format),
         ("bytes of tensors", "bytes_before", "bytes_after", format_size),
+        ("bytes of tensors, with padding", "bytes_before", PADDED_BYTES, format_size),
     ]
     table = [
         f"| {label} | {shown(summary[before])} | {shown(summary[after])} |"

@@ -15,9 +15,10 @@ from moeits.surgery.edited import edited_tensors
 from moeits.surgery.factors import Factored, as_carried_out, check_factors, factored, with_factors
 from moeits.surgery.fates import new_tensors
 from moeits.surgery.mtp import drops_mtp, plan_with_mtp, without_mtp
+from moeits.surgery.padding import Padding, padding_of, with_padded_bytes, without_padding
 from moeits.surgery.pruned_config import class_name, pruned_config
 from moeits.surgery.quantization import renumbered_settings
-from moeits.surgery.settings import Writing
+from moeits.surgery.settings import ONE_NUMBER, Writing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class CarriedOut:
     quantization_files: Mapping[str, Any]
     """Side files of a quantizer that name experts, with the new numbers."""
     tensors: Sequence[NewTensor]
+    counts: Mapping[int, int]
+    """Experts of each layer as they are written, padding among them."""
     factors: bool = False
     """Whether experts are stored as factors."""
 
@@ -59,27 +62,38 @@ def carried_out(
         check_factors(moe, plan, writing.layout)
     layout = _chosen_layout("per-layer" if factors else writing.layout, plan.counts, moe, drop_mtp=drop_mtp)
     inventory = Inventory.of(checkpoint, moe, coverage=coverage)
-    fitted = fit(plan, inventory, layout, only_uniform=moe.architecture.class_on_hub)
+    fitted = fit(without_padding(plan), inventory, layout, only_uniform=moe.architecture.class_on_hub)
     plan = plan_with_mtp(fitted, checkpoint, moe, dropped=drop_mtp)
     others = {key: value for key, value in plan.settings.items() if key not in (WHOLE_LAYERS, FACTORS)}
     plan = replace(plan, settings=others | ({WHOLE_LAYERS: [*moe.whole]} if moe.whole else {}))
-    tensors, made = _tensors(checkpoint, moe, plan, drop_mtp=drop_mtp, factors=factors)
+    padding = padding_of(plan, checkpoint, moe) if layout == "padded" else None
+    tensors, made = _tensors(checkpoint, moe, plan, padding, drop_mtp=drop_mtp, factors=factors)
     plan = plan if made is None else as_carried_out(plan, made)
     config = pruned_config(checkpoint.config, moe, plan, layout)
     config = config if made is None else with_factors(config, moe, made.ranks)
     config, quantization_files = renumbered_settings(checkpoint, moe, plan.kept, config)
+    if padding is not None:
+        config["moeits"]["padding"] = {str(i): numbers for i, numbers in padding.added.items() if numbers}
+        plan = with_padded_bytes(plan, sum(tensor.nbytes for tensor in tensors))
     return CarriedOut(
         plan=plan,
         layout=layout,
         config=without_mtp(config) if drop_mtp else config,
         quantization_files=quantization_files,
         tensors=tensors,
+        counts=dict.fromkeys(plan.kept, padding.count) if padding else plan.counts,
         factors=factors,
     )
 
 
 def _tensors(
-    checkpoint: Checkpoint, moe: MoELayout, plan: PruningPlan, *, drop_mtp: bool, factors: bool
+    checkpoint: Checkpoint,
+    moe: MoELayout,
+    plan: PruningPlan,
+    padding: Padding | None,
+    *,
+    drop_mtp: bool,
+    factors: bool,
 ) -> tuple[list[NewTensor], Factored | None]:
     if factors:
         assert plan.edit is not None, "check_factors was asked before"
@@ -87,7 +101,8 @@ def _tensors(
         others = new_tensors(checkpoint, moe, plan.kept, dropped=made.replaced)
         return [*others, *made.tensors], made
     edited = edited_tensors(checkpoint, moe, plan.kept, plan.edit)
-    return new_tensors(checkpoint, moe, plan.kept, edited, dropped=moe.mtp.tensors if drop_mtp else ()), None
+    kept = padding.slots if padding else plan.kept
+    return new_tensors(checkpoint, moe, kept, edited, dropped=moe.mtp.tensors if drop_mtp else ()), None
 
 
 def check_plan(plan: PruningPlan, checkpoint: Checkpoint, moe: MoELayout, *, any_fingerprint: bool = False) -> None:
@@ -121,7 +136,7 @@ def check_layout(checkpoint: Checkpoint, moe: MoELayout, writing: Writing, count
     """
     if moe.architecture.class_on_hub:
         check_asked_layout(writing.layout, moe, drop_mtp=writing.drop_mtp)
-    elif writing.layout != "uniform" and (
+    elif writing.layout not in ONE_NUMBER and (
         counts is None or _chosen_layout(writing.layout, counts, moe, drop_mtp=writing.drop_mtp) == "per-layer"
     ):
         class_name(checkpoint.config)
@@ -135,13 +150,13 @@ def check_asked_layout(layout: str, moe: MoELayout, *, drop_mtp: bool) -> None:
             f"{moe.architecture.model_type}: the code that the checkpoint brings reads one number of experts. Use "
             "--layout uniform."
         )
-    if layout == "uniform" or on_hub:
-        _check_uniform(moe, drop_mtp=drop_mtp)
+    if layout in ONE_NUMBER or on_hub:
+        _check_uniform(moe, layout if layout in ONE_NUMBER else "uniform", drop_mtp=drop_mtp)
 
 
-def _check_uniform(moe: MoELayout, *, drop_mtp: bool) -> None:
+def _check_uniform(moe: MoELayout, layout: str, *, drop_mtp: bool) -> None:
     """One number of experts and one top_k are right for all layers. Raises SettingError."""
-    on_hub, uniform = moe.architecture.class_on_hub, "--layout uniform has one number of experts for all layers"
+    on_hub, uniform = moe.architecture.class_on_hub, f"--layout {layout} has one number of experts for all layers"
     otherwise = (
         "The code that the checkpoint brings reads no other, so it cannot be pruned."
         if on_hub
@@ -160,7 +175,7 @@ def _check_uniform(moe: MoELayout, *, drop_mtp: bool) -> None:
     if not _has_one_top_k(moe):
         top_ks = sorted({layer.top_k for layer in moe.layers.values()})
         raise SettingError(
-            f"--layout uniform has one top_k for all layers, but those of this checkpoint have "
+            f"--layout {layout} has one top_k for all layers, but those of this checkpoint have "
             f"{' and '.join(map(str, top_ks))}. {otherwise}"
         )
 

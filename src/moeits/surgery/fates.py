@@ -9,9 +9,10 @@ from math import prod
 from types import MappingProxyType
 
 from moeits.checkpoint.reading import DTYPES, Checkpoint, TensorInfo
-from moeits.checkpoint.writing import ByteRange, NewTensor
+from moeits.checkpoint.writing import ByteRange, NewTensor, Part
 from moeits.experts.layer import MoELayer
 from moeits.experts.layout import MoELayout
+from moeits.surgery.padding import filled, filler, name_of, own_tensors
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,12 @@ class Copy:
 class Take:
     """Of all experts: keep the rows of the kept ones."""
 
-    rows: tuple[int, ...]
+    rows: tuple[int | None, ...]
+    """None is the row of padding."""
     axis: int = 0
     """The axis of the experts."""
+    filler: float = 0.0
+    """What stands in a row of padding."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,20 @@ class Compute:
 Fate = Copy | Take | Rename | Drop | Compute
 
 
-def fates(layer: MoELayer, kept: Sequence[int]) -> dict[str, Fate]:
-    """The fate of every tensor of one MoE block, by name. What is outside MoE blocks is copied."""
+def fates(layer: MoELayer, kept: Sequence[int | None]) -> dict[str, Fate]:
+    """The fate of every tensor of one MoE block, by name; `kept` are the experts in their new order, None is padding.
+
+    What is outside MoE blocks is copied.
+    """
     result: dict[str, Fate] = dict.fromkeys(layer.shared, Copy())
     for name, axis in layer.expert_axes.items():
         others = range(layer.num_experts, layer.num_experts + layer.extra.get(name, 0))
-        result[name] = Take((*kept, *others), axis)
+        result[name] = Take((*kept, *others), axis, filler(layer, name))
     new_number = {expert: number for number, expert in enumerate(kept)}
     for expert, tensors in layer.experts.items():
         for tensor, name in tensors.items():
-            # All experts of a layer have the same tensors, so the new name is there: it is that of the old owner.
-            result[name] = Rename(layer.experts[new_number[expert]][tensor]) if expert in new_number else Drop()
+            kept_as = new_number.get(expert)
+            result[name] = Drop() if kept_as is None else Rename(name_of(layer, kept_as, tensor))
     decided = len(layer.shared) + len(layer.expert_axes) + sum(map(len, layer.experts.values()))
     assert decided == len(result), "the layout should have refused a tensor that is two things at once"
     return result
@@ -79,7 +86,7 @@ def fates(layer: MoELayer, kept: Sequence[int]) -> dict[str, Fate]:
 def new_tensors(
     checkpoint: Checkpoint,
     moe: MoELayout,
-    kept: Mapping[int, Sequence[int]],
+    kept: Mapping[int, Sequence[int | None]],
     computed: Mapping[str, Compute] = MappingProxyType({}),
     dropped: Collection[str] = (),
 ) -> list[NewTensor]:
@@ -102,12 +109,13 @@ def new_tensors(
                 made.append(_moved(info, info.name))
             case Rename(name):
                 made.append(_moved(info, name))
-            case Take(rows, axis):
-                made.append(_rows(info, rows, axis))
+            case Take(rows, axis, value):
+                made.append(_rows(info, rows, axis, value))
             case Compute():
                 made.append(fate.tensor)
             case Drop():
                 pass
+    made += [tensor for i, layer in moe.layers.items() for tensor in own_tensors(checkpoint, layer, kept[i])]
     names = [tensor.name for tensor in made]
     assert len(names) == len(set(names)), "two tensors would get one name"
     return made
@@ -118,15 +126,19 @@ def _moved(info: TensorInfo, name: str) -> NewTensor:
     return NewTensor(name=name, dtype=info.dtype, shape=info.shape, nbytes=info.nbytes, parts=(whole,))
 
 
-def _rows(info: TensorInfo, rows: Sequence[int], axis: int) -> NewTensor:
+def _rows(info: TensorInfo, rows: Sequence[int | None], axis: int, value: float) -> NewTensor:
     """Rows of a row-major tensor are contiguous bytes; neighbouring rows are moved together."""
     before, count, after = prod(info.shape[:axis]), info.shape[axis], info.shape[axis + 1 :]
     row_bytes = info.nbytes // (before * count)
-    parts: list[ByteRange] = []
-    for row in (outer * count + row for outer in range(before) for row in rows):
-        start = info.offset + row * row_bytes
-        if parts and parts[-1].offset + parts[-1].length == start:
-            parts[-1] = replace(parts[-1], length=parts[-1].length + row_bytes)
+    parts: list[Part] = []
+    for outer, row in ((outer, row) for outer in range(before) for row in rows):
+        if row is None:
+            parts.append(filled(value, info.dtype, prod(after)))
+            continue
+        start = info.offset + (outer * count + row) * row_bytes
+        last = parts[-1] if parts else None
+        if isinstance(last, ByteRange) and last.offset + last.length == start:
+            parts[-1] = replace(last, length=last.length + row_bytes)
         else:
             parts.append(ByteRange(shard=info.shard, offset=start, length=row_bytes))
     shape, nbytes = (*info.shape[:axis], len(rows), *after), row_bytes * before * len(rows)

@@ -5,6 +5,7 @@ from typing import Any
 
 from moeits.experts.families import has_class_on_hub
 from moeits.experts.promises import needs_loader, ranks_of_factors
+from moeits.surgery.padding import NEVER
 
 OLDEST_TRANSFORMERS = "5.20"
 
@@ -23,6 +24,11 @@ print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))
 Needs transformers {oldest} or later; older ones that know this family may do. vLLM, SGLang, llama.cpp (after
 conversion) and MLX read one number of experts from config.json, as here; nobody has tried them on this checkpoint.
 """
+
+_ALL_THE_SAME = "All layers keep the same number of experts, so stock classes"
+_PADDED = f"""\
+All layers have the same number of experts in the files: where fewer were kept, experts of zeros fill the layer up,
+which no token is sent to (their selection bias is {NEVER:g}), so stock classes"""
 
 _LOADS_OWN_CODE = """\
 All layers keep the same number of experts, so what opened the source opens it: the code that the source brings, which
@@ -82,6 +88,8 @@ def how_to_load(config: Mapping[str, Any]) -> str:
     own_code, per_layer = has_class_on_hub(config), needs_loader(config)
     text = _LOADS_OWN_CODE if own_code else _LOADS_PER_LAYER if per_layer else _LOADS_UNIFORM
     text = _LOADS_FACTORS if ranks_of_factors(config) else text
+    if (config.get("moeits") or {}).get("padding"):
+        text = text.replace(_ALL_THE_SAME, _PADDED)
     return text.replace("{oldest}", OLDEST_TRANSFORMERS).replace("{auto}", _auto_class_of_its_code(config)).strip()
 
 

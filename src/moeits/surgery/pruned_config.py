@@ -18,6 +18,7 @@ from moeits.experts.families import COUNT_KEYS, RECORDED, model_class_of
 from moeits.experts.layout import MoELayout
 from moeits.experts.promises import num_layers, of_layer, own_layers, per_layer_config
 from moeits.surgery.classic_keys import classic_keys
+from moeits.surgery.settings import ONE_NUMBER
 from moeits.version import __version__
 
 LOADER_FILE = "modeling_moeits.py"
@@ -25,7 +26,7 @@ FLAT_COUNTS = "num_experts_per_layer"
 
 
 def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, layout: str) -> dict[str, Any]:
-    """config.json for the kept experts, `layout` being "uniform" or "per-layer".
+    """config.json for the kept experts, `layout` being "uniform", "padded" or "per-layer".
 
     The source's own modelling code (`auto_map`) is left out where transformers has a class for the family. Where fewer
     experts are kept than the router picks, the layer's top_k is lowered with them.
@@ -44,8 +45,8 @@ def pruned_config(config: Mapping[str, Any], moe: MoELayout, plan: PruningPlan, 
         added[older] = part[count_keys[0]]
         count_keys = [*count_keys, older]
     changes |= added
-    if layout == "uniform":
-        changes |= dict.fromkeys(count_keys, len(next(iter(plan.kept.values()))))
+    if layout in ONE_NUMBER:
+        changes |= dict.fromkeys(count_keys, max(plan.counts.values()))
         given, chosen = part.get(top_k_key), next(iter(top_k.values()))
         changes[top_k_key] = _at_most(given, chosen) if isinstance(given, list) else chosen
     else:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from moeits.errors import SettingError
 from moeits.settings import EXPERT, OUTPUT, setting
 
-LAYOUTS = ("auto", "per-layer", "uniform")
+LAYOUTS = ("auto", "per-layer", "uniform", "padded")
+ONE_NUMBER = ("uniform", "padded")
+"""Layouts with one number of experts for all layers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +17,7 @@ class Writing:
 
     layout: str = setting(
         "auto",
-        help="Counts of experts: auto as planned, uniform evened out along the plan's order.",
+        help="Counts of experts: auto as planned, uniform evened out along the plan's order, padded to the largest.",
         panel=OUTPUT,
         choices=LAYOUTS,
     )
