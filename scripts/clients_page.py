@@ -149,8 +149,8 @@ def page() -> str:
     not_run = ["vLLM", "SGLang", *missing]
     parts.append(
         f"## Not run\n\n{', '.join(not_run)}. vLLM and SGLang read one number of experts from config.json; a uniform "
-        "checkpoint has\nit where the source has it. For unequal layers there is a plug-in for vLLM, whose classes "
-        "take the weights of these five\nmodels ([serving](serving.md)); it never served one. Such checkpoints also "
+        "checkpoint has\nit where the source has it. For unequal layers there is a plug-in for each, whose classes "
+        "take the weights of such\nmodels ([serving](serving.md)); neither served one. Such checkpoints also "
         "list their counts as `num_experts_per_layer`,\nan entry for each decoder layer and 0 where it has no experts, "
         "which EvoESAP and patched servers read."
     )

@@ -18,6 +18,7 @@ import pytest
 import moeits
 from moeits.errors import CheckpointError, SettingError
 from moeits.servers import vllm as plug_in
+from moeits.servers.unequal import is_ours
 
 from .toys import make_toy
 
@@ -201,7 +202,7 @@ def test_a_uniform_checkpoint_is_not_touched(tmp_path: Path, model_type: str) ->
     model = built(config, enable_expert_parallel=True)
     assert [layer.experts for layer in model.layers] == [4, 4, 4]
     assert all(layer.config is config for layer in model.layers)
-    assert not plug_in.is_ours(type(model.layers[0]).__init__)
+    assert not is_ours(type(model.layers[0]).__init__)
 
 
 @pytest.mark.usefixtures("vllm")
@@ -209,7 +210,7 @@ def test_a_uniform_checkpoint_after_an_unequal_one_keeps_its_config(tmp_path: Pa
     built(config_of(tmp_path, "mixtral", "per-layer"))
     config = config_of(tmp_path, "mixtral", "uniform")
     model = built(config, enable_expert_parallel=True)
-    assert plug_in.is_ours(type(model.layers[0]).__init__)
+    assert is_ours(type(model.layers[0]).__init__)
     assert all(layer.config is config for layer in model.layers)
 
 
@@ -258,7 +259,7 @@ def test_a_vllm_that_is_built_otherwise_is_left_as_it_is(
     importlib.invalidate_caches()
     plug_in.register()
     registry = type(importlib.import_module("vllm.model_executor.models.registry").ModelRegistry)
-    assert not plug_in.is_ours(registry.resolve_model_cls)
+    assert not is_ours(registry.resolve_model_cls)
     assert "plug-in for unequal layers is off: it is for vLLM >=0.33,<0.34" in caplog.text
 
 

@@ -8,24 +8,20 @@ other checkpoint.
 """
 
 import copy
-import functools
 import importlib
 import inspect
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from moeits.errors import CheckpointError, SettingError
+from moeits.servers.unequal import in_place_of, is_ours, is_unequal, is_within, spelt
 
 logger = logging.getLogger(__name__)
 
 FIRST, FIRST_UNTRIED = (0, 33), (0, 34)
 """The versions of vLLM whose sources this was written against: from the first on, before the second."""
-
-MARK = "of_moeits"
-"""An attribute of the functions that were put in the place of vLLM's."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +67,8 @@ def register() -> None:
         inspect_model, resolve_model = registry.inspect_model_cls, registry.resolve_model_cls
         per_layer = Convertor.get_per_layer_hf_configs
     except (ImportError, AttributeError) as error:
-        first, untried = (".".join(map(str, each)) for each in (FIRST, FIRST_UNTRIED))
-        logger.warning(
-            "moeits' plug-in for unequal layers is off: it is for vLLM >=%s,<%s, and here is %s.", first, untried, error
-        )
+        known = spelt(FIRST, FIRST_UNTRIED)
+        logger.warning("moeits' plug-in for unequal layers is off: it is for vLLM %s, and here is %s.", known, error)
         return
     if not is_ours(resolve_model):
         registry.inspect_model_cls = _looked_at(check, inspect_model)
@@ -82,26 +76,10 @@ def register() -> None:
         Convertor.get_per_layer_hf_configs = _one_of_mla(per_layer)
 
 
-def is_ours(function: Callable[..., Any]) -> bool:
-    """Whether a function is of vLLM as this plug-in left it, perhaps wrapped by others since."""
-    return hasattr(function, MARK)
-
-
-def _in_place_of(stock: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Makes a function look like the one of vLLM that it calls, with our mark."""
-
-    def marked(function: Callable[..., Any]) -> Callable[..., Any]:
-        wrapped = functools.wraps(stock)(function)
-        setattr(wrapped, MARK, True)
-        return wrapped
-
-    return marked
-
-
 def _looked_at(look: Callable[[str, Any], None], method: Callable[..., Any]) -> Callable[..., Any]:
     """A method of the registry, after which `look` sees architecture and config of a checkpoint of unequal layers."""
 
-    @_in_place_of(method)
+    @in_place_of(method)
     def found(registry: Any, architectures: Any, model_config: Any) -> Any:
         model, architecture = method(registry, architectures, model_config)
         if is_unequal(model_config.hf_config):
@@ -117,7 +95,7 @@ def _one_of_mla(method: Callable[..., Any]) -> Callable[..., Any]:
     Since only counts of experts differ here, such a config is read as a whole, with the count before pruning.
     """
 
-    @_in_place_of(method)
+    @in_place_of(method)
     def per_layer(convertor: Any) -> Any:
         if is_unequal(convertor.hf_config) and convertor.is_deepseek_mla():
             convertor.hf_config.allow_global_per_layer_attribute_access = True
@@ -125,12 +103,6 @@ def _one_of_mla(method: Callable[..., Any]) -> Callable[..., Any]:
         return method(convertor)
 
     return per_layer
-
-
-def is_unequal(config: Any) -> bool:
-    """Whether a config of transformers is that of a checkpoint of moeits with unequal layers."""
-    ours = getattr(config, "moeits", None)
-    return isinstance(ours, dict) and (hasattr(config, "num_experts_per_layer") or "per_layer_config" in ours)
 
 
 def check(architecture: str, config: Any) -> None:
@@ -164,7 +136,7 @@ def _of_own_config(stock: Callable[..., None]) -> Callable[..., None]:
     """The `__init__` of a decoder layer, given the config of its own layer where layers differ."""
     signature = inspect.signature(stock)
 
-    @_in_place_of(stock)
+    @in_place_of(stock)
     def own(*args: Any, **kwargs: Any) -> None:
         bound = signature.bind(*args, **kwargs)
         given = bound.arguments
@@ -206,9 +178,6 @@ def _refuse_expert_parallel() -> None:
 def _warn_of_version() -> None:
     from vllm import __version__ as version
 
-    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
-    if not FIRST <= numbers < FIRST_UNTRIED:
-        first, untried = (".".join(map(str, each)) for each in (FIRST, FIRST_UNTRIED))
-        logger.warning(
-            "moeits' plug-in for unequal layers was written against vLLM >=%s,<%s; this is %s.", first, untried, version
-        )
+    if not is_within(version, FIRST, FIRST_UNTRIED):
+        known = spelt(FIRST, FIRST_UNTRIED)
+        logger.warning("moeits' plug-in for unequal layers was written against vLLM %s; this is %s.", known, version)

@@ -1,0 +1,42 @@
+"""What all plug-ins ask: whether a config has unequal layers, whose a function is, whether a version was tried."""
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+MARK = "of_moeits"
+"""An attribute of the functions that were put in the place of a server's."""
+
+
+def is_unequal(config: Any) -> bool:
+    """Whether a config of transformers is that of a checkpoint of moeits with unequal layers."""
+    ours = getattr(config, "moeits", None)
+    return isinstance(ours, dict) and (hasattr(config, "num_experts_per_layer") or "per_layer_config" in ours)
+
+
+def is_ours(function: Callable[..., Any]) -> bool:
+    """Whether a function is of a server as a plug-in left it, perhaps wrapped by others since."""
+    return hasattr(function, MARK)
+
+
+def in_place_of(stock: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Makes a function look like the one of a server that it calls, with our mark."""
+
+    def marked(function: Callable[..., Any]) -> Callable[..., Any]:
+        wrapped = functools.wraps(stock)(function)
+        setattr(wrapped, MARK, True)
+        return wrapped
+
+    return marked
+
+
+def is_within(version: str, first: tuple[int, ...], first_untried: tuple[int, ...]) -> bool:
+    """Whether a version is one of those from the first on, before the first that was not tried."""
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[: len(first)])
+    return first <= numbers < first_untried
+
+
+def spelt(first: tuple[int, ...], first_untried: tuple[int, ...]) -> str:
+    """Such a range as packages write it."""
+    return ",".join(sign + ".".join(map(str, each)) for sign, each in ((">=", first), ("<", first_untried)))
