@@ -58,9 +58,9 @@ prompt = tokenizer("The capital of France is", return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))
 ```
 
-`moeits.load("PATH")` opens it without remote code. Needs transformers {oldest} or later. SGLang, llama.cpp and MLX
-read one number of experts for all layers and do not open it: for them, prune again from the same plan with `--layout
-uniform`. So does vLLM, unless moeits is installed beside it: its plug-in never served a model yet. Patched servers
+`moeits.load("PATH")` opens it without remote code. Needs transformers {oldest} or later. llama.cpp and MLX read one
+number of experts for all layers and do not open it: for them, prune again from the same plan with `--layout uniform`.
+So do vLLM and SGLang, unless moeits is installed beside them: its plug-ins never served a model yet. Patched servers
 that take a list of counts, and EvoESAP, call it `num_experts_per_layer`: it is in config.json too, an entry for each
 decoder layer, 0 where it has no experts. Nobody has tried them on this checkpoint.
 """
