@@ -1,6 +1,7 @@
 """Several edits in one plan: each works on what the one before it made, and what cannot be together is refused."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import moeits
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.pruning_plan import PruningPlan
+from moeits.command_line.app import main
 from moeits.edits import EDITS, PlannedEdit
 from moeits.edits.in_order import edits_of, on_card
 from moeits.errors import PlanError, SettingError
@@ -210,7 +212,11 @@ def test_one_edit_is_written_as_it_always_was(watched: tuple[Path, Evidence]) ->
         ("mask,quantize,average", {}, r"average after an edit .* give average,mask,quantize\."),
         ("mask,low-rank", {}, r"lose what mask does, for low-rank fills its zeros: give low-rank,mask, or one of"),
         ("quantize,low-rank", {}, r"low-rank makes other numbers of its few: give low-rank,quantize"),
-        ("mask,quantize", {}, r"quantize fills its zeros where an expert has 1 bit: give quantize,mask"),
+        (
+            "mask,quantize",
+            {},
+            r"quantize fills its zeros where an expert has 1 bit \(--bit-widths 2,3 has none\): give quant",
+        ),
         ("mask,quantize", {"min_similarity": 0.5}, "--edit mask,quantize has no setting min_similarity: leave --min-s"),
         ("low-rank,mask", {"sparsity": "5:4"}, "--sparsity '5:4' is out of range"),
         ("low-rank,mask", {"mean_rank": "200%"}, "--mean-rank '200%' is out of range"),
@@ -225,6 +231,39 @@ def test_edits_that_do_not_go_together_are_one_sentence_before_any_work(
         moeits.simplify(toy, experts_per_layer=3, edit=names, output=tmp_path / "out", **settings)
     assert str(found.value).count(". ") <= 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--edit low-rank --mean-rank 101%", "--mean-rank '101%' is out of range"),
+        ("--edit low-rank --mean-rank 0", "--mean-rank '0' is out of range"),
+        ("--edit recombine,low-rank --rank-power -1", "--rank-power -1.0 is out of range"),
+        ("--edit mask --sparsity 1.5", "--sparsity '1.5' is out of range"),
+        ("--edit average,mask --sparsity 4:2", "--sparsity '4:2' is out of range"),
+        ("--edit quantize --bits 0.5", "--bits 0.5 is met by no width of --bit-widths 1,2,3"),
+        ("--edit quantize --bit-widths 3 --bits 2", "--bits 2.0 is met by no width of --bit-widths 3"),
+        ("--edit quantize --bits 1", "--bits 1.0 cannot be met in layer 0"),
+        ("--edit mask,quantize --bit-widths 1,9", "--bit-widths '1,9' is out of range"),
+        ("--edit mask,mask", "has mask twice: give every edit once"),
+    ],
+)
+def test_at_the_command_line_what_is_out_of_range_ends_with_a_sentence_and_no_plan(
+    words: str,
+    sentence: str,
+    watched: tuple[Path, Evidence],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evidence, plan = watched[0].parent / "signals.safetensors", tmp_path / "plan.json"
+    asked = ["--criterion", "reap", "--experts-per-layer", "4", *words.split(), "--output", str(plan)]
+    monkeypatch.setattr(sys, "argv", ["moeits", "plan", str(evidence), *asked])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
+    assert not plan.exists()
 
 
 @pytest.mark.parametrize(

@@ -90,9 +90,11 @@ def _reshaped(random: Random) -> Callable[[dict[str, Any]], dict[str, Any]]:
 
 
 def edits(folder: Path) -> Parser:
-    """What a plan says that its kept experts are made of."""
+    """What a plan says that its kept experts are made of, by one edit or by two."""
     model = toy(folder / "model")
-    value = moeits.plan(moeits.score(model), reduction=0.5, edit="average").facts()
+    evidence, ranks = moeits.score(model), {"mean_rank": "4", "rank_power": 0.0}
+    value = moeits.plan(evidence, reduction=0.5, edit="average").facts()
+    both = moeits.plan(evidence, reduction=0.5, edit="average,low-rank", **ranks).facts()["edit"]
     file = folder / "plan.json"
 
     def feed(content: bytes) -> None:
@@ -101,6 +103,6 @@ def edits(folder: Path) -> Parser:
         moeits.prune(model, plan=file, output=folder / "pruned")
 
     def mutant(random: Random) -> bytes:
-        return mutated_json(value["edit"], random)
+        return mutated_json(random.choice((value["edit"], both)), random)
 
-    return Parser("edits of plans", (as_json(value["edit"]),), mutant, feed)
+    return Parser("edits of plans", (as_json(value["edit"]), as_json(both)), mutant, feed)

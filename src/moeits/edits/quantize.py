@@ -76,7 +76,11 @@ class Quantize(OnItsOwn):
     @property
     def undoes(self) -> Mapping[str, str]:
         """With two bits or more 0 stays 0; one bit has no 0."""
-        return {"mask": "fills its zeros where an expert has 1 bit"} if self.widths[0] == 1 else {}
+        return (
+            {"mask": "fills its zeros where an expert has 1 bit (--bit-widths 2,3 has none)"}
+            if self.widths[0] == 1
+            else {}
+        )
 
     @property
     def most(self) -> float:
