@@ -20,7 +20,7 @@ from moeits.errors import CheckpointError, EvaluationError, MoeitsError, Setting
 from moeits.evaluation.harness import _with_vllm
 from moeits.evaluation.settings import Inference
 from moeits.experts.layout import MoELayout
-from moeits.servers import vllm
+from moeits.servers import sglang, vllm
 from moeits.surgery.factors import FAMILIES
 from tests.evaluation_toys import give_tokenizer
 from tests.masked import logits
@@ -204,8 +204,9 @@ def test_other_verbs_say_one_sentence_and_leave_nothing(tmp_path: Path) -> None:
             call()
         assert str(found.value).count(". ") == 0, verb
         assert not out.exists(), verb
-    with pytest.raises(CheckpointError, match="stored as factors, which vLLM has no class for"):
-        vllm.check("Qwen2MoeForCausalLM", opened(thin).config)
+    for server, named in ((vllm, "vLLM"), (sglang, "SGLang")):
+        with pytest.raises(CheckpointError, match=f"stored as factors, which {named} has no class for"):
+            server.check("Qwen2MoeForCausalLM", opened(thin).config)
     with pytest.raises(EvaluationError, match="--backend vllm has no class for experts stored as factors"):
         _with_vllm(Checkpoint.open(thin), Inference(backend="vllm"))
 

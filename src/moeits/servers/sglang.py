@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moeits.errors import CheckpointError, SettingError
-from moeits.servers.unequal import MARK, in_place_of, is_ours, is_unequal, is_within, spelt
+from moeits.servers.unequal import MARK, in_place_of, is_ours, is_unequal, is_within, refuse_factors, spelt
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,7 @@ def register() -> None:
 
 def check(architecture: str, config: Any) -> None:
     """Whether layers of this architecture can have counts of their own; CheckpointError if not."""
+    refuse_factors(config, "SGLang")
     if architecture not in DECODER_LAYERS or not getattr(config, "is_heterogeneous", False):
         raise CheckpointError(
             f"The layers of this checkpoint keep unequal numbers of experts, which moeits' plug-in for SGLang does for "

@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from moeits.errors import CheckpointError
+
 MARK = "of_moeits"
 """An attribute of the functions that were put in the place of a server's."""
 
@@ -13,6 +15,15 @@ def is_unequal(config: Any) -> bool:
     """Whether a config of transformers is that of a checkpoint of moeits with unequal layers."""
     ours = getattr(config, "moeits", None)
     return isinstance(ours, dict) and (hasattr(config, "num_experts_per_layer") or "per_layer_config" in ours)
+
+
+def refuse_factors(config: Any, server: str) -> None:
+    """No server has a class for experts that are stored as factors. Raises CheckpointError."""
+    if (getattr(config, "moeits", None) or {}).get("factors"):
+        raise CheckpointError(
+            f"The experts of this checkpoint are stored as factors, which {server} has no class for. Prune its source "
+            "by its plan.json without --factors."
+        )
 
 
 def is_ours(function: Callable[..., Any]) -> bool:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moeits.errors import CheckpointError, SettingError
-from moeits.servers.unequal import in_place_of, is_ours, is_unequal, is_within, spelt
+from moeits.servers.unequal import in_place_of, is_ours, is_unequal, is_within, refuse_factors, spelt
 
 logger = logging.getLogger(__name__)
 
@@ -107,11 +107,7 @@ def _one_of_mla(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def check(architecture: str, config: Any) -> None:
     """Whether layers of this architecture can have counts of their own; CheckpointError if not."""
-    if (getattr(config, "moeits", None) or {}).get("factors"):
-        raise CheckpointError(
-            "The experts of this checkpoint are stored as factors, which vLLM has no class for. Prune its source by "
-            "its plan.json without --factors."
-        )
+    refuse_factors(config, "vLLM")
     if architecture not in DECODER_LAYERS or not getattr(config, "is_heterogeneous", False):
         raise CheckpointError(
             f"The layers of this checkpoint keep unequal numbers of experts, which moeits' plug-in for vLLM does for "
