@@ -57,6 +57,23 @@ def test_a_pruned_model_computes_what_the_masked_original_computes(
     assert torch.equal(continuation(ours, text), written)
 
 
+def test_experts_stored_as_factors_compute_what_whole_matrices_of_that_rank_do(
+    trained: Path, evidence_of: Any, tmp_path: Path
+) -> None:
+    asked = {"edit": "low-rank", "mean_rank": "25%", "rank_power": 0.0}
+    plan = moeits.plan(evidence_of(trained), tau=1.0, **asked)
+    moeits.prune(trained, plan=plan, output=tmp_path / "whole")
+    made = moeits.prune(trained, plan=plan, output=tmp_path / "thin", factors=True)
+    nbytes = [sum(t.nbytes for t in read_tensors(tmp_path / name).values()) for name in ("whole", "thin")]
+    assert [plan.summary["bytes_after"], made.summary["bytes_after"]] == nbytes
+    assert nbytes[1] < nbytes[0]
+    text = tokens(trained)
+    whole, thin = (logits(moeits.load(tmp_path / name, dtype=torch.float32), text) for name in ("whole", "thin"))
+    # Products were rounded to bfloat16 in one, factors in the other: to 2^-9, and more where many are summed.
+    assert (thin - whole).abs().max() < 2**-6 * whole.abs().max()
+    assert torch.equal(logits(stock(tmp_path / "thin", trust_remote_code=True), text), thin)
+
+
 def test_the_difference_to_the_masked_original_is_rounding_alone(
     trained: Path, evidence_of: Any, tmp_path: Path
 ) -> None:
