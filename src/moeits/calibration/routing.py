@@ -147,9 +147,12 @@ class Router:
 
     def chosen(self, kept: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """(T, k) both: the gates with these experts left, and whom they are of."""
-        ids = torch.tensor(kept)
+        where = self._logits.device
+        ids = torch.tensor(kept, device=where)
         self._stock.num_experts, self._stock.top_k = len(kept), min(self._top_k, len(kept))
-        self._stock.weight = torch.nn.Parameter(torch.eye(self._logits.shape[1])[ids], requires_grad=False)
+        self._stock.weight = torch.nn.Parameter(
+            torch.eye(self._logits.shape[1], device=where)[ids], requires_grad=False
+        )
         for name, values in self._biases.items():
             module, _, own = name.rpartition(".")
             holder = self._stock.get_submodule(module)
