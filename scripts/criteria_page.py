@@ -47,10 +47,18 @@ Texts of 128 tokens, of which as many tokens are more texts. The Mixtral type ha
     moeits compare-criteria MODEL --keep 0.5 --data self --tokens 8192 --window 128 --perplexity TEXT --output RUN \\
         --criteria reconstruction,naee,stun,aligned,correlation
 """,
-    "all": """
-## All criteria that there are, with the shared expert
+    "sets": """
+## Methods that calibrating is asked for: a search, specialists, communities
 
-Eight minutes of one thread, which nothing else disturbed.
+`c-gnn` is reconstructed from an abstract, and no row of that paper. `mop` was added to the folder later.
+
+    moeits compare-criteria MODEL --keep 0.5 --data self --tokens 8192 --window 128 --output RUN \\
+        --criteria mop,c-gnn,moe-i2-genetic,reconstruction,random:8
+""",
+    "all": """
+## All criteria but those three, with the shared expert
+
+Eight minutes of one thread, which nothing else disturbed. `all` has the three of the section before too.
 
     moeits compare-criteria MODEL --criteria all --keep 0.5 --data self --tokens 4096 --held-out 2048 --window 128 \\
         --output RUN
