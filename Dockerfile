@@ -1,0 +1,27 @@
+# moeits on a CPU, with every extra. Not built yet: no machine that worked on it had a Docker daemon.
+#
+#     docker build --tag moeits .
+#     docker run --rm --volume "$PWD:/data" moeits simplify MODEL --reduction 0.5 --output SMALLER
+#
+# Versions are those of CI (constraints.txt), which has torch pinned too: here its build for the CPU.
+
+FROM python:3.11.13-slim-bookworm AS build
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /build
+RUN python -m venv /opt/moeits
+COPY constraints.txt ./
+RUN /opt/moeits/bin/pip install --constraint constraints.txt \
+    --index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple torch==2.13.0+cpu
+COPY pyproject.toml README.md LICENSE ./
+COPY src ./src
+RUN /opt/moeits/bin/pip install --constraint constraints.txt '.[all]'
+
+FROM python:3.11.13-slim-bookworm
+RUN useradd --create-home --uid 1000 moeits && mkdir /data && chown moeits /data
+COPY --from=build /opt/moeits /opt/moeits
+# Compiled kernels and downloads go where this user may write.
+ENV PATH=/opt/moeits/bin:$PATH NUMBA_CACHE_DIR=/home/moeits/.cache/numba PYTHONUNBUFFERED=1
+USER moeits
+WORKDIR /data
+ENTRYPOINT ["moeits"]
+CMD ["--help"]
