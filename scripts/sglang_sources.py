@@ -41,7 +41,10 @@ def doors(folder: Path) -> Iterator[tuple[str, str]]:
     registry = class_in(parsed(folder / "sglang" / "srt" / "plugins" / "hook_registry.py"), "HookRegistry")
     methods = {each.name for each in registry if isinstance(each, ast.FunctionDef)}
     yield "HookRegistry", "" if "register" in methods else "no register"
-    for target in (*HOOKS, "sglang.srt.models.qwen2_moe.can_fuse_shared_expert"):
+    own_class = class_in(parsed(folder / "sglang" / "srt" / "configs" / "qwen3_next.py"), "Qwen3NextConfig")
+    yield "Qwen3NextConfig", "" if "num_hidden_layers" in parameters(own_class) else "takes no num_hidden_layers"
+    functions = [target for target in HOOKS if not target.endswith("__init__")]
+    for target in (*functions, "sglang.srt.models.qwen2_moe.can_fuse_shared_expert"):
         module, _, name = target.rpartition(".")
         yield target, function_is(parsed(folder / f"{module.replace('.', '/')}.py"), name)
 

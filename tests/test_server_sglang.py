@@ -41,6 +41,7 @@ from enum import Enum
 
 
 class HookType(Enum):
+    AROUND = "around"
     BEFORE = "before"
     AFTER = "after"
 
@@ -63,6 +64,8 @@ class HookRegistry:
 def wrapped(function, hook, hook_type):
     @functools.wraps(function)
     def call(*args, **kwargs):
+        if hook_type is HookType.AROUND:
+            return hook(function, *args, **kwargs)
         if hook_type is HookType.BEFORE:
             args, kwargs = hook(*args, **kwargs) or (args, kwargs)
             return function(*args, **kwargs)
@@ -85,6 +88,23 @@ def get_parallel():
 
 def get_exec():
     return SimpleNamespace(moe=moe)
+""",
+    "srt/configs/qwen3_next.py": """
+class Qwen3NextConfig:
+    def __init__(self, num_hidden_layers=4, **kwargs):
+        for key, value in kwargs.items():
+            setattr(self, key, value)
+        self.num_hidden_layers = num_hidden_layers
+
+    @property
+    def per_layer_config(self):
+        return self.of_layers
+
+    @per_layer_config.setter
+    def per_layer_config(self, of_layers):
+        # As transformers checks that there are such layers.
+        assert all(int(layer) < self.num_hidden_layers for layer in of_layers)
+        self.of_layers = of_layers
 """,
     "srt/utils/hf_transformers/common.py": """
 def get_hf_text_config(config):
@@ -260,6 +280,15 @@ def test_without_the_plug_in_the_config_cannot_be_gone_through(tmp_path: Path) -
         module("utils.hf_transformers.common").get_hf_text_config.__wrapped__(config)
     config.allow_global_per_layer_attribute_access = True
     assert [layer.experts for layer in module("models.mixtral").Model(config).layers] == [6, 6, 6]
+
+
+@pytest.mark.usefixtures("sglang")
+def test_a_config_class_of_sglangs_own_takes_layers_that_differ() -> None:
+    own = module("configs.qwen3_next").Qwen3NextConfig
+    assert own(num_hidden_layers=2, per_layer_config={"1": {"num_experts": 3}}).of_layers == {"1": {"num_experts": 3}}
+    assert not hasattr(own(num_hidden_layers=2), "of_layers")
+    with pytest.raises(AttributeError):
+        own.__init__.__wrapped__(own.__new__(own), per_layer_config={"1": {}})
 
 
 @pytest.mark.usefixtures("sglang")

@@ -10,6 +10,7 @@ fills the experts that a layer has. Nothing changes for any other checkpoint.
 import importlib
 import inspect
 import logging
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -64,8 +65,7 @@ def register() -> None:
         from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
         for target in HOOKS:
-            module, _, name = target.rpartition(".")
-            getattr(importlib.import_module(module), name)
+            pkgutil.resolve_name(target)
     except (ImportError, AttributeError) as error:
         known = spelt(FIRST, FIRST_UNTRIED)
         logger.warning("moeits' plug-in for unequal layers is off: it is for SGLang %s, and here is %s.", known, error)
@@ -121,7 +121,16 @@ def shared_apart(found: Any, _model_class: Any, hf_config: Any, *_others: Any) -
     return type(found)(fusion_disabled=True) if is_unequal(hf_config) else None
 
 
+def layers_last(stock: Callable[..., None], config: Any, *args: Any, **kwargs: Any) -> None:
+    """For the `__init__` of a config class of SGLang's own, which says too late how many layers there are."""
+    of_layers = kwargs.pop("per_layer_config", None)
+    stock(config, *args, **kwargs)
+    if of_layers is not None:
+        config.per_layer_config = of_layers
+
+
 HOOKS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "sglang.srt.configs.qwen3_next.Qwen3NextConfig.__init__": ("AROUND", layers_last),
     "sglang.srt.utils.hf_transformers.common.get_hf_text_config": ("BEFORE", opened),
     "sglang.srt.model_loader.utils.get_model_architecture": ("AFTER", serve),
     "sglang.srt.layers.moe.utils.resolve_shared_experts_config": ("AFTER", shared_apart),
