@@ -1,8 +1,11 @@
-"""The scripts of examples/ run as they are, on a toy; and the citation names the version that is there."""
+"""The scripts of examples/ run as they are, the notebook from top to bottom; the citation names the version there."""
 
+import ast
+import json
 import re
 import runpy
 import shlex
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +113,35 @@ def test_the_citation_is_of_this_version_and_of_the_paper() -> None:
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
     (paper,) = citation["references"]
     assert paper["identifiers"][0]["value"] == "arXiv:2604.10603"
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    notebook = json.loads((EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8"))
+    cells = {cell["id"]: cell for cell in notebook["cells"] if cell["cell_type"] == "code"}
+    assert len({cell["id"] for cell in notebook["cells"]}) == len(notebook["cells"])
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells.values()), "kept without outputs"
+    names: dict[str, Any] = {}
+    shown = {name: last_value("".join(cell["source"]), names) for name, cell in cells.items()}
+    assert shown["inspect"] == "160 experts in 5 layers"
+    assert "<table" in shown["score"]._repr_html_()
+    assert "<table" in shown["plan"]._repr_html_()
+    assert "model.safetensors" in shown["prune"]
+    losses = shown["evaluate"]
+    assert losses["unpruned"] < min(losses["half"], losses["by chance"])
+    difference = shown["compare"]
+    assert difference is not None
+    assert shown["load"].startswith("Qwen2MoeForCausalLM, ")
+
+
+def last_value(source: str, names: dict[str, Any]) -> Any:
+    """Run a cell; what a notebook would show of it."""
+    *before, last = ast.parse(source).body
+    exec(compile(ast.Module(before, []), "cell", "exec"), names)
+    if isinstance(last, ast.Expr):
+        return eval(compile(ast.Expression(last.value), "cell", "eval"), names)
+    exec(compile(ast.Module([last], []), "cell", "exec"), names)
+    return None
