@@ -4,6 +4,7 @@
 # make check     the same without the slow tests
 # make demo      the main job on the model that the package carries
 # make docs      the pages as a site in build/site, every link checked
+# make nightly   what takes an hour: llama.cpp built, and opening what moeits writes (needs a C++ compiler and cmake)
 # make bench     what is fast and by how much, against programs written by someone else
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 TEST_ENV := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: install lint test test-all check demo docs bench clean
+.PHONY: install lint test test-all check demo docs nightly bench clean
 
 install: .venv/installed
 
@@ -50,6 +51,24 @@ demo: .venv/demo-installed
 docs: install
 	$(BIN)/python scripts/site_pages.py build/pages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# llama.cpp comes as the source package of its Python binding, which brings its converter too.
+LLAMA := build/llama
+LLAMA_SOURCE := $(LLAMA)/llama_cpp_python-0.3.36
+
+$(LLAMA)/installed:
+	mkdir -p $(LLAMA)
+	$(BIN)/pip download --quiet --no-deps --no-binary llama-cpp-python --dest $(LLAMA) llama-cpp-python==0.3.36
+	tar -xzf $(LLAMA_SOURCE).tar.gz -C $(LLAMA)
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF" $(BIN)/pip install --quiet --no-deps --target $(LLAMA)/site $(LLAMA_SOURCE).tar.gz
+	$(BIN)/pip install --quiet --no-deps --target $(LLAMA)/site gguf==0.19.0 sentencepiece diskcache
+	touch $@
+
+nightly: install $(LLAMA)/installed
+	$(BIN)/python scripts/clients/models.py $(LLAMA)/models
+	PYTHONPATH=$(LLAMA)/site LLAMA_CPP=$(LLAMA_SOURCE)/vendor/llama.cpp $(BIN)/python scripts/clients gguf $(LLAMA)/models
+	PYTHONPATH=$(LLAMA)/site LLAMA_CPP=$(LLAMA_SOURCE)/vendor/llama.cpp $(BIN)/python scripts/clients llama.cpp $(LLAMA)/models
+	$(BIN)/python scripts/clients_page.py > build/clients.md && mv build/clients.md docs/clients.md
 
 bench: install
 	$(BIN)/python -m benchmarks

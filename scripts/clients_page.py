@@ -11,7 +11,13 @@ from typing import Any
 
 FOLDER = Path(__file__).parents[1] / "docs" / "clients"
 LAYOUTS = ("unpruned", "uniform", "per-layer")
-MOST = {"max_difference": 1e-4, "reloaded_differs": 1e-4, "loglikelihoods_differ": 1e-3, "first_loss_differs": 5e-2}
+MOST = {
+    "max_difference": 1e-4,
+    "reloaded_differs": 1e-4,
+    "loglikelihoods_differ": 1e-3,
+    "tensors_differ": 0.0,
+    "first_loss_differs": 5e-2,
+}
 """What may differ by how much in a row that is called the same: rounding, and in a first loss trl's balance term."""
 
 HEAD = """\
@@ -44,6 +50,7 @@ SEEN = {
     "trl": "`SFTTrainer` with LoRA, five steps; its first loss is the reference's, plus the balance term that it adds.",
     "mlx-lm": "The CPU build on Linux.",
     "openvino": "Exported and opened by `OVModelForCausalLM`; `trust_remote_code=True` per layer.",
+    "gguf": "Converted by llama.cpp's converter to f32; every router and expert of the file against the checkpoint's.",
     "llama.cpp": "Converted by llama.cpp's converter to f32 and opened by llama-cpp-python; Q4_K_M made of it runs.",
     "torchao": "int8 weights of every `Linear`, against the masked unpruned model quantized in the same way.",
     "llm-compressor": "W8A16 without data, saved, opened again, against the quantized model before it was saved.",
@@ -59,6 +66,7 @@ INSTEAD: Mapping[tuple[str, str], str] = {
     ("mlx-lm", "unpruned"): _OLD_KEYS,
     ("mlx-lm", "per-layer"): _ONE_COUNT,
     ("mlx-lm", "deepseek_v2"): "nothing here: it stops at a DeepSeek-V2 without rope scaling, unpruned too",
+    ("gguf", "per-layer"): _ONE_COUNT,
     ("openvino", "deepseek_v2"): "nothing here: its exporter wants an older transformers for it, unpruned too",
     ("openvino", "olmoe"): "nothing here: its exporter has no OLMoE, unpruned neither",
     ("llm-compressor", "mixtral"): "torchao: what this client saves of a Mixtral is another model, unpruned too",

@@ -20,7 +20,8 @@ CLIENTS = {
     "trl": ("trained.by_trl", ("trl", "peft", "transformers", "torch")),
     "mlx-lm": ("opened.by_mlx", ("mlx-lm", "mlx", "transformers")),
     "openvino": ("opened.by_openvino", ("optimum-intel", "openvino", "transformers", "torch")),
-    "llama.cpp": ("opened.by_llama_cpp", ("llama-cpp-python", "gguf")),
+    "gguf": ("converted.by_gguf", ("gguf", "transformers", "torch")),
+    "llama.cpp": ("converted.by_llama_cpp", ("llama-cpp-python", "gguf")),
     "torchao": ("quantized.by_torchao", ("torchao", "transformers", "torch")),
     "llm-compressor": ("quantized.by_llm_compressor", ("llmcompressor", "compressed-tensors", "transformers", "torch")),
 }

@@ -1,9 +1,5 @@
-"""Clients that open a checkpoint and compute: transformers, its pipeline, mlx-lm, OpenVINO, llama.cpp."""
+"""Clients that open a checkpoint and compute: transformers, its pipeline, mlx-lm, OpenVINO."""
 
-import os
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -68,57 +64,3 @@ def by_openvino(folder: Path, case: Case, reference: Reference) -> Row:
     own_code = {"trust_remote_code": True} if case.layout == "per-layer" else {}
     model = OVModelForCausalLM.from_pretrained(folder, export=True, load_in_8bit=False, ov_config=exact, **own_code)
     return computed(model, case, reference)
-
-
-def by_llama_cpp(folder: Path, case: Case, reference: Reference) -> Row:
-    """Converted by llama.cpp's own converter, which lies where LLAMA_CPP says, then opened; and as Q4_K_M.
-
-    The converter knows tokenizers by a hash of what they do, and that of these models is not among them: it is told to
-    take it for GPT-2's. The tokens of the comparison are numbers, so nothing depends on it.
-    """
-    converter = Path(os.environ["LLAMA_CPP"]) / "convert_hf_to_gguf.py"
-    with tempfile.TemporaryDirectory() as work:
-        whole, small = Path(work) / "f32.gguf", Path(work) / "q4.gguf"
-        arguments = [str(folder), "--outfile", str(whole), "--outtype", "f32"]
-        program = _AS_GPT2.format(there=str(converter.parent), converter=str(converter))
-        ran = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
-        if ran.returncode:
-            raise RuntimeError(ran.stderr.strip().splitlines()[-1])
-        logits, written = _in_llama_cpp(whole, reference)
-        row = compared(case, reference, logits, written)
-        _quantized_by_llama_cpp(whole, small)
-        logits, _ = _in_llama_cpp(small, reference)
-        row.facts = {"q4_k_m_max_difference": compared(case, reference, logits).max_difference}
-    return row
-
-
-_AS_GPT2 = """
-import runpy, sys
-sys.path[:0] = [{there!r}, {there!r} + "/gguf-py"]
-from conversion.base import TextModel
-TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
-runpy.run_path({converter!r}, run_name="__main__")
-"""
-
-
-def _in_llama_cpp(file: Path, reference: Reference) -> tuple[np.ndarray, list[int]]:
-    """Logits of the first text, and its greedy continuation."""
-    from llama_cpp import Llama
-
-    length = reference.tokens.shape[1]
-    model = Llama(str(file), n_ctx=length + WRITTEN, logits_all=True, verbose=False, n_threads=1)
-    model.eval(reference.tokens[0].tolist())
-    logits, written = np.array(model.scores[:length]), []
-    for at in range(length, length + WRITTEN):
-        written.append(int(np.argmax(model.scores[at - 1])))
-        model.eval(written[-1:])
-    return logits, written
-
-
-def _quantized_by_llama_cpp(file: Path, output: Path) -> None:
-    import llama_cpp
-
-    wanted = llama_cpp.llama_model_quantize_default_params()
-    wanted.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M
-    if llama_cpp.llama_model_quantize(str(file).encode(), str(output).encode(), wanted):
-        raise RuntimeError("llama_model_quantize failed")
