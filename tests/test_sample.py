@@ -434,7 +434,7 @@ def test_what_is_asked_of_a_scoring_that_nobody_does_is_refused(
 ) -> None:
     ((name, value),) = setting.items()
     for criterion in ("reap", "random"):
-        says = f"--criterion {criterion} scores no weights, so --{name} {value} has no effect: leave it out"
+        says = f"--criterion {criterion} scores no weights, so --{name} {value} has no effect: leave --{name} out"
         with pytest.raises(SettingError, match=says):
             moeits.simplify(toy, criterion=criterion, reduction=0.5, output=tmp_path / "out", **setting)
     assert not list(tmp_path.glob("out*"))

@@ -73,7 +73,7 @@ class Scoring(SignalSettings):
         for each in fields(self):
             if (value := getattr(self, each.name)) != each.default:
                 flag = "--" + each.name.replace("_", "-")
-                raise SettingError(f"{why}, so {flag} {value} has no effect: leave it out.")
+                raise SettingError(f"{why}, so {flag} {value} has no effect: leave {flag} out.")
 
     def redundancy(self) -> PairSignal | None:
         """The signal by which redundancy is measured; None where none is."""
