@@ -146,6 +146,18 @@ def test_factors_are_of_what_an_edit_before_made_and_a_plan_replays_to_the_same_
     assert "factors" not in PruningPlan.load(tmp_path / "whole again" / "plan.json").settings
 
 
+def test_each_matrix_keeps_the_dtype_that_it_had(tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "toy", dtype="bfloat16")
+    mixed = {n: t.astype(np.float32) if "down_proj" in n else t for n, t in read_tensors(toy).items()}
+    source = write_checkpoint(tmp_path / "mixed", read_config(toy), mixed)
+    moeits.prune(source, plan=low_rank(source), output=tmp_path / "thin", factors=True)
+    tensors = read_tensors(tmp_path / "thin")
+    of_experts = {n: str(t.dtype) for n, t in tensors.items() if n.endswith((".left", ".right"))}
+    assert of_experts
+    assert all(dtype == ("float32" if ".down." in name else "bfloat16") for name, dtype in of_experts.items())
+    assert opened(tmp_path / "thin")
+
+
 def test_a_shared_checkpoint_says_on_its_card_what_it_is_and_what_opens_it(tmp_path: Path) -> None:
     toy = make_toy(tmp_path / "toy")
     thin, whole = thin_and_whole(toy, low_rank(toy), tmp_path)

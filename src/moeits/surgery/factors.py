@@ -120,20 +120,25 @@ class _Layer:
         """Of one expert after another."""
         sizes, block = shapes(self.checkpoint, self.moe, self.index), self.moe.architecture.blocks[-1]
         within = f"{block.format(layer=self.index)}.experts"
-        layer = self.moe.layers[self.index]
-        dtype = self.checkpoint.tensors[next(iter((layer.experts.get(0) or layer.fused).values()))].dtype
-        for number in range(len(self.kept)):
+        for number, expert in enumerate(self.kept):
+            dtypes = self._dtypes(expert)
             for name, (outputs, inputs) in sizes.items():
                 rank = self.ranks[name][number]
                 thin = {} if rank is None else {"left": (outputs, rank), "right": (rank, inputs)}
                 for part, shape in (thin or {"whole": (outputs, inputs)}).items():
                     yield NewTensor(
                         name=f"{within}.{number}.{name}.{part}",
-                        dtype=dtype,
+                        dtype=dtypes[name],
                         shape=shape,
-                        nbytes=prod(shape) * DTYPES[dtype].itemsize,
+                        nbytes=prod(shape) * DTYPES[dtypes[name]].itemsize,
                         parts=(partial(self._bytes, number, f"{name}.{part}"),),
                     )
+
+    def _dtypes(self, expert: int) -> dict[str, str]:
+        """Projection -> what its numbers are stored in."""
+        own = self.moe.layers[self.index].experts.get(expert, {})
+        held = self.moe.held(self.index).items()
+        return {name: self.checkpoint.tensors[own.get(key, key)].dtype for key, of in held for name in of.projections}
 
     def _bytes(self, number: int, part: str) -> bytes:
         if self.last.of != (self.index, number):
