@@ -18,7 +18,11 @@ from moeits.signals.watched import flag_of
 
 
 class Criterion(Protocol):
-    """A rule of removal."""
+    """A rule of removal.
+
+    One that has no levels for a tau may say so before it is asked (`has_levels = False`), and one that is not what its
+    name promises has a `caveat`, which all tables show beside the name.
+    """
 
     @property
     def name(self) -> str:
