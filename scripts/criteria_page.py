@@ -50,10 +50,10 @@ Texts of 128 tokens, of which as many tokens are more texts. The Mixtral type ha
     "sets": """
 ## Methods that calibrating is asked for: a search, specialists, communities
 
-`c-gnn` is reconstructed from an abstract, and no row of that paper. `mop` was added to the folder later.
+`c-gnn` is reconstructed from an abstract, and no row of that paper. On the demo model beside eight random choices.
 
-    moeits compare-criteria MODEL --keep 0.5 --data self --tokens 8192 --window 128 --output RUN \\
-        --criteria mop,c-gnn,moe-i2-genetic,reconstruction,random:8
+    moeits compare-criteria MODEL --keep 0.5 --data self --tokens 8192 --window 128 --perplexity TEXT --output RUN \\
+        --criteria mop,c-gnn,moe-i2-genetic,reconstruction
 """,
     "all": """
 ## All criteria but those three, with the shared expert
