@@ -17,6 +17,7 @@ from pathlib import Path
 from moeits.checkpoint.sources import Shard
 
 _TRIED_BYTES = 32 << 20
+_COPIES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +182,11 @@ def _copied(source: Shard, folder: Path) -> float:
             copy.flush()
             os.fsync(copy.fileno())
 
+        def by_the_clock() -> float:
+            began = time.perf_counter()
+            work()
+            return time.perf_counter() - began
+
         work()
-        began = time.perf_counter()
-        work()
-        return (time.perf_counter() - began) / max(1, copy.tell())
+        # A disk is waited for, so the clock counts, and others who write lengthen some of the tries.
+        return min(by_the_clock() for _ in range(_COPIES)) / max(1, copy.tell())
