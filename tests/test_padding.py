@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -33,17 +34,20 @@ from tests.toys import (
 EXPERTS = 6
 TOKENS = torch.arange(2 * 20).reshape(2, 20) * 7 % VOCAB
 UNEVEN = {0: (0, 2, 3, 5), 1: (1, 4), 2: (0, 1, 3, 4, 5)}
+MANY = {0: (0, 2, 3, 5), 1: (0, 1, 2, 3), 2: (0, 1, 3, 4, 5, 6)}
+"""Of 7 experts; in padded layers, too, more than the 2 that a token is given to, so that there is a choice."""
 
 Kept = Mapping[int, tuple[int, ...]]
 
 
-def has_bias(model_type: str) -> bool:
-    router = architecture_of({"model_type": model_type}).router
-    return any(name.endswith(SELECTION_BIASES) for name in router)
+def can_be_padded(model_type: str) -> bool:
+    """A bias is added to scores, each of which is of its own logit alone."""
+    family = architecture_of({"model_type": model_type})
+    return any(name.endswith(SELECTION_BIASES) for name in family.router) and family.affinity != "softmax"
 
 
-WITH_BIAS = [each for each in MODEL_TYPES if has_bias(each) and each not in NEVER_UNIFORM]
-WITHOUT = [each for each in MODEL_TYPES if not has_bias(each) and each not in NEVER_UNIFORM]
+PADDED = [each for each in MODEL_TYPES if can_be_padded(each) and each not in NEVER_UNIFORM]
+OTHERS = [each for each in MODEL_TYPES if not can_be_padded(each) and each not in NEVER_UNIFORM]
 
 
 def opened(folder: Path, dtype: torch.dtype = torch.float32, **how: Any) -> Any:
@@ -72,11 +76,11 @@ def furthest(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def test_the_families_that_the_page_speaks_of_are_there() -> None:
-    assert {"deepseek_v3", "glm4_moe", "minimax_m2", "dots1", "ernie4_5_moe"} <= set(WITH_BIAS)
-    assert {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss"} <= set(WITHOUT)
+    assert {"deepseek_v3", "glm4_moe", "minimax_m2", "dots1"} <= set(PADDED)
+    assert {"ernie4_5_moe", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss"} <= set(OTHERS)
 
 
-@pytest.mark.parametrize("model_type", WITH_BIAS)
+@pytest.mark.parametrize("model_type", PADDED)
 def test_the_stock_class_computes_what_the_masked_original_computes(tmp_path: Path, model_type: str) -> None:
     toy = make_toy(tmp_path / "toy", model_type, dtype="float32")
     kept = chosen(toy)
@@ -87,6 +91,48 @@ def test_the_stock_class_computes_what_the_masked_original_computes(tmp_path: Pa
     assert furthest(logits(ours, TOKENS), expected) < TOLERANCE
     assert torch.equal(continuation(ours, TOKENS), text)
     assert not list((tmp_path / "padded").glob("*.py"))
+
+
+def with_real_routers(folder: Path, model_type: str, largest_bias: float = 0.5) -> Path:
+    """A toy of 7 experts whose router's logits are a few units large, and its biases from 0 to the largest."""
+    made, rng = make_toy(folder / "made", model_type, dtype="float32", experts=7), np.random.default_rng(0)
+    tensors = dict(read_tensors(made))
+    for layer in MoELayout.of(Checkpoint.open(made)).layers.values():
+        for name in layer.router:
+            value = tensors[name]
+            if name.endswith(SELECTION_BIASES):
+                biases = rng.permutation(np.linspace(0, largest_bias, value.size))
+                tensors[name] = biases.reshape(value.shape).astype(value.dtype)
+            else:
+                tensors[name] = value / 2
+    return write_checkpoint(folder / "toy", read_config(made), tensors)
+
+
+def masked_logits(toy: Path, kept: Kept) -> torch.Tensor:
+    original = opened(toy)
+    with routers_masked(original, kept, 7, EXTRA_ROWS.get(read_config(toy)["model_type"], 0)):
+        return logits(original, TOKENS)
+
+
+@pytest.mark.parametrize("model_type", PADDED)
+def test_biases_and_logits_of_real_size_choose_the_same_experts_beside_padding(tmp_path: Path, model_type: str) -> None:
+    toy = with_real_routers(tmp_path / "biased", model_type)
+    kept = chosen(toy, MANY)
+    expected = masked_logits(toy, kept)
+    assert furthest(masked_logits(with_real_routers(tmp_path / "unbiased", model_type, 0), kept), expected) > 0.1
+    assert furthest(logits(opened(padded(toy, kept, tmp_path / "padded")), TOKENS), expected) < TOLERANCE
+
+
+def test_padding_beside_a_softmax_over_all_would_choose_other_experts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy = with_real_routers(tmp_path, "ernie4_5_moe")
+    kept = chosen(toy, MANY)
+    with pytest.raises(SettingError, match=r"ernie4_5_moe chooses by a softmax over all.*--layout uniform"):
+        padded(toy, kept, tmp_path / "padded")
+    monkeypatch.setattr("moeits.surgery.padding._check_family", lambda *_: None)
+    found = logits(opened(padded(toy, kept, tmp_path / "padded")), TOKENS)
+    assert furthest(found, masked_logits(toy, kept)) > 0.1
 
 
 @pytest.mark.parametrize("model_type", ["deepseek_v3", "dots1", "glm4_moe"])
@@ -141,7 +187,7 @@ def test_bytes_are_those_of_the_largest_layer_and_said(tmp_path: Path, form: str
     }
 
 
-@pytest.mark.parametrize("model_type", WITHOUT)
+@pytest.mark.parametrize("model_type", OTHERS)
 def test_without_a_selection_bias_it_is_one_sentence(tmp_path: Path, model_type: str) -> None:
     toy = make_toy(tmp_path / "toy", model_type)
     with pytest.raises(MoeitsError, match=r"--layout padded (needs a router that chooses|has one)") as error:

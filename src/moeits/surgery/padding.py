@@ -1,8 +1,9 @@
 """Layers padded to the count of the largest, so that classes with one count for all layers open unequal ones.
 
 What is added is an expert of zeros that can never be chosen: the router of such a family adds a bias to the scores that
-it chooses by, and this expert's is so low that no score lifts it. Nothing else of the layer is changed, so the model
-computes what it computes without padding. No byte is saved by it.
+it chooses by, and this expert's is so low that no score lifts it. Each score is of its own logit alone, so nothing else
+of the layer is changed, and the model computes what it computes without padding. Of a softmax over all experts that is
+not so: padding takes its share, and the scores of the others shrink beside their biases. No byte is saved by it.
 """
 
 import re
@@ -25,7 +26,7 @@ SELECTION_BIASES = ("e_score_correction_bias", "expert_bias", "router_bias")
 """How the tensors end whose entries are added to an expert's score where experts are chosen, and only there."""
 
 NEVER = -1e4
-"""The selection bias of padding: finite, and within float16. Scores are sigmoids or shares, and biases small."""
+"""The selection bias of padding: finite, and within float16. Scores are sigmoids or the like, and biases small."""
 
 PADDED_BYTES = "padded_bytes"
 """In the summary of a plan that was carried out padded: bytes of all tensors, zeros among them."""
@@ -88,6 +89,12 @@ def _check_family(checkpoint: Checkpoint, moe: MoELayout) -> None:
         raise SettingError(
             f"--layout padded needs a router that chooses by scores plus a bias, and {moe.architecture.model_type} has "
             "none in this checkpoint: use --layout uniform, or per-layer."
+        )
+    if moe.architecture.affinity == "softmax":
+        raise SettingError(
+            f"--layout padded needs a router that chooses by a score of each expert alone, and that of "
+            f"{moe.architecture.model_type} chooses by a softmax over all, so that padding would change which experts "
+            "are chosen: use --layout uniform, or per-layer."
         )
     names = (name for layer in moe.layers.values() for own in layer.experts.values() for name in own.values())
     fused = (name for layer in moe.layers.values() for name in layer.fused.values())
