@@ -1,5 +1,6 @@
 """--layout padded: stock classes open unequal layers, since what fills them up can never be chosen."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,11 @@ import transformers
 import moeits
 from moeits.checkpoint.reading import Checkpoint
 from moeits.command_line.app import main as command_line
-from moeits.errors import MoeitsError, PlanError, SettingError
+from moeits.errors import CheckpointError, MoeitsError, PlanError, SettingError
 from moeits.experts.families import architecture_of
 from moeits.experts.layout import MoELayout
 from moeits.surgery.padding import SELECTION_BIASES
+from tests.evaluation_toys import give_tokenizer
 from tests.masked import EXTRA_ROWS, TOLERANCE, continuation, logits, routers_masked
 from tests.toys import (
     FORMS,
@@ -36,6 +38,8 @@ TOKENS = torch.arange(2 * 20).reshape(2, 20) * 7 % VOCAB
 UNEVEN = {0: (0, 2, 3, 5), 1: (1, 4), 2: (0, 1, 3, 4, 5)}
 MANY = {0: (0, 2, 3, 5), 1: (0, 1, 2, 3), 2: (0, 1, 3, 4, 5, 6)}
 """Of 7 experts; in padded layers, too, more than the 2 that a token is given to, so that there is a choice."""
+
+FEW: dict[str, Any] = {"tokens": 512, "held_out": 256, "window": 32}
 
 Kept = Mapping[int, tuple[int, ...]]
 
@@ -196,15 +200,55 @@ def test_without_a_selection_bias_it_is_one_sentence(tmp_path: Path, model_type:
     assert not (tmp_path / "padded").exists()
 
 
-def test_fewer_experts_than_the_router_picks_an_edit_and_a_later_step_are_refused(tmp_path: Path) -> None:
+def test_fewer_experts_than_the_router_picks_and_an_edit_are_refused(tmp_path: Path) -> None:
     toy = make_toy(tmp_path / "toy", "minimax_m2")
     with pytest.raises(PlanError, match=r"Layer 1 keeps 1 experts and its router picks 2.*--min-experts"):
         padded(toy, {0: (0, 1, 2), 1: (3,), 2: (0, 1)}, tmp_path / "padded")
     with pytest.raises(SettingError, match=r"--layout padded cannot be with the edit average"):
         moeits.simplify(toy, reduction=0.5, edit="average", layout="padded", output=tmp_path / "padded")
-    padded(toy, {0: (0, 1, 2), 1: (3, 4), 2: (0, 1)}, tmp_path / "padded")
-    with pytest.raises(PlanError, match=r"is padded.*--layout per-layer"):
-        moeits.refit(tmp_path / "padded", parent=toy, output=tmp_path / "refitted", tokens=512)
+
+
+def test_whatever_chooses_or_changes_experts_says_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "toy", "minimax_m2", dtype="float32")
+    give_tokenizer(toy)
+    even = padded(toy, {0: (0, 1, 2), 1: (3, 4), 2: (0, 1)}, tmp_path / "padded")
+    data, out = tmp_path / "train.jsonl", tmp_path / "out"
+    data.write_text(json.dumps({"text": "to be or not to be " * 9}) + "\n")
+    plan = moeits.plan(moeits.score(toy), criterion="random", experts_per_layer=2)
+    verbs: Mapping[str, Any] = {
+        "score": lambda: moeits.score(even, output=out),
+        "calibrate": lambda: moeits.calibrate(even, output=out, device="cpu", **FEW),
+        "prune": lambda: moeits.prune(even, plan=plan, any_fingerprint=True, output=out),
+        "simplify": lambda: moeits.simplify(even, criterion="random", reduction=0.3, output=out),
+        "pad again": lambda: moeits.simplify(
+            even, criterion="random", reduction=0, force=True, layout="padded", output=out
+        ),
+        "refit": lambda: moeits.refit(even, parent=toy, output=out, device="cpu", **FEW),
+        "heal": lambda: moeits.heal(even, data=data, output=out),
+        "forecast": lambda: moeits.forecast(even, output=out, device="cpu", **FEW),
+        "compare-criteria": lambda: moeits.compare_criteria(even, output=out, device="cpu"),
+        "sweep": lambda: moeits.sweep(even, tau="1", output=out),
+    }
+    sentence = r"is padded with experts of zeros .* with --layout per-layer, and begin from that\.$"
+    for verb, call in verbs.items():
+        with pytest.raises(CheckpointError, match=sentence) as found:
+            call()
+        assert str(found.value).count(". ") == 0, verb
+        assert not out.exists(), verb
+
+
+def test_it_can_be_inspected_explained_evaluated_and_measured(tmp_path: Path) -> None:
+    toy = make_toy(tmp_path / "toy", "minimax_m2", dtype="float32")
+    give_tokenizer(toy)
+    even = padded(toy, {0: (0, 1, 2), 1: (3, 4), 2: (0, 1)}, tmp_path / "padded")
+    assert [row.experts for row in moeits.inspect(even).layers] == [3, 3, 3]
+    assert moeits.inspect(even, explain=True).fits
+    text = tmp_path / "valid.jsonl"
+    text.write_text(json.dumps({"text": "to be or not to be " * 9}) + "\n")
+    results = moeits.evaluate(even, perplexity=text, device="cpu")
+    assert results.model["experts"] == {"0": 3, "1": 3, "2": 3}
+    assert moeits.evaluate(even, perplexity=text, device="cpu", dry_run=True).source == "padded"
+    assert moeits.measure(even, run=False).model["model_type"] == "minimax_m2"
 
 
 @pytest.mark.parametrize("form", ["minimax_m2", "minimax_m2 fused"])

@@ -51,7 +51,7 @@ def passes_of(checkpoint: Checkpoint, *, dtype: str, device: str | None = None, 
     if device == "split" or checked_device(device) != "cpu":
         return None
     torch = need("torch", extra="load")
-    layout = MoELayout.of(checkpoint)
+    layout = MoELayout.of(checkpoint, padded=True)
     layers = int(text_config(checkpoint)["num_hidden_layers"])
     first = min(layout.layers)
     shown = min(layers, first + 1)

@@ -35,10 +35,15 @@ class MoELayout:
     mtp: MtpLayers = field(default_factory=MtpLayers)
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> "MoELayout":
-        """Find the experts of a checkpoint. Raises CheckpointError where its tensors and its config disagree."""
+    def of(cls, checkpoint: Checkpoint, *, padded: bool = False) -> "MoELayout":
+        """Find the experts of a checkpoint; with `padded` those that only fill up a layer may be among them.
+
+        Raises CheckpointError where its tensors and its config disagree.
+        """
         architecture = architecture_of(checkpoint.config)
         promises.check_not_factored(checkpoint.config, checkpoint.source)
+        if not padded:
+            promises.check_not_padded(checkpoint.config, checkpoint.source)
         config = architecture.part_of(checkpoint.config)
         by_layer = finding.by_layer(architecture, checkpoint.tensors)
         if architecture.stacking == "rows or columns":

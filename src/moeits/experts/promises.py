@@ -58,6 +58,17 @@ def check_not_factored(config: Mapping[str, Any], source: str) -> None:
         )
 
 
+def check_not_padded(config: Mapping[str, Any], source: str) -> None:
+    """Whatever chooses, removes or changes experts takes none that stand beside padding, which it would take for one of
+    them. Raises CheckpointError."""
+    ours = config.get("moeits")
+    if isinstance(ours, Mapping) and ours.get("padding"):
+        raise CheckpointError(
+            f"{source} is padded with experts of zeros (--layout padded), which is for serving and comes last: prune "
+            "its source by its plan.json with --layout per-layer, and begin from that."
+        )
+
+
 def needs_loader(config: Mapping[str, Any]) -> bool:
     """Whether layers differ in a way that only `modeling_moeits` carries out. Raises CheckpointError."""
     if ranks_of_factors(config):

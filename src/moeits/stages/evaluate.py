@@ -221,7 +221,8 @@ def _model_facts(checkpoint: Checkpoint) -> ModelFacts:
         experts = {str(layer): len(next(iter(of_layer.values()))) for layer, of_layer in ranks.items()}
     else:
         try:
-            experts = {str(layer): moe.num_experts for layer, moe in MoELayout.of(checkpoint).layers.items()}
+            layers = MoELayout.of(checkpoint, padded=True).layers
+            experts = {str(layer): moe.num_experts for layer, moe in layers.items()}
         except CheckpointError:
             experts = {}
     return {

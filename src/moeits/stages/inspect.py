@@ -134,7 +134,7 @@ def _inspect_checkpoint(
 ) -> Inspection:
     if ranks := ranks_of_factors(checkpoint.config):
         return _inspect_factors(checkpoint, ranks, asked=reduction is not None or max_size is not None)
-    layout = MoELayout.of(checkpoint)
+    layout = MoELayout.of(checkpoint, padded=True)
     facts = Inventory.of(checkpoint, layout, fingerprint="").layers  # no tensor is read
     storages = {"per-expert" if moe.experts else "fused" for moe in layout.layers.values()}
     budget, experts, nbytes = _budget(facts, checkpoint.nbytes, reduction, max_size)

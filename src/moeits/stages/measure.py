@@ -89,7 +89,7 @@ def measure(
     checkpoint = source.open(model)
     if output is not None:
         check_file_output(Path(output), inputs=[checkpoint.folder])
-    layout = MoELayout.of(checkpoint)
+    layout = MoELayout.of(checkpoint, padded=True)
     if workload.run:
         _check_context(checkpoint, workload)
     if dry_run:

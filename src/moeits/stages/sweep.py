@@ -18,6 +18,7 @@ from moeits.choosing.settings import Choice
 from moeits.errors import SettingError
 from moeits.evidence import Evidence
 from moeits.experts.families import architecture_of
+from moeits.experts.layout import MoELayout
 from moeits.finished import workplace
 from moeits.foreseen import Foreseen, free_bytes
 from moeits.measurement.ledger import Ledger
@@ -118,6 +119,7 @@ def sweep(
     taus, run, asked = parse_taus(tau), RunFolder(Path(output)), _scoring_of(ranking.criterion, scoring)
     given = watched.texts() if asked is None else asked
     checkpoint = source.open(model, check=architecture_of)
+    MoELayout.of(checkpoint)  # what cannot be pruned is said before there is a folder
     run.check_source(checkpoint.folder)
     if dry_run:
         check_points(points, checkpoint)
@@ -125,8 +127,7 @@ def sweep(
     with workplace(run.path, progress=progress):  # one run at a time
         if fresh or not run.evidence.exists():
             check_points(points, checkpoint)
-        facts = {**asdict(ranking), **points.facts()}
-        facts = {"scoring": (watched if asked is None else asked).facts(), **facts}
+        facts = {"scoring": (watched if asked is None else asked).facts(), **asdict(ranking), **points.facts()}
         settings = run.begin(fingerprint=checkpoint.fingerprint, settings=facts, fresh=fresh)
         ledger = Ledger(run.ledger, energy=points.energy, country=points.country)
         evidence = _evidence(checkpoint, run, given, resources, ledger, fresh=fresh, progress=progress)

@@ -9,7 +9,7 @@ from moeits.checkpoint.writing import ByteRange, Part
 from moeits.choosing.pruning_plan import PruningPlan
 from moeits.errors import PlanError
 from moeits.experts.layout import MoELayout
-from moeits.experts.promises import check_not_factored
+from moeits.experts.promises import check_not_factored, check_not_padded
 from moeits.progress import Progress
 from moeits.surgery.carried_out import carried_out
 from moeits.surgery.history import History
@@ -25,14 +25,10 @@ def check_as_pruned(
     """Every tensor is what the plan leaves, but those that moeits itself computed since, as its files say.
 
     Of each tensor every byte is compared, or with `full` false those that a fingerprint samples. Raises PlanError;
-    CheckpointError for experts that are stored as factors.
+    CheckpointError for experts that are stored as factors or padded.
     """
     check_not_factored(pruned.config, pruned.source)
-    if (pruned.config.get("moeits") or {}).get("padding"):
-        raise PlanError(
-            f"{pruned.source} is padded, which is for serving and comes last: prune its parent by the same plan with "
-            "--layout per-layer, and begin from that."
-        )
+    check_not_padded(pruned.config, pruned.source)
     made = carried_out(parent, MoELayout.of(parent), plan, Writing(), plan.coverage).tensors
     if odd := sorted({tensor.name for tensor in made} ^ set(pruned.tensors)):
         raise PlanError(_edited(pruned, odd[0]))

@@ -22,7 +22,7 @@ def check_written(folder: Path, source: MoELayout, counts: Mapping[int, int] | N
     counts = {i: layer.num_experts for i, layer in source.layers.items()} if counts is None else counts
     try:
         checkpoint = Checkpoint(folder, source="output")
-        written = MoELayout.of(checkpoint)
+        written = MoELayout.of(checkpoint, padded=True)
         _check_layers(checkpoint, written, source, counts)
         uncut = all(counts[i] == layer.num_experts for i, layer in source.layers.items())
         if (written.mtp.have_experts or written.whole) and not uncut and not needs_loader(checkpoint.config):

@@ -126,4 +126,4 @@ def _fits(checkpoint: Checkpoint, family: Architecture, layers: tuple[int, ...])
 def _layout(checkpoint: Checkpoint, family: Architecture) -> MoELayout:
     tried = copy(checkpoint)
     tried.config = with_recorded(checkpoint.config, family)
-    return MoELayout.of(tried)
+    return MoELayout.of(tried, padded=True)
