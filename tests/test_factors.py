@@ -219,6 +219,8 @@ def test_other_verbs_say_one_sentence_and_leave_nothing(tmp_path: Path) -> None:
     for server, named in ((vllm, "vLLM"), (sglang, "SGLang")):
         with pytest.raises(CheckpointError, match=f"stored as factors, which {named} has no class for"):
             server.check("Qwen2MoeForCausalLM", opened(thin).config)
+    with pytest.raises(CheckpointError, match="stored as factors, which SGLang has no class for"):
+        sglang.opened(opened(thin).config)
     with pytest.raises(EvaluationError, match="--backend vllm has no class for experts stored as factors"):
         _with_vllm(Checkpoint.open(thin), Inference(backend="vllm"))
 
@@ -229,6 +231,7 @@ def test_other_verbs_say_one_sentence_and_leave_nothing(tmp_path: Path) -> None:
         ("none", {}, "--factors writes what --edit low-rank makes, and this plan has no edit: leave"),
         ("low-rank,mask", {}, "--edit low-rank makes, and this plan ends with mask: leave --factors out"),
         ("low-rank", {"layout": "uniform"}, "none of them reads --factors: leave one of the two out"),
+        ("low-rank", {"layout": "padded"}, "none of them reads --factors: leave one of the two out"),
     ],
 )
 def test_factors_of_nothing_or_for_nobody_are_refused_at_the_command_line(

@@ -101,7 +101,8 @@ FLAGS: dict[str, Any] = {
         typer.Option(
             "--factors",
             metavar="",
-            help="Store what --edit low-rank makes as two thin matrices each: smaller, and opened by moeits.load only.",
+            help="Store what --edit low-rank makes as two thin matrices each: smaller, and opened by moeits.load or "
+            "with trust_remote_code=True only.",
         ),
     ],
     "explain": Annotated[

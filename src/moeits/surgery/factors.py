@@ -25,6 +25,7 @@ from moeits.errors import CheckpointError, NonFiniteWeight, SettingError
 from moeits.experts.layout import MoELayout
 from moeits.surgery.blended import HeldRows
 from moeits.surgery.edited import check_numbers, matrices, shapes
+from moeits.surgery.settings import ONE_NUMBER
 
 FAMILIES = ("mixtral", "qwen2_moe", "deepseek_v2", "olmoe", "qwen3_moe")
 """Model types whose experts are what the loader puts in their place: gate, up and down, and nothing else."""
@@ -59,10 +60,10 @@ def check_factors(moe: MoELayout, plan: PruningPlan, layout: str) -> None:
     if last != LowRank.name:
         after = f", and this plan ends with {last}" if last else ", and this plan has no edit"
         raise SettingError(f"--factors writes what --edit {LowRank.name} makes{after}: leave --factors out.")
-    if layout == "uniform":
+    if layout in ONE_NUMBER:
         raise SettingError(
-            "--layout uniform is for loaders of stock checkpoints, and none of them reads --factors: leave one of the "
-            "two out."
+            f"--layout {layout} is for loaders of stock checkpoints, and none of them reads --factors: leave one of "
+            "the two out."
         )
     if moe.architecture.model_type not in FAMILIES:
         raise SettingError(
