@@ -206,7 +206,8 @@ def test_one_edit_is_written_as_it_always_was(watched: tuple[Path, Evidence]) ->
     [
         ("mask,mask", {}, "--edit mask,mask has mask twice: give every edit once"),
         ("none,mask", {}, "--edit none,mask has none beside others: leave it out"),
-        ("mask,", {}, "There is no edit ''"),
+        ("mask,", {}, "--edit mask, has an empty name: give names of edits, with one comma between two"),
+        (",mask", {}, "--edit ,mask has an empty name"),
         ("mask,quantise", {}, "There is no edit 'quantise'. Did you mean 'quantize'"),
         ("average,recombine", {}, "puts removed experts into those that stay twice, by average and by recombine: give"),
         ("mask,quantize,average", {}, r"average after an edit .* give average,mask,quantize\."),

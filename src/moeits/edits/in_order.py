@@ -107,8 +107,10 @@ def check_known(edits: Sequence[Edit], evidence: Evidence) -> None:
 
 
 def _split(names: str) -> list[str]:
-    """Raises SettingError for a name that is there twice, or `none` beside others."""
+    """Raises SettingError for a name that is empty or there twice, or `none` beside others."""
     found = [name.strip() for name in names.split(",")]
+    if "" in found:
+        raise SettingError(f"--edit {names:.80} has an empty name: give names of edits, with one comma between two.")
     if twice := next((name for at, name in enumerate(found) if name in found[:at]), None):
         raise SettingError(f"--edit {names:.80} has {twice:.40} twice: give every edit once.")
     if len(found) > 1 and none.EDIT.name in found:
