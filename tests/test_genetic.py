@@ -313,3 +313,32 @@ def test_a_dry_run_says_that_the_search_is_not_in_its_seconds(model: Path, shell
     assert code == 0, err
     assert "The genetic search is not in the seconds: it tries up to 4,100 sets of a layer." in out
     assert not (shell.folder / "signals").exists()
+
+
+def test_the_first_of_its_two_passes_edits_nothing(model: Path, tmp_path: Path) -> None:
+    asked = {name: SMALL[name] for name in ("tokens", "held_out", "window")}
+    edited = {"criterion": GENETIC, "reduction": 0.4, "edit": "low-rank", "mean_rank": "50%", **asked}
+    made = moeits.simplify(model, output=tmp_path / "out", **edited)
+    assert made.edit is not None
+    assert made.edit.settings["mean_rank"] == "50%"
+    plain = moeits.simplify(model, criterion=GENETIC, reduction=0.4, output=tmp_path / "plain", **asked)
+    assert made.kept == plain.kept
+
+
+def test_a_dry_run_of_all_in_one_counts_both_passes_and_says_what_it_does_not_count(
+    model: Path, tmp_path: Path
+) -> None:
+    asked = {name: SMALL[name] for name in ("tokens", "held_out", "window")} | {"dry_run": True}
+
+    def foreseen(**budget: Any) -> Any:
+        return moeits.simplify(model, output=tmp_path / "out", **budget, **asked)
+
+    said = "The genetic search is not in the seconds: it tries up to 4,100 sets of a layer."
+    twice, once = foreseen(criterion=GENETIC, reduction=0.4), foreseen(criterion=GENETIC, experts_per_layer=4)
+    plain = foreseen(criterion="moe-i2", reduction=0.4)
+    assert said in twice.not_foreseen
+    assert said in once.not_foreseen
+    assert said not in plain.not_foreseen
+    *watching, _ = [work.times for work in once.work]
+    assert watching
+    assert [work.times for work in twice.work[:-1]] == [2 * times for times in watching]

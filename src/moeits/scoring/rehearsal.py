@@ -50,10 +50,11 @@ def rehearse(
     watched_tokens: int | None,
     watching_memory_bytes: int | None,
     watching: Sequence[Work] = (),
+    untold: Sequence[str] = (),
 ) -> Rehearsal:
     """A simplification that was not made; `copies` is how many pruned checkpoints lie side by side at its end.
 
-    `watching` is the work of running its layers, as the caller counted it.
+    `watching` is the work of running its layers, as the caller counted it, `untold` what it did not count.
 
     Raises what a scoring would raise for the first two experts.
     """
@@ -71,6 +72,7 @@ def rehearse(
         work=(*work, copying(copies * left, checkpoint.shards[0], output)),
         not_foreseen=(
             *(("How many experts a tau leaves is known only by their scores.",) if after is None else ()),
+            *untold,
             *not_foreseen(limits.choice.edit),
         ),
         experts_before=sum(limits.inventory.num_experts.values()),

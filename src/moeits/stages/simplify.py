@@ -6,6 +6,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from moeits.calibration.genetic import not_foreseen
 from moeits.calibration.settings import StageResources, Tokens, Watching
 from moeits.checkpoint.opening import Opening
 from moeits.checkpoint.reading import Checkpoint
@@ -134,7 +135,13 @@ def _counts(limits: Limits, budget: Budget, watch: Callable[[], Evidence]) -> Ma
     """How many experts of each layer stay. Where their importance says so, all tokens go through the model before."""
     if asked := limits.counts(budget):
         return asked[0]
-    return plan(watch(), budget=budget, choice=replace(limits.choice, criterion="moe-i2", edit="none")).counts
+    return plan(watch(), budget=budget, choice=_by_importance(limits.choice)).counts
+
+
+def _by_importance(choice: Choice) -> Choice:
+    """Who says how many experts of each layer stay: MoE-I2's importance, which edits nothing."""
+    nothing: dict[str, Any] = dict.fromkeys(choice.of_edit())
+    return replace(choice, criterion="moe-i2", edit="none", **nothing)
 
 
 def _windows(checkpoint: Checkpoint, texts: Tokens, progress: Progress) -> Any:
@@ -191,13 +198,15 @@ def _rehearsed(
 ) -> Rehearsal:
     """What it would take. Until a refit or a healing is done, the pruned checkpoint lies beside its result."""
     chooses = scoring is None and bool(criterion_named(limits.choice.criterion).needs)
-    watches = chooses or watching.refit
+    watches, searches = chooses or watching.refit, _searches(limits.choice)
     texts, machine = watching.texts(limits.choice.seed), resources.watching
     work: list[Work] = []
     if chooses:
         check_runs(checkpoint)
         selection, also = _asked_by(limits.choice)
-        work += watching_work(checkpoint, texts, selection, machine, rounding="rounding_errors" in also)
+        passes = 2 if searches and limits.counts(budget) is None else 1  # the first one says how many stay
+        once = watching_work(checkpoint, texts, selection, machine, rounding="rounding_errors" in also)
+        work += [each.repeated(passes) for each in once]
     if watching.refit:
         middle = pruned_at_random(checkpoint, _share_of(checkpoint, limits, budget))
         work += refit_work(checkpoint, middle, texts, Fitting(), machine)
@@ -213,6 +222,7 @@ def _rehearsed(
         watched_tokens=watching.tokens if watches else None,
         watching_memory_bytes=held_bytes(checkpoint, most_bytes, refit=watching.refit) if watches else None,
         watching=work,
+        untold=not_foreseen(searches=searches),
     )
 
 
@@ -243,6 +253,8 @@ def _within_reach(checkpoint: Checkpoint, moe: MoELayout, budget: Budget, choice
     limits = Limits(inventory, choice, named_by(choice.protect, inventory))
     limits.check(budget)
     asked = limits.counts(budget)
+    if asked is None and _searches(choice):
+        _ = _by_importance(choice)  # raises what it would after the first calibration
     check_layout(checkpoint, moe, writing, asked and asked[0])
     return limits
 
