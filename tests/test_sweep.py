@@ -349,6 +349,17 @@ def test_what_a_sweep_cannot_walk_is_said_before_anything_is_scored(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("criterion", ["mop", "c-gnn", "moe-i2-genetic"])
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_who_chooses_a_set_for_each_count_is_not_taken_for_a_random_choice(
+    toy: Path, tmp_path: Path, criterion: str, dry_run: bool
+) -> None:
+    with pytest.raises(SettingError, match="chooses a set of experts for each count") as found:
+        moeits.sweep(toy, output=tmp_path / "run", criterion=criterion, dry_run=dry_run)
+    assert "--control" not in str(found.value)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_was_measured_is_printed_beside_chance(
     toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

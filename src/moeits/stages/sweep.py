@@ -174,7 +174,12 @@ def _scoring_of(criterion: str, scoring: Scoring) -> Scoring | None:
 
     Raises SettingError for one that has no scores, over which alone a tau can be walked.
     """
-    if not (criterion_named(criterion).needs and getattr(criterion_named(criterion), "has_levels", True)):
+    if not getattr(criterion_named(criterion), "has_levels", True):
+        raise SettingError(
+            f"--criterion {criterion} chooses a set of experts for each count and has no scores for a tau to cut: give "
+            "moeits plan or moeits simplify a count, such as --experts-per-layer."
+        )
+    if not criterion_named(criterion).needs:
         raise SettingError(
             f"--criterion {criterion} has no scores for a tau to cut. Evaluate random choices beside another criterion "
             "with --control N."
