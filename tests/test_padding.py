@@ -237,6 +237,14 @@ def test_whatever_chooses_or_changes_experts_says_one_sentence_and_leaves_nothin
         assert not out.exists(), verb
 
 
+@pytest.mark.parametrize("treated", [{"refit": True}, {"heal": "train.jsonl"}])
+def test_padding_before_a_refit_or_a_healing_is_refused_before_anything(tmp_path: Path, treated: Any) -> None:
+    toy = make_toy(tmp_path / "toy", "minimax_m2")
+    with pytest.raises(SettingError, match=r"--layout padded comes last.* with --layout per-layer, and pad what"):
+        moeits.simplify(toy, reduction=0.3, layout="padded", output=tmp_path / "out", **treated)
+    assert [each.name for each in tmp_path.iterdir()] == ["toy"]
+
+
 def test_it_can_be_inspected_explained_evaluated_and_measured(tmp_path: Path) -> None:
     toy = make_toy(tmp_path / "toy", "minimax_m2", dtype="float32")
     give_tokenizer(toy)

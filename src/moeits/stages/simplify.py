@@ -287,11 +287,16 @@ def _check_treatment(
 ) -> None:
     """What is pruned can be refitted or healed as asked for, and nothing that was interrupted is in the way.
 
-    Raises CalibrationError, HealingError; OutputError, which says how to go on.
+    Raises SettingError, CalibrationError, HealingError; OutputError, which says how to go on.
     """
     pruned, overwrite = beside(output), writing.overwrite
     if watching.refit and heal is not None:
         raise SettingError("--refit and --heal do not go in one command: heal what --refit leaves, with moeits heal.")
+    if writing.layout == "padded" and (watching.refit or heal is not None):
+        raise SettingError(
+            "--layout padded comes last, after --refit or --heal: do these with --layout per-layer, and pad what they "
+            "leave."
+        )
     if watching.refit:
         from moeits.calibration.texts import check_texts
 
