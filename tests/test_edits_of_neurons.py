@@ -1,6 +1,8 @@
 """Edits that tell neurons apart: whatever the order of an expert's neurons, what is made of it is the same."""
 
 import json
+import tracemalloc
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import permutations
@@ -245,6 +247,41 @@ def test_a_removed_expert_is_read_once_for_all_kept_ones_however_many_are_held(
     for expert, blend in wanted.items():
         for name in experts[0]:
             assert np.array_equal(made_of(found[expert], experts, name), made_of(blend, experts, name))
+
+
+def test_neurons_beyond_what_is_held_are_read_again_not_kept_and_give_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept, width, hidden, seen = 16, 16, 512, Counter[int]()
+    one = 3 * width * hidden * 4
+
+    def read(expert: int) -> dict[str, np.ndarray]:
+        seen[expert] += 1
+        return random_experts(np.random.default_rng(expert), 1, width, hidden)[0]
+
+    def recombined(count: int) -> tuple[Mapping[int, Blend], float]:
+        """The blends of so many experts, and the peak of memory in experts."""
+        groups = {e: tuple((m, 1.0) for m in (e, *range(kept, count))) for e in range(kept)}
+        seen.clear()
+        tracemalloc.start()
+        found = Recombine(min_similarity=-1).blends(groups, read)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found, peak / one
+
+    monkeypatch.setattr("moeits.edits.recombine._HELD_BYTES", 2 * one)
+    wanted, all_held = recombined(64)
+    assert max(seen[member] for member in range(kept, 64)) == 1
+    monkeypatch.setattr("moeits.edits.recombine._MOVING_BYTES", 2 * one)
+    found, few_held = recombined(64)
+    assert all(seen[member] <= 1 + kept for member in range(kept, 64))
+    assert all_held - few_held > 40  # 48 experts move, and no more than those of one kept one are held with the budget
+    assert found.keys() == wanted.keys()
+    for expert, blend in wanted.items():
+        assert list(found[expert]) == list(blend)
+        for member, terms in blend.items():
+            for name in ("neurons", "made", "shares"):
+                assert np.array_equal(getattr(found[expert][member], name), getattr(terms, name))
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -18,6 +18,9 @@ _MOST_ROUNDS = 30
 _HELD_BYTES = 2**29
 """Of removed experts that are compared with all kept ones at a time, as float32."""
 
+_MOVING_BYTES = 2**29
+"""Of moving neurons that are held until they are clustered; those beyond are read again, as many at a time."""
+
 
 @dataclass(frozen=True)
 class Recombine(Unedited):
@@ -58,11 +61,12 @@ class Recombine(Unedited):
 
     def blends(self, groups: Mapping[int, Group], read: ReadNeurons) -> Mapping[int, Blend]:
         moved = _moves(groups, read, self.min_similarity)
-        return {
-            expert: _clustered(expert, group, own, read)
-            for expert, group in groups.items()
-            if (own := moved.pop(expert))
-        }
+        blends: dict[int, Blend] = {}
+        for takers in _few_takers(moved):
+            rows = _rows_of(takers, moved, read)
+            for expert in takers:
+                blends[expert] = _clustered(expert, groups[expert], moved.pop(expert), rows.pop(expert), read)
+        return {expert: blends[expert] for expert in groups if expert in blends}
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,10 @@ class _Moving:
     """Neurons of one removed expert that move into one kept expert."""
 
     numbers: np.ndarray
-    whole: np.ndarray
-    """(n, 3 H): gate row, up row and down column of each."""
+    nbytes: int
+    """Of their rows."""
+    whole: np.ndarray | None
+    """(n, 3 H): gate row, up row and down column of each; None where they are to be read again."""
 
 
 _Moved = Mapping[int, _Moving]
@@ -81,8 +87,10 @@ _Moved = Mapping[int, _Moving]
 def _moves(groups: Mapping[int, Group], read: ReadNeurons, least: float) -> dict[int, dict[int, _Moving]]:
     """Kept expert -> what moves into it: every neuron goes where the most similar one is, the lower id on ties.
 
-    A removed expert is read once; a kept one once for as many removed ones as are held at a time.
+    A removed expert is read once; a kept one once for as many removed ones as are held at a time. Rows that move
+    are held as far as they fit.
     """
+    free = _MOVING_BYTES
     moved: dict[int, dict[int, _Moving]] = {expert: {} for expert in groups}
     removed = sorted({member for group in groups.values() for member, _ in group} - groups.keys())
     for held in _few_at_a_time(removed, read):
@@ -101,9 +109,43 @@ def _moves(groups: Mapping[int, Group], read: ReadNeurons, least: float) -> dict
             whole = _whole(neurons)
             for expert in groups:
                 numbers = np.flatnonzero((target[member] == expert) & (best[member] > least))
-                if len(numbers):
-                    moved[expert][member] = _Moving(numbers, whole[numbers])
+                if not len(numbers):
+                    continue
+                nbytes = len(numbers) * whole[0].nbytes
+                fits = nbytes <= free
+                free -= nbytes if fits else 0
+                moved[expert][member] = _Moving(numbers, nbytes, whole[numbers] if fits else None)
     return moved
+
+
+def _few_takers(moved: Mapping[int, _Moved]) -> list[list[int]]:
+    """Kept experts into which something moves, as many at a time as what is read again for them fits; one at least."""
+    batches: list[list[int]] = []
+    free = 0
+    for expert, of in moved.items():
+        nbytes = sum(moving.nbytes for moving in of.values() if moving.whole is None)
+        if of and (not batches or nbytes > free):
+            batches.append([])
+            free = _MOVING_BYTES
+        if of:
+            batches[-1].append(expert)
+            free -= nbytes
+    return batches
+
+
+def _rows_of(takers: Sequence[int], moved: Mapping[int, _Moved], read: ReadNeurons) -> dict[int, dict[int, np.ndarray]]:
+    """Kept expert -> removed one -> the rows that move; a removed one is read at most once for all these takers."""
+    rows: dict[int, dict[int, np.ndarray]] = {expert: {} for expert in takers}
+    for member in sorted({member for expert in takers for member in moved[expert]}):
+        again: np.ndarray | None = None
+        for expert in takers:
+            if (moving := moved[expert].get(member)) is None:
+                continue
+            if (found := moving.whole) is None:
+                again = _whole(read(member)) if again is None else again
+                found = again[moving.numbers]
+            rows[expert][member] = found
+    return rows
 
 
 def _few_at_a_time(experts: Sequence[int], read: ReadNeurons) -> Iterator[dict[int, Mapping[str, np.ndarray]]]:
@@ -127,15 +169,15 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.where(norms > 0, norms, 1)
 
 
-def _clustered(expert: int, group: Group, moved: _Moved, read: ReadNeurons) -> Blend:
+def _clustered(expert: int, group: Group, moved: _Moved, rows: Mapping[int, np.ndarray], read: ReadNeurons) -> Blend:
     """What an expert has and what moves into it, as many clusters as it has neurons, each of which becomes one."""
     weight_of = dict(group)
     own = _whole(read(expert))
-    from_whom = {expert: _Moving(np.arange(len(own)), own)} | dict(sorted(moved.items()))
-    neurons = np.concatenate([moving.whole for moving in from_whom.values()])
-    members = np.concatenate([np.full(len(moving.numbers), member) for member, moving in from_whom.items()])
+    from_whom = {expert: np.arange(len(own))} | {member: moved[member].numbers for member in sorted(moved)}
+    neurons = np.concatenate([own, *(rows[member] for member in sorted(moved))])
+    members = np.concatenate([np.full(len(numbers), member) for member, numbers in from_whom.items()])
     weights = np.array([weight_of.get(member, 0.0) for member in members])
-    numbers = np.concatenate([moving.numbers for moving in from_whom.values()])
+    numbers = np.concatenate([*from_whom.values()])
     which, made, shares = _k_means(neurons, len(own), weights)
     return {
         member: Terms(neurons=numbers[which[of]], made=made[of], shares=shares[of])
