@@ -66,7 +66,7 @@ def test_a_file_with_every_flag_is_the_same_as_typing_them(tmp_path: Path, name:
     values = values_of(name, 3)
     expected = taken(name, *typed(name, values))
     hyphens = {own.replace("_", "-"): value for own, value in values.items()}
-    section = {name: values, "another-command": {"json": True}, "model": "M"}
+    section = {name: values, "plan" if name != "plan" else "score": {"json": True}, "model": "M"}
     assert len(expected) == len(values)
     for said in (values, hyphens, section):
         assert taken(name, "--config", str(written(tmp_path, said))) == expected
@@ -88,6 +88,11 @@ def test_what_is_typed_wins(tmp_path: Path, name: str) -> None:
         ("log: 7", "log in {{file}} should be a text; it is 7. Write it in quotes."),
         ("log: a\nlog: b", "has 'log' twice. Leave one."),
         ("{}: 3", "should have flags below it"),
+        ("{}:\nlayuot: 3", "has 'layuot' beside {0}, which is no command: put it below {0} if it is a flag of it."),
+        (
+            "{}:\nprunne:",
+            "beside {0}, which is no command: put it below {0} if it is a flag of it. Did you mean 'prune'?",
+        ),
         ("- log", "should have keys such as output."),
         ("log: [", "is not YAML that a config file can be read from"),
         ("log: !!python/object/apply:os.getcwd []", "is not YAML that a config file can be read from"),
@@ -127,6 +132,19 @@ def test_texts_in_a_list_are_a_flag_with_commas(tmp_path: Path) -> None:
     assert configured_by(file, moeits.evaluate) == {"tasks": "arc_easy,hellaswag", "limit": 5}
     with pytest.raises(SettingError, match=r"tasks in .* should be"):
         configured_by(written(tmp_path, "tasks: [arc_easy, [hellaswag]]"), moeits.evaluate)
+
+
+def test_both_spellings_of_a_section_are_one_too_many(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="has both compare-criteria and compare_criteria"):
+        configured_by(written(tmp_path, "compare_criteria: {}\ncompare-criteria: {}"), moeits.compare_criteria)
+
+
+@pytest.mark.parametrize("value", ["3", "{gate: a}", "{1: 2}", "[1, 2]", "true"])
+def test_what_has_a_parser_is_checked_too(tmp_path: Path, value: str) -> None:
+    with pytest.raises(SettingError, match=r"projection_weights in .* should be a mapping to numbers"):
+        configured_by(written(tmp_path, f"projection-weights: {value}"), moeits.score)
+    given = configured_by(written(tmp_path, "projection-weights: {gate: 0.5, up: 0.25, down: 0.25}"), moeits.score)
+    assert given == {"projection_weights": {"gate": 0.5, "up": 0.25, "down": 0.25}}
 
 
 def test_a_command_runs_from_its_file_and_from_a_recipes_section(

@@ -88,6 +88,17 @@ def test_nothing_is_added_to_a_file_that_is_no_log(run: Callable[..., Ran], toy:
         assert file.read_bytes() == before
 
 
+def test_a_log_is_not_the_output_and_may_be_no_file_at_all(run: Callable[..., Ran], toy: Path, tmp_path: Path) -> None:
+    both = tmp_path / "scores.safetensors"
+    code, _, err = run("score", toy, "-o", both, "--log", both)
+    assert (code, err) == (2, f"moeits: --log {both} is also --output. Choose another --log.\n")
+    assert not both.exists()
+    code, _, err = run("inspect", toy, "--log", "/dev/null")
+    assert (code, err) == (0, "")
+    code, _, err = run("inspect", toy, "--log", "/dev/full")
+    assert code == 2
+
+
 def test_a_course_tells_each_piece_once_and_again_if_it_begins_again() -> None:
     told: list[tuple[str, str]] = []
     course = Course(lambda kind, text: told.append((kind, re.sub(r"[\d.]+ s", "? s", text))))

@@ -24,7 +24,7 @@ from moeits.command_line.config_file import takes_config
 from moeits.command_line.examples import epilog
 from moeits.command_line.flags import WAYS, config_flag, flag, panel_rank
 from moeits.console.foreseen import show_foreseen
-from moeits.errors import MoeitsError
+from moeits.errors import MoeitsError, SettingError
 from moeits.foreseen import Foreseen
 
 # Stages whose result is the next one's input: at a command line it would be lost without an output.
@@ -39,6 +39,7 @@ def _command(stage: Callable[..., Any], show: Callable[[Any, dict[str, Any]], No
         json: bool = False, quiet: bool = False, verbose: bool = False, log: Path | None = None, **arguments: Any
     ) -> None:
         del arguments["config"]  # its values stand among the arguments already
+        _check_log(log, arguments)
         with console.speaking(quiet=quiet, verbose=verbose, log=log):
             with console.progress() as progress:
                 result = stage(**arguments, **({"progress": progress} if "progress" in own else {}))
@@ -58,6 +59,13 @@ def _command(stage: Callable[..., Any], show: Callable[[Any, dict[str, Any]], No
     run.__name__ = stage.__name__
     run.__doc__ = _for_the_command_line((signatures.getdoc(stage) or "").split("\n\n")[0], own)
     return run
+
+
+def _check_log(log: Path | None, arguments: dict[str, Any]) -> None:
+    """A log is none of the files that a command reads or writes. Raises SettingError."""
+    for name, value in arguments.items():
+        if log is not None and isinstance(value, str | Path) and Path(value).absolute() == log.absolute():
+            raise SettingError(f"--log {log} is also --{name.replace('_', '-')}. Choose another --log.")
 
 
 def _parameters(stage: Callable[..., Any]) -> list[signatures.Parameter]:

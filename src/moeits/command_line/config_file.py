@@ -10,8 +10,10 @@ from typing import Any, get_args, get_origin
 
 import typer
 
+import moeits
 from moeits.command_line.flags import WAYS, flag
 from moeits.errors import SettingError
+from moeits.recipes import OF_THE_WHOLE
 from moeits.recipes.written_settings import checked, kinds_of, mapping_of, text_of
 from moeits.settings import did_you_mean, flags_of
 
@@ -53,7 +55,11 @@ def configured_by(path: Path, stage: Callable[..., Any]) -> dict[str, Any]:
 def _of_command(path: Path, name: str) -> Mapping[str, Any]:
     """What a file has for a command, by name of the argument: all of it, or the section of that name."""
     given = mapping_of(text_of(path, WHAT), path, WHAT, "output")
-    for section in {name, name.replace("_", "-")} & given.keys():
+    sections = sorted({name, name.replace("_", "-")} & given.keys())
+    if len(sections) > 1:
+        raise SettingError(f"{path} has both {' and '.join(sections)}. Leave one.")
+    for section in sections:
+        _check_beside(path, section, given)
         given = {} if given[section] is None else given[section]
         if not isinstance(given, dict):
             raise SettingError(f"{section} in {path} should have flags below it, such as {section}: {{json: true}}.")
@@ -63,6 +69,18 @@ def _of_command(path: Path, name: str) -> Mapping[str, Any]:
             raise SettingError(f"{path} has {plain!r:.60} twice. Leave one.")
         named[plain] = value
     return named
+
+
+def _check_beside(path: Path, section: str, given: Mapping[str, Any]) -> None:
+    """Beside a section stand others, and what a recipe has for all of them. Raises SettingError for anything else."""
+    sections = {name for name in moeits.__all__ if name.islower()} - {"__version__", "load"}
+    known = [*OF_THE_WHOLE, *sorted({*sections, *(name.replace("_", "-") for name in sections)})]
+    for key in given:
+        if key not in known:
+            raise SettingError(
+                f"{path} has {key!r:.60} beside {section}, which is no command: put it below {section} if it is a flag "
+                f"of it.{did_you_mean(key, known)}"
+            )
 
 
 def _as_typed(value: Any, annotation: Any) -> Any:

@@ -75,15 +75,19 @@ def _opened(log: Path | None) -> Iterator[TextIO | None]:
         yield None
         return
     try:
-        file = log.open("a+", encoding="utf-8", errors="backslashreplace")
-        file.seek(0)
-        if (first := file.read(_BEGINNING)) and not _OF_A_LOG.match(first):
-            file.close()
+        if log.is_file() and not _is_a_log(log):
             raise OutputError(f"{log} is a file, and not a log of moeits. Choose another --log.")
+        file = log.open("a", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise OutputError(f"{log} cannot be written: {error.strerror}. Choose another --log.") from None
+        raise OutputError(f"{log} cannot be written: {error.strerror or error}. Choose another --log.") from None
     with file:
         yield file
+
+
+def _is_a_log(file: Path) -> bool:
+    """Whether a file is empty, or begins as logs do."""
+    with file.open(encoding="utf-8", errors="replace") as written:
+        return not (first := written.read(_BEGINNING)) or bool(_OF_A_LOG.match(first))
 
 
 class Course:

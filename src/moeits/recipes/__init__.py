@@ -21,6 +21,7 @@ from moeits.errors import SettingError
 from moeits.recipes.written_settings import checked, kinds_of, mapping_of, text_of
 from moeits.settings import check_settings, did_you_mean, flags_of
 
+OF_THE_WHOLE = ("model", "output")
 STEPS = ("simplify", "refit", "heal", "evaluate", "report")
 NAME = "recipe.yaml"
 # What a run gives each step itself, and what belongs to a single call.
@@ -51,7 +52,7 @@ def read_recipe(path: str | Path, stages: Mapping[str, Callable[..., Any]]) -> R
     """
     text = text_of(Path(path), "a recipe")
     written = mapping_of(text, path, "a recipe", "model and simplify")
-    known = ("model", "output", *STEPS)
+    known = (*OF_THE_WHOLE, *STEPS)
     for key in written:
         if key not in known:
             raise SettingError(f"{path} has a key {key!r:.60}.{did_you_mean(key, known)} Known: {', '.join(known)}.")

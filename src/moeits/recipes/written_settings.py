@@ -17,10 +17,12 @@ _WORDS = {
     int: "a whole number",
     float: "a number",
     str: "a text",
-    dict: "a mapping",
+    dict: "a mapping to numbers",
     list: "a list of texts",
 }
 _PLAIN = {*_WORDS, NoneType}
+# Of those that say what they hold: texts in a list, numbers in a mapping.
+_GENERIC: Mapping[Any, Any] = {list: list, tuple: list, Sequence: list, dict: dict, Mapping: dict}
 
 
 def text_of(path: Path, what: str) -> str:
@@ -69,23 +71,29 @@ def checked(
     values = {}
     for key, value in given.items():
         parse = flags[key].parse if key in flags else None
-        values[key] = parse(value) if parse and isinstance(value, str) else value
-        if not parse:
+        if not (parse and isinstance(value, str)):
             _check_kind(names(key), value, kinds[key])
+        values[key] = parse(value) if parse and isinstance(value, str) else value
     return values
 
 
 def kinds_of(annotation: Any) -> set[Any]:
     """The types that a value may have where it is written, by those that a function takes: a path is a text."""
     several = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    return {list if get_origin(each) in (list, Sequence) else each if each in _PLAIN else str for each in several}
+    return {_GENERIC.get(get_origin(each), each if each in _PLAIN else str) for each in several}
 
 
 def _check_kind(what: str, value: Any, kinds: Collection[Any]) -> None:
     """A value is of one of the types. Raises SettingError."""
     known = {*kinds, int} if float in kinds else set(kinds)
-    texts = not isinstance(value, list) or all(isinstance(each, str) for each in value)
-    if type(value) not in known or not texts:
+    if type(value) not in known or not _holds_its_kind(value):
         wanted = " or ".join(word for kind, word in _WORDS.items() if kind in known)
         quoted = " Write it in quotes." if str in known and isinstance(value, int | float) else ""
         raise SettingError(f"{what} should be {wanted}; it is {value!r:.60}.{quoted}")
+
+
+def _holds_its_kind(value: Any) -> bool:
+    """Whether a list is of texts and a mapping is from texts to numbers; true of anything else."""
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and type(each) in (int, float) for key, each in value.items())
+    return not isinstance(value, list) or all(isinstance(each, str) for each in value)
