@@ -55,6 +55,39 @@ Texts of 128 tokens, of which as many tokens are more texts. The Mixtral type ha
     moeits compare-criteria MODEL --keep 0.5 --data self --tokens 8192 --window 128 --perplexity TEXT --output RUN \\
         --criteria mop,c-gnn,moe-i2-genetic,reconstruction
 """,
+    "papers": """
+## The first steps of other papers, and eight random choices, with the shared expert
+
+    moeits compare-criteria MODEL --keep 0.5 --data self --tokens 8192 --window 128 --perplexity TEXT --output RUN \\
+        --criteria dern,moe-i2,moe-i2-genetic,c-gnn[,mop,random:8,aimer]
+""",
+    "papers25": """
+## A quarter removed, by the methods of other papers
+
+    moeits compare-criteria MODEL --keep 0.75 --data self --tokens 8192 --window 128 --perplexity TEXT --output RUN \\
+        --criteria naee,stun,dern,moe-i2,moe-i2-genetic,c-gnn,mop
+""",
+    "carved": """
+## SmolLM2-135M carved into 16 experts a layer
+
+`../shared/tools/carve_smollm2.py` makes it: 512 neurons shared, 64 in each of 16 experts, of which eight are chosen.
+The beginnings of 31 articles of WikiText-2's test split judge (`experiments/wikitext_heads.py`). The refits of some
+choices, on 4,096 tokens, are added to the same run.
+
+    moeits compare-criteria MOE --keep 0.5 --data self --tokens 4096 --held-out 2048 --window 128 --refit no \\
+        --perplexity HEADS --limit 31 --output RUN --criteria reconstruction,moeits,reap,...,random:8
+""",
+    "carvedsets": """
+## The same, by methods that calibrating is asked for
+
+    moeits compare-criteria MOE --keep 0.5 --data self --tokens 4096 --held-out 2048 --window 128 --refit no \\
+        --perplexity HEADS --limit 31 --output RUN --criteria mop,c-gnn,moe-i2-genetic
+""",
+    "carved25": """
+## SmolLM2-135M carved, a quarter removed
+
+As in the two sections above, with `--keep 0.75`.
+""",
     "all": """
 ## All criteria but those three, with the shared expert
 
@@ -139,7 +172,7 @@ def lines_of(run: CriteriaFile) -> tuple[list[str], list[str]]:
     for row in shown_rows(run["rows"]):
         table.setdefault(row.label, {})[row.state] = row
     states = [state for state in STATES if any(state in of_choice for of_choice in table.values())]
-    order = sorted(table, key=lambda label: table[label]["refitted"].rise)
+    order = sorted(table, key=lambda label: (table[label].get("refitted") or table[label]["pruned"]).rise)
     return states, [f"| {label} | {' | '.join(cell(table[label].get(state)) for state in states)} |" for label in order]
 
 

@@ -88,10 +88,10 @@ def test_what_is_typed_wins(tmp_path: Path, name: str) -> None:
         ("log: 7", "log in {{file}} should be a text; it is 7. Write it in quotes."),
         ("log: a\nlog: b", "has 'log' twice. Leave one."),
         ("{}: 3", "should have flags below it"),
-        ("{}:\nlayuot: 3", "has 'layuot' beside {0}, which is no command: put it below {0} if it is a flag of it."),
+        ("{}:\nlayuot: 3", "has 'layuot' beside {0}, where only other commands may stand: put a flag of {0} below it."),
         (
             "{}:\nprunne:",
-            "beside {0}, which is no command: put it below {0} if it is a flag of it. Did you mean 'prune'?",
+            "beside {0}, where only other commands may stand: put a flag of {0} below it. Did you mean 'prune'?",
         ),
         ("- log", "should have keys such as output."),
         ("log: [", "is not YAML that a config file can be read from"),

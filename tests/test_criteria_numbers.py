@@ -7,6 +7,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 import criteria_page  # noqa: E402
+import methods_table  # noqa: E402
 
 
 def test_the_page_of_criteria_is_made_from_the_files_beside_it() -> None:
@@ -23,3 +24,8 @@ def test_what_is_known_of_the_refit_shows_a_part_of_the_same_table() -> None:
     page = (ROOT / "docs" / "validity.md").read_text(encoding="utf-8")
     assert f"\n\n{criteria_page.overview(criteria_page.SOME)}\n" in page
     assert f"\n\n{criteria_page.healed()}\n" in page
+
+
+def test_methods_side_by_side_are_of_the_same_files() -> None:
+    page = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    assert page.partition("<!-- methods -->\n")[2].partition("\n<!-- end -->")[0] == methods_table.page()

@@ -78,8 +78,8 @@ def _check_beside(path: Path, section: str, given: Mapping[str, Any]) -> None:
     for key in given:
         if key not in known:
             raise SettingError(
-                f"{path} has {key!r:.60} beside {section}, which is no command: put it below {section} if it is a flag "
-                f"of it.{did_you_mean(key, known)}"
+                f"{path} has {key!r:.60} beside {section}, where only other commands may stand: "
+                f"put a flag of {section} below it.{did_you_mean(key, known)}"
             )
 
 
