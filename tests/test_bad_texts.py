@@ -108,11 +108,14 @@ def test_signals_of_another_checkpoint_and_a_parent_that_is_not_the_plans_are_sa
 
 @pytest.mark.parametrize("criterion", WATCHING)
 def test_a_criterion_without_its_signals_says_which_command_makes_them(criterion: str, place: Path) -> None:
-    with pytest.raises(EvidenceError, match=rf"--criterion {criterion} needs .*moeits calibrate MODEL --output"):
+    with pytest.raises(
+        EvidenceError, match=rf"--criterion {criterion} needs .*moeits calibrate MODEL (--[a-z-]+ [A-Z]* ?)?--output"
+    ):
         moeits.plan(moeits.score(place / "toy"), criterion=criterion, experts_per_layer=4)
 
 
-@pytest.mark.parametrize("criterion", WATCHING)
+# Those that calibrating has to be asked for, by a flag, keep sets of experts, and have tests of their own.
+@pytest.mark.parametrize("criterion", [name for name in WATCHING if name not in {"mop", "c-gnn", "moe-i2-genetic"}])
 def test_experts_that_no_token_reached_go_first_and_plan_and_card_say_so(
     criterion: str, place: Path, signals: Evidence, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -174,6 +174,8 @@ def test_without_mean_outputs_the_command_says_how_to_get_them(model: Path, tmp_
 
 
 def test_a_sweep_by_it_is_refused_before_any_work(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="--criterion c-gnn has no scores for a tau to cut"):
+    with pytest.raises(
+        SettingError, match="--criterion c-gnn chooses a set of experts for each count and has no scores for a tau"
+    ):
         moeits.sweep(model, tau="1:2:1", criterion="c-gnn", output=tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -243,5 +243,7 @@ def test_without_scipy_it_is_refused_before_any_work(model: Path, monkeypatch: p
 
 
 def test_a_sweep_by_it_is_refused_before_any_work(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match="--criterion mop has no scores for a tau to cut"):
+    with pytest.raises(
+        SettingError, match="--criterion mop chooses a set of experts for each count and has no scores for a tau"
+    ):
         moeits.sweep(model, tau="1:2:1", criterion="mop", output=tmp_path / "run")

@@ -57,16 +57,24 @@ def speaking(*, quiet: bool = False, verbose: bool = False, log: Path | None = N
         raise SettingError("--quiet and --verbose cannot be both: leave one out.")
     with _opened(log) as file:
         _of_now.append(Voice(quiet=quiet, verbose=verbose, log=file))
-        begun = time.monotonic()
-        voice().note_down("begins", f"moeits {__version__}: {shlex.join(['moeits', *sys.argv[1:]])}")
         try:
-            yield
-        except BaseException as error:
-            voice().note_down("error", f"{error}" or type(error).__name__)
-            raise
-        finally:
-            voice().note_down("ends", f"after {time.monotonic() - begun:.1f} s")
+            with _from_begin_to_end():
+                yield
+        finally:  # whatever becomes of the log, such as a disk that is full
             _of_now.pop()
+
+
+@contextmanager
+def _from_begin_to_end() -> Iterator[None]:
+    begun = time.monotonic()
+    voice().note_down("begins", f"moeits {__version__}: {shlex.join(['moeits', *sys.argv[1:]])}")
+    try:
+        yield
+    except BaseException as error:
+        voice().note_down("error", f"{error}" or type(error).__name__)
+        raise
+    finally:
+        voice().note_down("ends", f"after {time.monotonic() - begun:.1f} s")
 
 
 @contextmanager

@@ -11,16 +11,16 @@ def look_up(codes: np.ndarray, tables: np.ndarray, block: tuple[int, int]) -> np
     `tables` (rows of blocks, columns of blocks, 256), of unsigned integers; `block` says how many rows and columns a
     block has, the last ones fewer.
     """
-    return _look_up(np.ascontiguousarray(codes), tables, *block)
+    found = np.empty(codes.shape, tables.dtype)
+    _look_up(np.ascontiguousarray(codes), tables, *block, found)
+    return found
 
 
 @compiled
-def _look_up(codes, tables, height, width):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
+def _look_up(codes, tables, height, width, found):  # type: ignore[no-untyped-def]  # pragma: no cover - compiled
     rows, columns = codes.shape
-    found = np.empty((rows, columns), tables.dtype)
     for row in range(rows):
         for of_row in range(tables.shape[1]):
             table, first = tables[row // height, of_row], of_row * width
             for column in range(first, min(first + width, columns)):
                 found[row, column] = table[codes[row, column]]
-    return found

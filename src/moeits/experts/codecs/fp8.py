@@ -44,13 +44,15 @@ class Fp8:
         weight, scale = parts["weight"], next(parts[name] for name in _SCALES if name in parts)
         _block(weight.shape, _grid(scale.shape), config)
         itemsize = dtype_of(config).itemsize
-        held = weight.nbytes + scale.nbytes + prod(weight.shape) * itemsize
-        grid = _grid(scale.shape)
+        grid, result = _grid(scale.shape), prod(weight.shape) * itemsize
         if _by_table(grid, weight.shape):
-            beside = prod(grid) * _BYTES * (4 + itemsize)
+            # While tables are made the result is not there yet.
+            entries = prod(grid) * _BYTES
+            working = max(entries * (4 + itemsize), entries * itemsize + result)
         else:
-            beside = 4 * grid[0] * weight.shape[-1] + _ROWS * _ROW_BYTES * weight.shape[-1]
-        return Decoded(shape=weight.shape, itemsize=itemsize, held_bytes=held + beside)
+            working = result + 4 * grid[0] * weight.shape[-1] + _ROWS * _ROW_BYTES * weight.shape[-1]
+        held = weight.nbytes + scale.nbytes + working
+        return Decoded(shape=weight.shape, itemsize=itemsize, held_bytes=held)
 
     def decode(self, parts: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> np.ndarray:
         weight, scale = parts["weight"], next(parts[name] for name in _SCALES if name in parts)
