@@ -99,7 +99,9 @@ def _in_llama_cpp(file: Path, reference: Reference) -> tuple[np.ndarray, list[in
     from llama_cpp import Llama
 
     length = reference.tokens.shape[1]
-    model: Any = Llama(str(file), n_ctx=length + WRITTEN, logits_all=True, verbose=False, n_threads=1)
+    # Keys and values in float32 (0), instead of halves.
+    kept = {"type_k": 0, "type_v": 0, "n_threads": 1, "logits_all": True, "verbose": False}
+    model: Any = Llama(str(file), n_ctx=length + WRITTEN, **kept)
     model.eval(reference.tokens[0].tolist())
     logits, written = np.array(model.scores[:length]), []
     for at in range(length, length + WRITTEN):
