@@ -89,9 +89,10 @@ choices, on 4,096 tokens, are added to the same run.
 As in the two sections above, with `--keep 0.75`.
 """,
     "all": """
-## All criteria but those three, with the shared expert
+## All criteria that there are, with the shared expert
 
-Eight minutes of one thread, which nothing else disturbed. `all` has the three of the section before too.
+Begun beside a dozen other programs, stopped and gone on with. Before there were gaussian, mop, c-gnn and
+moe-i2-genetic it took eight minutes of one thread, which nothing else disturbed.
 
     moeits compare-criteria MODEL --criteria all --keep 0.5 --data self --tokens 4096 --held-out 2048 --window 128 \\
         --output RUN
