@@ -329,6 +329,14 @@ def table(tallies: dict[str, Tally]) -> str:
     return "\n".join(rows)
 
 
+def told(tallies: dict[str, Tally]) -> int:
+    """Print the table and what was broken; the exit code."""
+    print(table(tallies))
+    examples = [example for tally in tallies.values() for example in tally.examples]
+    print("\n".join(examples))
+    return 1 if examples else 0
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
@@ -337,10 +345,7 @@ def main(argv: list[str] | None = None) -> int:
     asked = parser.parse_args(argv)
     names = asked.verbs.split(",") if asked.verbs else [verb.name for verb in VERBS]
     tallies = run(asked.kills, seed=asked.seed, verbs=tuple(verb for verb in VERBS if verb.name in names))
-    print(table(tallies))
-    examples = [example for tally in tallies.values() for example in tally.examples]
-    print("\n".join(examples))
-    return 1 if examples else 0
+    return told(tallies)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import moeits
-from tests.kills import Killing, Tally, Verb, in_child, table
+from tests.kills import Killing, Tally, Verb, in_child, told
 from tests.ray_cluster import Elsewhere, cluster_elsewhere
 from tests.toys import make_toy
 
@@ -121,11 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(argv)
-    tallies = run(asked.kills, seed=asked.seed)
-    print(table(tallies))
-    examples = [example for tally in tallies.values() for example in tally.examples]
-    print("\n".join(examples))
-    return 1 if examples else 0
+    return told(run(asked.kills, seed=asked.seed))
 
 
 if __name__ == "__main__":

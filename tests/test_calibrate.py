@@ -18,6 +18,7 @@ from moeits.errors import CalibrationError, EvidenceError, SettingError
 from moeits.evidence import Evidence
 from moeits.progress import silent
 from tests.evaluation_toys import give_tokenizer
+from tests.interrupted import assert_calibration_goes_on
 from tests.toys import make_toy
 
 FAMILIES = ("mixtral", "qwen2_moe", "deepseek_v2", "deepseek_v3", "olmoe", "glm4_moe", "gpt_oss")
@@ -128,23 +129,7 @@ def test_experts_that_get_tokens_weighted_before_are_refused_in_a_sentence(tmp_p
 
 def test_the_same_numbers_with_activations_on_disk_and_after_an_interruption(tmp_path: Path) -> None:
     folder = toy(tmp_path / "toy", "qwen2_moe")
-    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
-    asked = {"device": "cpu", "mean_outputs": True, **SMALL}
-    moeits.calibrate(folder, output=one, **asked)
-
-    class Stop(Exception):
-        pass
-
-    def stop(stage: str, done: int, total: int) -> None:  # noqa: ARG001
-        if stage == "calibrating layers" and done == 2:
-            raise Stop
-
-    with pytest.raises(Stop):
-        moeits.calibrate(folder, output=two, memory="16KiB", progress=stop, **asked)
-    assert list(tmp_path.glob("two.safetensors.partial/*/layer-1.safetensors"))
-    moeits.calibrate(folder, output=two, memory="16KiB", **asked)
-    assert one.read_bytes() == two.read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.safetensors", "toy", "two.safetensors"]
+    assert_calibration_goes_on(folder, tmp_path, device="cpu", mean_outputs=True, **SMALL)
 
 
 CALIBRATED = ("reap", "ean-mean", "ean-sum", "frequency", "router-score", "reconstruction")

@@ -18,6 +18,7 @@ from moeits.checkpoint.reading import Checkpoint
 from moeits.evidence import Evidence
 from moeits.progress import silent
 from tests.evaluation_toys import give_tokenizer, make_speaking_toy
+from tests.interrupted import assert_calibration_goes_on
 from tests.masked import routers_masked
 from tests.test_bad_input import Shell
 from tests.test_subsets import Softmax, by_hand
@@ -159,23 +160,7 @@ def after(model: Any, tokens: torch.Tensor, layer: int) -> torch.Tensor:
 
 def test_the_same_bytes_after_an_interruption_and_with_activations_on_disk(tmp_path: Path) -> None:
     folder = make_speaking_toy(tmp_path / "toy", layers=4, experts=9)
-    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
-    asked = {**SMALL, "selection": 64, "search_sets": 4}
-    moeits.calibrate(folder, output=one, **asked)
-
-    class Stop(Exception):
-        pass
-
-    def stop(stage: str, done: int, total: int) -> None:  # noqa: ARG001
-        if stage == "calibrating layers" and done == 2:
-            raise Stop
-
-    with pytest.raises(Stop):
-        moeits.calibrate(folder, output=two, memory="16KiB", progress=stop, **asked)
-    assert list(tmp_path.glob("two.safetensors.partial/*/layer-1.safetensors"))
-    moeits.calibrate(folder, output=two, memory="16KiB", **asked)
-    assert one.read_bytes() == two.read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["one.safetensors", "toy", "two.safetensors"]
+    assert_calibration_goes_on(folder, tmp_path, **{**SMALL, "selection": 64, "search_sets": 4})
 
 
 # ---------------------------------------------------------------------------------------------- the criterion

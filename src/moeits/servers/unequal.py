@@ -1,11 +1,14 @@
 """What all plug-ins ask: whether a config has unequal layers, whose a function is, whether a version was tried."""
 
 import functools
+import logging
 import re
 from collections.abc import Callable
 from typing import Any
 
 from moeits.errors import CheckpointError
+
+logger = logging.getLogger(__name__)
 
 MARK = "of_moeits"
 """An attribute of the functions that were put in the place of a server's."""
@@ -51,3 +54,12 @@ def is_within(version: str, first: tuple[int, ...], first_untried: tuple[int, ..
 def spelt(first: tuple[int, ...], first_untried: tuple[int, ...]) -> str:
     """Such a range as packages write it."""
     return ",".join(sign + ".".join(map(str, each)) for sign, each in ((">=", first), ("<", first_untried)))
+
+
+def warn_of_version(server: str, version: str, first: tuple[int, ...], first_untried: tuple[int, ...]) -> None:
+    """Tell whoever starts a server that its plug-in was written against others."""
+    if not is_within(version, first, first_untried):
+        known = spelt(first, first_untried)
+        logger.warning(
+            "moeits' plug-in for unequal layers was written against %s %s; this is %s.", server, known, version
+        )

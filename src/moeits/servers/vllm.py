@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moeits.errors import CheckpointError, SettingError
-from moeits.servers.unequal import in_place_of, is_ours, is_unequal, is_within, refuse_factors, spelt
+from moeits.servers.unequal import in_place_of, is_ours, is_unequal, refuse_factors, spelt, warn_of_version
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +174,4 @@ def _refuse_expert_parallel() -> None:
 def _warn_of_version() -> None:
     from vllm import __version__ as version
 
-    if not is_within(version, FIRST, FIRST_UNTRIED):
-        known = spelt(FIRST, FIRST_UNTRIED)
-        logger.warning("moeits' plug-in for unequal layers was written against vLLM %s; this is %s.", known, version)
+    warn_of_version("vLLM", version, FIRST, FIRST_UNTRIED)

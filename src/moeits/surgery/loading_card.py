@@ -9,17 +9,21 @@ from moeits.surgery.padding import NEVER
 
 OLDEST_TRANSFORMERS = "5.20"
 
-_LOADS_UNIFORM = """\
-All layers keep the same number of experts, so stock classes open it, without remote code:
-
+_OPENS = """\
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("PATH", dtype="auto")
+model = AutoModelForCausalLM.from_pretrained("PATH", dtype="auto"{trust})
 tokenizer = AutoTokenizer.from_pretrained("PATH")
 prompt = tokenizer("The capital of France is", return_tensors="pt")
 print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))
-```
+```"""
+_TRUST = ", trust_remote_code=True"
+
+_LOADS_UNIFORM = """\
+All layers keep the same number of experts, so stock classes open it, without remote code:
+
+{opens}
 
 Needs transformers {oldest} or later; older ones that know this family may do. vLLM, SGLang, llama.cpp (after
 conversion) and MLX read one number of experts from config.json, as here; nobody has tried them on this checkpoint.
@@ -49,14 +53,7 @@ _LOADS_PER_LAYER = """\
 Layers keep different numbers of experts. `modeling_moeits.py`, a small file beside the weights, resizes the layers of
 the stock class; there is no forked modelling code:
 
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("PATH", dtype="auto", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("PATH")
-prompt = tokenizer("The capital of France is", return_tensors="pt")
-print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))
-```
+{opens}
 
 `moeits.load("PATH")` opens it without remote code. Needs transformers {oldest} or later. llama.cpp and MLX read one
 number of experts for all layers and do not open it: for them, prune again from the same plan with `--layout uniform`.
@@ -69,14 +66,7 @@ _LOADS_FACTORS = """\
 The matrices of the experts are stored as two thin factors each, whose product they are. `modeling_moeits.py`, a small
 file beside the weights, puts such experts into the layers of the stock class:
 
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("PATH", dtype="auto", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("PATH")
-prompt = tokenizer("The capital of France is", return_tensors="pt")
-print(tokenizer.decode(model.generate(**prompt, max_new_tokens=20)[0]))
-```
+{opens}
 
 `moeits.load("PATH")` opens it without remote code. Needs transformers {oldest} or later. No server reads factors: for
 vLLM, SGLang, llama.cpp and MLX, prune again from the same plan without `--factors`, which writes whole matrices.
@@ -90,6 +80,8 @@ def how_to_load(config: Mapping[str, Any]) -> str:
     text = _LOADS_FACTORS if ranks_of_factors(config) else text
     if (config.get("moeits") or {}).get("padding"):
         text = text.replace(_ALL_THE_SAME, _PADDED)
+    opens = _OPENS.replace("{trust}", _TRUST if per_layer else "")
+    text = text.replace("{opens}", opens)
     return text.replace("{oldest}", OLDEST_TRANSFORMERS).replace("{auto}", _auto_class_of_its_code(config)).strip()
 
 
