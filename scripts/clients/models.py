@@ -1,8 +1,9 @@
 """Makes what the clients open: `python scripts/clients/models.py MODELS`, with moeits and its extras installed.
 
-For each family a small model of random weights in float32, as transformers saves it, and what moeits prunes of it: the
-same number of experts in every layer, and unequal ones. Beside each lies what it should compute, by stock transformers
-alone: of a pruned model the logits of the *unpruned* one whose router cannot choose the removed experts.
+For each family a small model of random weights in float32, configured as the family's releases are, as transformers
+saves it, and what moeits prunes of it: the same number of experts in every layer, and unequal ones. Beside each lies
+what it should compute, by stock transformers alone: of a pruned model the logits of the *unpruned* one whose router
+cannot choose the removed experts.
 """
 
 import shutil
@@ -28,6 +29,11 @@ KEPT: Mapping[str, Sequence[tuple[int, ...]]] = {
     "uniform": ((0, 2, 3, 5), (1, 4, 6, 7), (0, 1, 3, 6)),
     "per-layer": ((0, 2, 3, 5), (1, 4, 7), (0, 1, 3, 4, 6)),
 }
+# Of a router that chooses a group of experts first, all groups keep as many.
+KEPT_OF_TWO_GROUPS: Mapping[str, Sequence[tuple[int, ...]]] = {
+    "uniform": ((0, 2, 5, 6), (1, 2, 4, 7), (0, 3, 5, 6)),
+    "per-layer": ((0, 2, 5, 6), (1, 2, 4, 7), (0, 1, 3, 4, 5, 7)),
+}
 TOKENS = torch.arange(2 * LENGTH).reshape(2, LENGTH) * 97 % 4000 + 50
 TOKENIZER = ROOT / "src" / "moeits" / "demo" / "demo-qwen2moe"
 
@@ -47,6 +53,33 @@ _ALL = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0},
 }
 _GROUPED = {"num_key_value_heads": 2, "intermediate_size": 256}
+_DEEPSEEK = {
+    "intermediate_size": 256,
+    "num_key_value_heads": 4,
+    "n_routed_experts": EXPERTS,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "moe_layer_freq": 1,
+    "scoring_func": "softmax",
+    "norm_topk_prob": False,
+    "kv_lora_rank": 128,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 64,
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 50000.0,
+        "factor": 8.0,
+        "original_max_position_embeddings": 64,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": 0.707,
+        "mscale_all_dim": 0.707,
+    },
+}
+# Of the kind that the releases are, at another size: what a client asks for or has only one way for (a rank of the
+# queries, scaled rotary embeddings, groups of experts, as many key heads as query heads, gates that sum to one, heads
+# wider than the model's width over their number) is here as there.
 FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "mixtral": {**_GROUPED, "num_local_experts": EXPERTS, "sliding_window": None},
     "qwen2_moe": {
@@ -55,49 +88,71 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
         "moe_intermediate_size": 256,
         "shared_expert_intermediate_size": 256,
     },
+    # DeepSeek-V2.
     "deepseek_v2": {
-        "intermediate_size": 256,
-        "num_key_value_heads": 4,
-        "n_routed_experts": EXPERTS,
+        **_DEEPSEEK,
         "moe_intermediate_size": 256,
-        "n_shared_experts": 1,
-        "first_k_dense_replace": 1,
+        "q_lora_rank": 96,
+        "topk_method": "group_limited_greedy",
+        "n_group": 2,
+        "topk_group": 1,
+        "routed_scaling_factor": 4.0,
+    },
+    # DeepSeek-V2-Lite. By its 27 layers llama.cpp knows that it has no rank of the queries.
+    "deepseek_v2_lite": {
+        **_DEEPSEEK,
+        "model_type": "deepseek_v2",
+        "num_hidden_layers": 27,
+        "moe_intermediate_size": 128,
         "q_lora_rank": None,
-        "kv_lora_rank": 128,
-        "qk_nope_head_dim": 32,
-        "qk_rope_head_dim": 32,
-        "v_head_dim": 64,
+        "topk_method": "greedy",
         "n_group": 1,
         "topk_group": 1,
-        "topk_method": "greedy",
         "routed_scaling_factor": 1.0,
     },
-    "olmoe": {**_GROUPED, "num_experts": EXPERTS},
-    "qwen3_moe": {**_GROUPED, "num_experts": EXPERTS, "moe_intermediate_size": 256, "head_dim": 64},
+    "olmoe": {"num_key_value_heads": 4, "intermediate_size": 256, "num_experts": EXPERTS, "norm_topk_prob": False},
+    "qwen3_moe": {
+        **_GROUPED,
+        "num_experts": EXPERTS,
+        "moe_intermediate_size": 256,
+        "head_dim": 128,
+        "norm_topk_prob": True,
+    },
 }
 
 
 def source_of(family: str, folder: Path) -> Path:
     """The unpruned model, as stock transformers saves it, with a tokenizer."""
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(family, **_ALL, **FAMILIES[family])
+    config = transformers.AutoConfig.for_model(**{"model_type": family, **_ALL, **FAMILIES[family]})
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        # Norms start at one and biases at zero, as no release has them.
+        for weight in (each for each in model.parameters() if each.ndim == 1):
+            weight.add_(torch.randn_like(weight) * 0.1)
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(TOKENIZER / name, folder / name)
     return folder
 
 
+def kept_of(family: str, layout: str) -> dict[int, tuple[int, ...]]:
+    """Decoder layer -> experts that a layout keeps; empty for the unpruned model."""
+    settings = {**_ALL, **FAMILIES[family]}
+    turns = (KEPT_OF_TWO_GROUPS if settings.get("n_group") == 2 else KEPT).get(layout)
+    layers = range(settings.get("first_k_dense_replace", 0), settings["num_hidden_layers"])
+    return {layer: turns[layer % len(turns)] for layer in layers} if turns else {}
+
+
 def made(family: str, models: Path) -> Iterator[Case]:
     """The unpruned model and its two pruned ones, each with what it should compute."""
     source = source_of(family, Case(family, "unpruned").folder(models))
-    dense = FAMILIES[family].get("first_k_dense_replace", 0)
     stock = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     unpruned = logits(stock, TOKENS).numpy()
     plan = moeits.plan(moeits.score(source), experts_per_layer=EXPERTS)
     for layout in LAYOUTS:
         case = Case(family, layout)
-        kept = {i: KEPT[layout][i] for i in range(dense, LAYERS)} if layout in KEPT else {}
+        kept = kept_of(family, layout)
         if kept:
             moeits.prune(source, plan=replace(plan, kept=kept), output=case.folder(models), layout=layout)
         with routers_masked(stock, kept, EXPERTS) if kept else nullcontext():
