@@ -62,10 +62,11 @@ _DEEPSEEK = {
     "moe_layer_freq": 1,
     "scoring_func": "softmax",
     "norm_topk_prob": False,
-    "kv_lora_rank": 128,
-    "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 32,
-    "v_head_dim": 64,
+    # The sizes of the release, since vLLM's attention on the CPU knows no other.
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
     "rope_parameters": {
         "rope_type": "yarn",
         "rope_theta": 50000.0,
