@@ -4,7 +4,7 @@
 # make check     the same without the slow tests
 # make demo      the main job on the model that the package carries
 # make docs      the pages as a site in build/site, every link checked
-# make nightly   what takes an hour: llama.cpp built, and opening what moeits writes (needs a C++ compiler and cmake)
+# make nightly   what takes a quarter of an hour: llama.cpp built, and opening what moeits writes (needs a C++ compiler)
 # make bench     what is fast and by how much, against programs written by someone else
 
 PYTHON ?= python3
@@ -65,6 +65,7 @@ $(LLAMA)/installed:
 	touch $@
 
 nightly: install $(LLAMA)/installed
+	rm -rf $(LLAMA)/models
 	$(BIN)/python scripts/clients/models.py $(LLAMA)/models
 	PYTHONPATH=$(LLAMA)/site LLAMA_CPP=$(LLAMA_SOURCE)/vendor/llama.cpp $(BIN)/python scripts/clients gguf $(LLAMA)/models
 	PYTHONPATH=$(LLAMA)/site LLAMA_CPP=$(LLAMA_SOURCE)/vendor/llama.cpp $(BIN)/python scripts/clients llama.cpp $(LLAMA)/models

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import moeits
+from moeits.console.exports import show_export
 from moeits.errors import CheckpointError, OutputError, SettingError
 from tests.toys import make_toy
 
@@ -35,6 +36,17 @@ def test_the_converter_of_a_folder_is_told_the_checkpoint_the_type_and_the_file(
     assert (tmp_path / "a.gguf").read_text() == f"{uniform} f16"
     assert made.nbytes == (tmp_path / "a.gguf").stat().st_size
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gguf", "l"], "nothing else is left"
+
+
+@pytest.mark.parametrize("method", ["greedy", "group_limited_greedy"])
+def test_a_router_that_llama_cpp_has_otherwise_is_said(
+    tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy = make_toy(tmp_path / "toy", "deepseek_v2", topk_method=method, n_group=2, topk_group=1)
+    by = converter(tmp_path / "l", WRITES)
+    made = moeits.export(toy, gguf=tmp_path / "a.gguf", converter=by)
+    show_export(made, {"gguf": "a.gguf"})
+    assert ("caution: llama.cpp takes the groups" in capsys.readouterr().out) == (method != "greedy")
 
 
 def test_the_converter_on_the_path_is_found(tmp_path: Path, uniform: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,25 +28,32 @@ _ROUTER = re.compile(r"model\.layers\.(\d+)\.\w+\.gate\.weight")
 
 
 def by_gguf(folder: Path, case: Case, reference: Reference) -> Row:  # noqa: ARG001 - nothing is computed
-    """Converted, and every router and expert of the file compared with the checkpoint's; so are counts."""
+    """Converted to f32 and to f16: counts, and every router and expert, compared with the checkpoint's."""
+    row = Row(case.family, case.layout)
+    for kind in ("f32", "f16"):
+        counts, found = _converted(folder, kind)
+        held = {len(tensor) for name, tensor in found.items() if name.endswith("_exps.weight")}
+        if held != set(counts):
+            row.error = f"{kind}: expert_count {counts} of layers that hold {sorted(held)}"
+        seen = list(_of_experts(folder, found))
+        worst = max(np.abs(part - expected.astype(part.dtype)).max() for part, expected in seen)
+        if kind == "f32":
+            row.facts = {"experts": counts[0], "tensors": len(seen), "tensors_differ": float(worst)}
+        else:
+            halves = sum(part.dtype == np.float16 for part, _ in seen)
+            row.facts |= {"f16_halves": halves, "f16_tensors_differ": float(worst)}
+    return row
+
+
+def _converted(folder: Path, kind: str) -> tuple[list[int], dict[str, np.ndarray]]:
+    """The counts of experts that the file names, and its tensors."""
     from gguf import GGUFReader
 
-    row = Row(case.family, case.layout)
     with tempfile.TemporaryDirectory() as work:
-        _convert(folder, Path(work) / "f32.gguf")
-        reader = GGUFReader(Path(work) / "f32.gguf")
+        _convert(folder, Path(work) / "made.gguf", kind)
+        reader = GGUFReader(Path(work) / "made.gguf")
         counts = [field.contents() for name, field in reader.fields.items() if name.endswith(".expert_count")]
-        found = {tensor.name: np.array(tensor.data, np.float32) for tensor in reader.tensors}
-    seen = list(_of_experts(folder, found))
-    held = {len(tensor) for name, tensor in found.items() if name.endswith("_exps.weight")}
-    if held != set(counts):
-        row.error = f"expert_count {counts} of layers that hold {sorted(held)}"
-    row.facts = {
-        "experts": counts[0],
-        "tensors": len(seen),
-        "tensors_differ": float(max(np.abs(part - expected).max() for part, expected in seen)),
-    }
-    return row
+        return counts, {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
 
 
 def _of_experts(folder: Path, found: dict[str, np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -62,16 +69,25 @@ def _of_experts(folder: Path, found: dict[str, np.ndarray]) -> Iterator[tuple[np
 
 
 def by_llama_cpp(folder: Path, case: Case, reference: Reference) -> Row:
-    """Converted by llama.cpp's own converter, then opened; and as Q4_K_M."""
+    """Converted to f32 and to f16 by llama.cpp's own converter, made Q4_K_M of f32, and each opened."""
     with tempfile.TemporaryDirectory() as work:
-        whole, small = Path(work) / "f32.gguf", Path(work) / "q4.gguf"
-        _convert(folder, whole)
+        whole, half, small = (Path(work) / f"{kind}.gguf" for kind in ("f32", "f16", "q4_k_m"))
+        _convert(folder, whole, "f32")
         logits, written = _in_llama_cpp(whole, reference)
         row = compared(case, reference, logits, written)
+        _convert(folder, half, "f16")
         _quantized_by_llama_cpp(whole, small)
-        logits, _ = _in_llama_cpp(small, reference)
-        row.facts = {"q4_k_m_max_difference": compared(case, reference, logits).max_difference}
+        for file in (half, small):
+            row.facts |= _coarser(logits, _in_llama_cpp(file, reference)[0], file.stem)
     return row
+
+
+def _coarser(logits: np.ndarray, coarse: np.ndarray, kind: str) -> dict[str, float]:
+    """How far the logits of coarser weights are from those of float32, and how often the first choice is the same."""
+    apart = np.abs(coarse - logits)
+    same = float((coarse.argmax(-1) == logits.argmax(-1)).mean())
+    seen = {"max_difference": apart.max(), "mean_difference": apart.mean(), "same_first": same}
+    return {f"{kind}_{name}": float(f"{value:.2g}") for name, value in seen.items()}
 
 
 # The converter knows tokenizers by a hash of what they do, and that of these models is not among them: it is told to
@@ -85,9 +101,9 @@ runpy.run_path({converter!r}, run_name="__main__")
 """
 
 
-def _convert(folder: Path, output: Path) -> None:
+def _convert(folder: Path, output: Path, kind: str) -> None:
     converter = Path(os.environ["LLAMA_CPP"]) / "convert_hf_to_gguf.py"
-    arguments = [str(folder), "--outfile", str(output), "--outtype", "f32"]
+    arguments = [str(folder), "--outfile", str(output), "--outtype", kind]
     program = _AS_GPT2.format(there=str(converter.parent), converter=str(converter))
     ran = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
     if ran.returncode:

@@ -93,7 +93,7 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     "deepseek_v2": {
         **_DEEPSEEK,
         "moe_intermediate_size": 256,
-        "q_lora_rank": 96,
+        "q_lora_rank": 128,
         "topk_method": "group_limited_greedy",
         "n_group": 2,
         "topk_group": 1,

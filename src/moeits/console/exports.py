@@ -9,8 +9,10 @@ from moeits.stages.push import Pushed
 
 
 def show_export(made: Export, arguments: dict[str, Any]) -> None:
-    """Where the file is, and how large."""
+    """Where the file is, and how large, and what is known against it."""
     out(f"written: {arguments['gguf']} ({format_size(made.nbytes)}, {made.outtype})")
+    if made.caution:
+        out(f"caution: {made.caution}")
 
 
 def show_pushed(made: Pushed, _arguments: dict[str, Any]) -> None:

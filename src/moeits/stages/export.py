@@ -4,9 +4,11 @@ import secrets
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from moeits.checkpoint.reading import Checkpoint
 from moeits.errors import CheckpointError, OutputError, SettingError
@@ -27,6 +29,8 @@ class Export:
     source: str
     outtype: str
     nbytes: int
+    caution: str | None = None
+    """Why llama.cpp will compute something else of it, of the unpruned model too, where that is known."""
 
 
 def export(
@@ -64,7 +68,19 @@ def export(
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-    return Export(source=source.source, outtype=outtype, nbytes=output.stat().st_size)
+    return Export(
+        source=source.source, outtype=outtype, nbytes=output.stat().st_size, caution=_computed_otherwise(source.config)
+    )
+
+
+def _computed_otherwise(config: Mapping[str, Any]) -> str | None:
+    """Seen of llama-cpp-python 0.3.36 (docs/clients.md)."""
+    if config.get("topk_method") == "group_limited_greedy" and (config.get("n_group") or 1) > 1:
+        return (
+            "llama.cpp takes the groups of experts whose best two have the largest sum, and this model was trained to "
+            "take those of the best one, so it computes other logits than the model's, of its unpruned parent too."
+        )
+    return None
 
 
 def _check_one_count(source: Checkpoint) -> None:
