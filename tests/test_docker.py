@@ -1,4 +1,4 @@
-"""The Dockerfile agrees with the project: what it copies, pins, installs and starts. It was not built anywhere yet."""
+"""The Dockerfile agrees with the project: what it copies, pins, installs and starts."""
 
 import re
 import tomllib
