@@ -48,7 +48,7 @@ def commands() -> Iterator[str]:
         for parameter in command.params:
             panels.setdefault(parameter.rich_help_panel or "Arguments", []).append(parameter)
         for panel, parameters in panels.items():
-            yield f"\n### {panel}\n\n| flag | | default |\n| --- | --- | --- |\n"
+            yield f"\n### {panel}\n\n| flag | what it does | default |\n| --- | --- | --- |\n"
             yield from map(_row, parameters)
         if command.epilog:
             examples = [line.strip() for line in command.epilog.splitlines() if line.strip()]

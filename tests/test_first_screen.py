@@ -96,7 +96,7 @@ def test_it_says_what_was_lost_beside_unpruned_and_random_and_what_was_saved(con
     chance = moeits.compare(folder / "random-0" / "healed.json", folder / "healed.json").perplexity["nats_per_token"]
     screen, shown = first_screen(controlled), cards(controlled)
     seen = above_the_contents(page(controlled))
-    assert seen.startswith("Should I ship it? It lost for certain; a random choice loses more.")
+    assert seen.startswith("Should I ship it? It measurably lost quality; a random choice loses more.")
     assert all(each in seen for each in block_of(controlled)["sentences"] + block_of(controlled)["warnings"])
     assert all(each in seen for name, notes in shown.items() for each in (name, *notes))
     interval = f"{lost.low:.3f} to {lost.high:.3f}"
@@ -115,7 +115,7 @@ def test_it_says_what_was_lost_beside_unpruned_and_random_and_what_was_saved(con
     assert f"{summary['parameters_before']:,} to {summary['parameters_after']:,} parameters" in saved
     assert "peak memory 256.0 MiB to 256.0 MiB" in saved
     assert shown["A token costs"][:2] == ["the same", "2 experts run per token, as before"]
-    assert heading(controlled) == "It lost for certain; a random choice loses more."
+    assert heading(controlled) == "It measurably lost quality; a random choice loses more."
     assert "One random choice is one draw" in screen, "only one seed is healed"
     assert "Healed: if its training text is like the text that judges" in screen
 
@@ -143,7 +143,7 @@ def test_without_controls_the_choice_cannot_be_told_from_chance(bare: Path) -> N
     screen = first_screen(bare)
     assert "No random row: the choice cannot be told from chance." in screen
     assert "moeits sweep --control 3" in screen
-    assert heading(bare) == "It lost for certain, and nothing shows what the choice adds to chance."
+    assert heading(bare) == "It measurably lost quality, and nothing shows what the choice adds to chance."
     assert cards(bare)["A random choice"] == ["\N{EN DASH}", "not in this run"]
 
 
@@ -302,9 +302,9 @@ def test_a_comparison_of_criteria_names_the_best_beside_random(tmp_path: Path) -
     assert "Random choices of as many, pruned: 0.250 (+0.200 to +0.300); reap is better." in screen
     assert "9 of 18 experts stay" in screen
     assert "The text that names the best of several also flatters it a little" in screen
-    assert heading(run) == "It lost for certain; a random choice loses more."
+    assert heading(run) == "It measurably lost quality; a random choice loses more."
     write(run / "criteria.json", criteria(criteria_row("reap", 0.25), *seeds))
-    assert heading(run) == "It lost for certain, and the best choice cannot be told from chance."
+    assert heading(run) == "It measurably lost quality, and the best choice cannot be told from chance."
     write(run / "criteria.json", criteria(criteria_row("reap", 0.5, accepted=False), *seeds))
     assert heading(run) == "A random choice of as many does better."
     assert "The refit was refused for reap" in first_screen(run)
@@ -318,8 +318,8 @@ def test_a_comparison_of_criteria_names_the_best_beside_random(tmp_path: Path) -
 def test_several_runs_have_a_line_each_on_the_first_screen(controlled: Path, bare: Path) -> None:
     text = page(controlled, bare)
     screen = above_the_contents(text)
-    assert "controlled : It lost for certain; a random choice loses more." in screen
-    assert "bare : It lost for certain, and nothing shows what the choice adds to chance." in screen
+    assert "controlled : It measurably lost quality; a random choice loses more." in screen
+    assert "bare : It measurably lost quality, and nothing shows what the choice adds to chance." in screen
     assert text.count('class="ship"') == 2, "and each the whole of it in its own chapter"
 
 

@@ -16,6 +16,7 @@ from moeits.choosing.settings import Choice
 from moeits.errors import EvaluationError, MoeitsError, SettingError
 from moeits.report_page.cost_sections import payback_tokens
 from moeits.report_page.evidence_sections import colour_range, noise_sentence
+from moeits.report_page.figures import of_run, pareto, styles_of
 from moeits.report_page.published import published_rows
 from moeits.report_page.result_sections import _curves
 from tests.runs import evaluated, footprint, large_run, results, swept, write
@@ -30,7 +31,9 @@ def run(toy: Path, tmp_path: Path) -> Path:
 def page(*runs: Path, **arguments: object) -> str:
     output = runs[0].parent / "report.html"
     moeits.report(list(runs), output=output, **arguments)  # type: ignore[arg-type]
-    return output.read_text(encoding="utf-8")
+    text = output.read_text(encoding="utf-8")
+    assert not re.search(r"\d %", text), "no line ends before a percent sign"
+    return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def tables(*runs: Path, **arguments: object) -> str:
@@ -557,9 +560,26 @@ def test_the_control_is_in_the_ledger_and_charged_to_no_model(controlled: Path) 
 def test_figure_2_has_the_control_the_unpruned_band_and_chance(controlled: Path, run: Path) -> None:
     text = page(controlled).split("loss against tau</h2>")[1].split("Accuracy and loss</h2>")[0]
     drawn = set(re.findall(r"<text[^>]*>([^<]*)</text>", text))
-    lines = {"MoEITS, un-healed", "MoEITS, healed", "random, un-healed", "random, healed"}
+    lines = {"MoEITS", "MoEITS, healed", "random", "random, healed"}
     assert lines | {"unpruned", "chance", "acc, %", "loss, nats per token"} <= drawn
     assert "does not show what the method adds to chance" in page(run)
+
+
+def test_no_two_series_look_alike_and_a_long_legend_takes_nothing_from_the_plot() -> None:
+    criteria = ["unpruned", "MoEITS", "random", "reap", "ean", "reconstruction", "aimer"]
+    names = [*criteria, *(f"{name}, healed" for name in criteria)]
+    styles = styles_of(names)
+    assert len(set(styles.values())) == len(names)
+    assert len({of_run(style, 0) for style in styles.values()}) == len(names), "without the colour, too"
+    assert styles_of(reversed(names)) == styles, "one look on the whole page"
+
+    def height(number: int) -> float:
+        spots = {name: (styles[name], [(2.0**20 * (1 + i), 4.0, 3.9, 4.1)]) for i, name in enumerate(names[:number])}
+        svg = pareto(spots, "loss", "Down", "x")
+        (plot,) = re.findall(r'<clipPath.*?<rect[^>]* height="([\d.]+)"', svg, flags=re.DOTALL)
+        return float(plot)
+
+    assert height(14) > 0.9 * height(2)
 
 
 def test_a_sweep_of_perplexity_alone_has_its_curve_and_its_plot_against_size(controlled: Path) -> None:
@@ -567,7 +587,7 @@ def test_a_sweep_of_perplexity_alone_has_its_curve_and_its_plot_against_size(con
         edit(path, tasks={})
     text = page(controlled)
     assert "Loss against tau" in text
-    assert "loss on held-out text, nats per token, against bytes. Down and to the left is better" in text
+    assert "Loss on held-out text, nats per token, against bytes. Down and to the left is better" in text
 
 
 def test_rows_of_another_question_are_marked_and_in_no_plot(run: Path) -> None:

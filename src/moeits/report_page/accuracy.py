@@ -100,7 +100,7 @@ def _choices(rivals: Sequence[Row]) -> str:
 
 
 def _named(metric: str) -> str:
-    return {"nats_per_token": "loss"}.get(metric, metric)
+    return {"nats_per_token": "Loss"}.get(metric, metric)
 
 
 def _unit(metric: str) -> str:
@@ -163,7 +163,7 @@ def _sizes(group: Sequence[Row]) -> list[str]:
 
 def evaluation_notes(rows: Sequence[Row], questions: Questions) -> list[str]:
     """How the numbers were made: shots, items, chance, prompts that were cut, other questions."""
-    notes = []
+    notes = ["P(down) is the share of the routed experts' parameters that was removed."]
     for task, row in questions.first.items():
         note = f"{task}: {question_in_words(row, task)}"
         found = row.results.tasks.get(task, {})
@@ -179,13 +179,15 @@ def evaluation_notes(rows: Sequence[Row], questions: Questions) -> list[str]:
         notes.append(note + ".")
     notes += questions.notes()
     if any(len(group) > 1 for group in groups_of(rows)):
-        notes.append("Of random choices the mean over the seeds is shown, with the lowest and the highest in brackets.")
+        notes.append(
+            "Of random choices the mean over the seeds is shown, with the lowest and the highest in round brackets."
+        )
     return notes
 
 
 INTERVAL = (
-    "Intervals are about items: what another sample of equally many questions would give for the same weights, not "
-    "what another seed of a random choice or of healing would."
+    "Intervals are about items (in square brackets, or after ±): what another sample of equally many questions would "
+    "give for the same weights, not what another seed of a random choice or of healing would."
 )
 
 

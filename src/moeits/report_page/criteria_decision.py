@@ -57,8 +57,8 @@ def _heading(best: ShownRow, chance: ShownRow | None) -> str:
     if _standing(best, chance) == "worse":
         return "A random choice of as many does better."
     if best.low > 0 and _standing(best, chance) == "better":
-        return "It lost for certain; a random choice loses more."
-    cost = "It lost for certain" if best.low > 0 else "No loss that this text can tell"
+        return "It measurably lost quality; a random choice loses more."
+    cost = "It measurably lost quality" if best.low > 0 else "No loss that this text can tell"
     if best.high < 0:
         cost = "It came out better than the unpruned model"
     return {

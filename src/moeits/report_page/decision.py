@@ -80,9 +80,9 @@ def heading_of(lost: Sequence[Lost]) -> str:
     if first.outcome == "unknown":
         return "What was lost cannot be said."
     if (first.outcome, first.standing) == ("lost", "better"):
-        return "It lost for certain; a random choice loses more."
+        return "It measurably lost quality; a random choice loses more."
     cost = {
-        "lost": "It lost for certain",
+        "lost": "It measurably lost quality",
         "untold": "No loss that this text or these tasks can tell",
         "gained": "It came out better than the unpruned model",
     }[first.outcome]

@@ -9,6 +9,7 @@ import html
 import io
 import re
 from collections.abc import Sequence
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", ACCENT: "accent", WARM: 
 SERIES = (ACCENT, WARM, "#8a63c9", "#3f8f3a", "#b8891d", "#c0466b", "#4a7fc4", "#7a7a7a")
 # Of a legend above a plot: characters that fit in a line, what a swatch takes of them, and most entries in a line.
 _LINE, _SWATCH, _MOST_IN_LINE = 66, 7, 4
+# Lines of a legend that the heights of the plots allow for, and how high a further one is.
+_LINES_WITHIN, _LINE_INCHES = 2, 0.21
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -74,12 +77,17 @@ class Drawing:
         if not entries:
             return
         widest = _SWATCH + max(map(len, entries))
+        columns = max(1, min(_MOST_IN_LINE, _LINE // widest))
+        lines = ceil(len(entries) / columns)
+        # The plot keeps its height, however many lines stand above it.
+        self.figure.set_figheight(self.figure.get_figheight() + _LINE_INCHES * max(0, lines - _LINES_WITHIN))
         with self._matplotlib.rc_context(_STYLE):
             self.figure.legend(
                 list(entries.values()),
                 list(entries),
                 loc="outside upper left",
-                ncols=max(1, min(_MOST_IN_LINE, _LINE // widest)),
+                ncols=columns,
+                columnspacing=3.2,  # on a telephone the words are set larger than here
                 labelcolor=INK,
             )
 

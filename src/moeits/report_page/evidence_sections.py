@@ -213,7 +213,7 @@ def per_layer(run: Run, slug: str) -> Section | None:
     kept = {name: alike[0].counts for name, alike in points_by_line(run).items()}
     layers = sorted(next(iter(kept.values())))
     before = _counts_before(run, layers)
-    shown = spread(list(kept), 5)
+    shown, swept = spread(list(kept), 5), any(point.taus for point in points)
     draw = partial(
         figures.kept_per_layer,
         layers,
@@ -230,7 +230,7 @@ def per_layer(run: Run, slug: str) -> Section | None:
     )
     sizes = table(
         SIZES_CAPTION,
-        ["tau", "experts kept", "parameters", "tensors", "P(down), %", "of all parameters, %"],
+        ["tau" if swept else "model", "experts kept", "parameters", "tensors", "P(down), %", "of all parameters, %"],
         [_size_row(point) for point in reversed(points)],
         folded=True,
     )
@@ -239,7 +239,7 @@ def per_layer(run: Run, slug: str) -> Section | None:
     return section("per-layer", "Experts kept per layer", [], [figure(draw, caption), numbers, sizes])
 
 
-SIZES_CAPTION = "Sizes at each tau"
+SIZES_CAPTION = "Sizes"
 
 
 def _counts_before(run: Run, layers: Sequence[int]) -> dict[int, int]:

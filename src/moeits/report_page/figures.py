@@ -1,6 +1,6 @@
 """The plots of the page. Each function takes what is to be seen and gives the text of an inline SVG."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 from moeits.criteria_file import ShownRow
 from moeits.report_page.drawing import ACCENT, INK, LINE, MUTED, SERIES, WARM, Drawing, named
 from moeits.report_page.removal import Removal
+from moeits.report_page.rows import HEALED
 
 
 def size_path(removal: Removal, name: str) -> tuple[str, dict[str, float]]:
@@ -71,18 +72,28 @@ class Style:
 STYLES: Mapping[str, Style] = {
     "unpruned": Style(colour=INK, marker="D"),
     "unpruned, healed": Style(colour=INK, marker="o", hollow=True),
-    "MoEITS, un-healed": Style(colour=WARM, marker="s"),
+    "MoEITS": Style(colour=WARM, marker="s"),
     "MoEITS, healed": Style(colour=ACCENT, marker="o"),
-    "random, un-healed": Style(colour=MUTED, marker="s", line="--", hollow=True),
+    "random": Style(colour=MUTED, marker="s", line="--", hollow=True),
     "random, healed": Style(colour=MUTED, marker="o", line=":", hollow=True),
 }
-_MARKERS = {"unpruned": "D", "un-healed": "s", "healed": "o"}
+# Of further criteria. A shape each, since where runs stand beside each other a colour is a run's.
+_FURTHER_COLOURS, _FURTHER_MARKERS = SERIES[2:], "^vPX*<>"
 
 
-def style_of(series: str, number: int = 0) -> Style:
-    """The style of a series that the page knows; of another criterion one of further colours."""
-    marker = _MARKERS.get(series.rpartition(", ")[2], "^")
-    return STYLES.get(series) or Style(colour=SERIES[(2 + number) % len(SERIES)], marker=marker)
+def styles_of(series: Iterable[str]) -> dict[str, Style]:
+    """The style of every series of a run: those that the page knows have their own, each further criterion another.
+
+    A healed model has the shape and the colour of its criterion, hollow and dotted.
+    """
+    names = list(dict.fromkeys(series))
+    further = list(dict.fromkeys(name.removesuffix(HEALED) for name in sorted(names) if name not in STYLES))
+    styles = dict(STYLES)
+    for number, criterion in enumerate(further):
+        colour, marker = (each[number % len(each)] for each in (_FURTHER_COLOURS, _FURTHER_MARKERS))
+        styles[criterion] = Style(colour=colour, marker=marker)
+        styles[criterion + HEALED] = Style(colour=colour, marker=marker, line=":", hollow=True)
+    return {name: styles[name] for name in names}
 
 
 def of_run(style: Style, number: int) -> Style:
@@ -107,7 +118,9 @@ class Panel:
     chance: float | None
 
 
-def figure_2(panels: Sequence[Panel], left: Sequence[tuple[float, float]], name: str) -> str:
+def figure_2(
+    panels: Sequence[Panel], left: Sequence[tuple[float, float]], styles: Mapping[str, Style], name: str
+) -> str:
     """Accuracy and held-out loss against tau, beside the control; the share of parameters left in a panel below."""
     drawing = Drawing(height=1.3 + 2.3 * len(panels), panels=(*[2.3] * len(panels), 0.8))
     for axes, panel in zip(drawing.panels, panels, strict=False):
@@ -117,9 +130,9 @@ def figure_2(panels: Sequence[Panel], left: Sequence[tuple[float, float]], name:
             axes.axhline(value, color=INK, linewidth=1, label="unpruned")
         if panel.chance is not None:
             axes.axhline(panel.chance, color=MUTED, linewidth=1, linestyle=(0, (1, 2)), label="chance")
-        for number, (label, spots) in enumerate(panel.curves.items()):
+        for label, spots in panel.curves.items():
             x, y, low, high = map(np.array, zip(*sorted(spots), strict=True))
-            style = style_of(label, number)
+            style = styles[label]
             axes.fill_between(x, low, high, color=style.colour, alpha=0.13, linewidth=0)
             axes.plot(x, y, **style.of_lines(), label=named(label))
         axes.set_ylabel(panel.what)

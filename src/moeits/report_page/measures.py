@@ -21,6 +21,11 @@ class Measure:
     metric: str
     chance: float | None = None
 
+    @property
+    def shown(self) -> str:
+        """The word as a sentence begins with it; the name of a metric stays as it is written."""
+        return f"{self.word[:1].upper()}{self.word[1:]}" if self.metric == "nats_per_token" else self.word
+
 
 def measures_of(rows: Sequence[Row], tasks: Sequence[str] | None = None) -> list[Measure]:
     """The mean accuracy over these tasks (by default all), if there are any, and the held-out loss, if there is one."""

@@ -1,5 +1,6 @@
 """The whole page: every chapter's sections rendered into one self-contained HTML file."""
 
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -23,7 +24,7 @@ def render(title: str, lead: Sequence[str], chapters: Sequence[Mapping[str, Any]
     chapters = [
         {**each, "sections": [s for s in each["sections"] if not (alone and s["slug"] == SLUG)]} for each in chapters
     ]
-    return template.render(
+    text: str = template.render(
         title=title,
         lead=lead,
         chapters=chapters,
@@ -34,6 +35,8 @@ def render(title: str, lead: Sequence[str], chapters: Sequence[Mapping[str, Any]
         css=_asset("page.css"),
         js=_asset("page.js"),
     )
+    # A line may not end between a number and its percent sign.
+    return re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", text)
 
 
 def _line(chapter: Mapping[str, Any], section: Section) -> dict[str, str]:

@@ -21,7 +21,7 @@ from moeits.report_page.differences import Pairing
 from moeits.report_page.drawing import colours_of
 from moeits.report_page.measures import Measure, measures_of, what_is_shown
 from moeits.report_page.questions import Questions
-from moeits.report_page.rows import TEXT, Row, groups_of, metrics_of, seed_of, tasks_of
+from moeits.report_page.rows import HEALED, TEXT, Row, groups_of, metrics_of, seed_of, tasks_of
 
 _CURVES = "Loss while healing, in nats per token; at step 0 that of the pruned model."
 _CONTROL = "Random choices of the same size are drawn as the mean over their seeds, from the lowest to the highest."
@@ -51,7 +51,8 @@ def figure_2_of(run: Run, name: str, rows: Sequence[Row]) -> Callable[[], str] |
         for point in swept.values()
         for tau in point.taus
     ]
-    return partial(figures.figure_2, panels, left, name) if panels else None
+    styles = figures.styles_of([row.series for row in rows] + [label for panel in panels for label in panel.curves])
+    return partial(figures.figure_2, panels, left, styles, name) if panels else None
 
 
 def _panel(measure: Measure, rows: Sequence[Row], swept: Mapping[str, Point]) -> figures.Panel:
@@ -78,7 +79,7 @@ def _curve_of(row: Row, criterion: str) -> str:
     """The curve that a row is on: a tau that keeps everything is a point of the same curves as the others."""
     if row.point.name != "unpruned":
         return row.series
-    return f"{criterion}, {'un-healed' if row.kind == 'unpruned' else 'healed'}"
+    return criterion if row.kind == "unpruned" else f"{criterion}{HEALED}"
 
 
 def spot_of(measure: Measure, rows: Sequence[Row]) -> tuple[float, float, float] | None:
@@ -123,6 +124,7 @@ def pareto_plots(runs: Mapping[str, Sequence[Row]], name: str) -> list[Block]:
     alike = {run: Questions(rows).alike() for run, rows in runs.items()}
     together = Questions([row for rows in alike.values() for row in rows])
     common = common_tasks(runs)
+    styles = figures.styles_of([row.series for rows in runs.values() for row in rows])
     plots = []
     for number, measure in enumerate(measures_of(together.alike(), common)):
         series: dict[str, tuple[figures.Style, list[figures.Spot]]] = {}
@@ -130,8 +132,7 @@ def pareto_plots(runs: Mapping[str, Sequence[Row]], name: str) -> list[Block]:
             for row, *others in groups_of(rows):
                 spot = spot_of(measure, [row, *others])
                 if spot and row.nbytes and not any(together.mark(row, task) for task in measure.tasks):
-                    style = figures.style_of(row.series, order)
-                    style = figures.of_run(style, order) if len(runs) > 1 else style
+                    style = figures.of_run(styles[row.series], order) if len(runs) > 1 else styles[row.series]
                     label = f"{run}: {row.series}" if len(runs) > 1 else row.series
                     series.setdefault(label, (style, []))[1].append((row.nbytes, *spot))
         # Two points show nothing that the table does not.
@@ -139,7 +140,7 @@ def pareto_plots(runs: Mapping[str, Sequence[Row]], name: str) -> list[Block]:
             better = "Up" if measure.metric != "nats_per_token" else "Down"
             draw = partial(figures.pareto, series, measure.short, better, f"{name}-{number}")
             bars = "Bars are 95 % intervals, of random choices from the lowest to the highest."
-            plots.append(figure(draw, f"{measure.word}, against bytes. {better} and to the left is better. {bars}"))
+            plots.append(figure(draw, f"{measure.shown}, against bytes. {better} and to the left is better. {bars}"))
     return plots
 
 
@@ -177,7 +178,7 @@ def healing(run: Run, slug: str) -> Section | None:
     ]
     recipes = {row[-1] for rows in groups for row in rows}
     caption = "What each healing did; loss on held-out text, nats per token"
-    columns = ["point", "before", "after", "seconds", "parameters", "recipe"]
+    columns = ["point", "before", "after", "seconds", "trained parameters", "recipe"]
     if len(recipes) == 1:  # a column of one and the same word is wider than it is worth
         caption, columns = f"{caption}; recipe {recipes.pop()}", columns[:-1]
         groups = [[row[:-1] for row in rows] for rows in groups]
@@ -193,7 +194,7 @@ def _healing_row(name: str, facts: Mapping[str, Any]) -> list[str]:
     losses = (facts.get(key) for key in ("loss_before", "loss_merged"))
     return [
         name,
-        *(NOTHING if loss is None else f"{loss:.4f}" for loss in losses),
+        *(NOTHING if loss is None else f"{loss:.3f}" for loss in losses),
         f"{facts['seconds']:,.0f}",
         count(facts["trainable_parameters"]),
         f"{facts['recipe_name']}, {facts['recipe']['steps']} steps",

@@ -13,6 +13,8 @@ Score = tuple[float, float | None]
 """A number and its standard error, None where there is none."""
 
 TEXT = "held-out text"
+HEALED = ", healed"
+"""At the end of what a healed model is called in a plot."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,11 +54,11 @@ class Row:
 
     @property
     def series(self) -> str:
-        """What it is one of, in a plot: unpruned, or MoEITS or random, un-healed or healed."""
+        """What it is one of, in a plot: unpruned, or MoEITS or random, healed or not."""
         if self.kind == "unpruned":
             return "unpruned"
         chosen = "unpruned" if self.point.name == "unpruned" else _chosen_by(self.point)
-        return f"{chosen}, {'healed' if self.kind == 'healed' else 'un-healed'}"
+        return f"{chosen}{HEALED if self.kind == 'healed' else ''}"
 
     @property
     def chosen_by(self) -> str:

@@ -89,7 +89,10 @@ def headline(rows: Sequence[Row]) -> Block | None:
         return None
     shown = [row for row in alike if row.kind == "unpruned" or row.point in (half, *half.controls)]
     lines = [[group_label(group), *(_value(measure, group) for measure in measures)] for group in groups_of(shown)]
-    removed = f"{name_of(half)}, {percent(half.summary['reduction'])} % of the routed-expert parameters removed"
+    name = name_of(half)
+    removed = (
+        f"{name[:1].upper()}{name[1:]}, {percent(half.summary['reduction'])} % of the routed-expert parameters removed"
+    )
     caption = "; ".join([removed, *(measure.word for measure in measures)])
     strong = [number for number, line in enumerate(lines) if line[0] == "unpruned"]
     return table(caption, ["model, experts", *(measure.short for measure in measures)], lines, strong=strong)
@@ -135,5 +138,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(each, Mapping):
             flat |= _flat(each, label)
         elif each is not None:
-            flat[label] = each if isinstance(each, str) else json.dumps(each)
+            flat[label] = (
+                f"{each:.6g}" if isinstance(each, float) else each if isinstance(each, str) else json.dumps(each)
+            )
     return flat

@@ -65,8 +65,7 @@ def _told(measure: Measure, point: Point, rows: Sequence[Row], pairs: Pairing) -
     parts.append(f"{_value(measure, value[0], before)} pruned by {pruned[0].chosen_by}")
     if found := _values(measure, healed):
         parts.append(f"{_value(measure, found[0], before)} once healed")
-    word = measure.word[:1].upper() + measure.word[1:]
-    return f"{word}: {', '.join(parts)}. {_against_chance(measure, pruned[0], chance, before, pairs)}"
+    return f"{measure.shown}: {', '.join(parts)}. {_against_chance(measure, pruned[0], chance, before, pairs)}"
 
 
 def _against_chance(measure: Measure, row: Row, chance: Sequence[Row], before: float | None, pairs: Pairing) -> str:
@@ -88,15 +87,20 @@ def _judgement(measure: Measure, row: Row, chance: Sequence[Row], pairs: Pairing
     difference = pairs.against_mean(row, chance, measure.tasks[0], measure.metric) if len(measure.tasks) == 1 else None
     if difference is None:
         if min(values) <= score[0] <= max(values):
-            return f"{row.chosen_by} lies within the range of random choices."
+            return f"{_chosen_by(row)} lies within the range of random choices."
         better = (score[0] < min(values)) == lower_is_better
         every = {1: "the random choice", 2: "both random choices"}.get(len(values), f"all {len(values)} random choices")
-        return f"{row.chosen_by} is {'better' if better else 'worse'} than {every}."
+        return f"{_chosen_by(row)} is {'better' if better else 'worse'} than {every}."
     words = in_words(difference, 1 if lower_is_better else 100, 3 if lower_is_better else 1)
     if difference.low <= 0 <= difference.high:
-        return f"{row.chosen_by} cannot be told from chance: {words}, 95 % interval."
+        return f"{_chosen_by(row)} cannot be told from chance: {words}, 95 % interval."
     better = (difference.difference < 0) == lower_is_better
-    return f"{row.chosen_by} is {'better' if better else 'worse'} than chance: {words}, 95 % interval."
+    return f"{_chosen_by(row)} is {'better' if better else 'worse'} than chance: {words}, 95 % interval."
+
+
+def _chosen_by(row: Row) -> str:
+    """Its criterion, as a sentence begins with it."""
+    return f"{row.chosen_by[:1].upper()}{row.chosen_by[1:]}"
 
 
 def _values(measure: Measure, rows: Sequence[Row]) -> list[float]:
