@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import pty
+import re
 import shlex
 import subprocess
 import sys
@@ -107,7 +108,8 @@ def test_help_speaks_of_flags_and_shows_choices(
     for flag in COMMANDS[name].params:
         choices = {"criterion": "random", "layout": "per-layer", "preset": "authors-code", "recipe": "router-only"}
         if flag.name in choices:
-            assert choices[flag.name] in flag.metavar.split("|")
+            shown = f"{flag.metavar.replace('|', ' ')} {flag.help.rpartition('One of: ')[2]}"
+            assert choices[flag.name] in re.findall(r"[\w-]+", shown)
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -372,6 +374,64 @@ def test_interrupting_is_one_line(
         cli.main()
     assert ended.value.code == 130
     assert capsys.readouterr().err.strip() == "moeits: Interrupted."
+
+
+def test_an_interrupt_while_a_class_is_made_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrapped(cause: BaseException) -> None:
+        raise RuntimeError("Error calling __set_name__") from cause
+
+    monkeypatch.setattr(cli, "main", lambda: wrapped(KeyboardInterrupt()))
+    with pytest.raises(SystemExit) as ended:
+        moeits.__main__.main()
+    assert (ended.value.code, capsys.readouterr().err) == (130, "moeits: Interrupted.\n")
+    monkeypatch.setattr(cli, "main", lambda: wrapped(ValueError()))
+    with pytest.raises(RuntimeError):
+        moeits.__main__.main()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("inspect", "toy/config.json"), "toy/config.json is a part of a checkpoint. Give its folder, toy, or"),
+        (("inspect", "model.gguf"), "model.gguf is a file of tensors"),
+        (
+            ("simplify", "model.gguf", "--tau", "1", "--output", "out"),
+            "model.gguf is a GGUF file, which moeits does not",
+        ),
+        (
+            ("plan", "toy/config.json", "--tau", "1", "--output", "p.json"),
+            "toy/config.json cannot be read: it is JSON, such as a plan. Give",
+        ),
+        (("simplify", "toy", "--tau", "much", "--output", "out"), "Invalid value for '--tau': it is not a"),
+        (("report", "toy", "--format", "md"), "Say where the report goes: --output report.md"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_with_what_to_give_instead(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make_toy(Path("toy"))
+    Path("model.gguf").write_bytes(b"GGUF\x03\x00\x00\x00\xff")
+    monkeypatch.setattr(sys, "argv", ["moeits", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_help_is_a_command_too(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, shown in ((["help"], "COMMAND [ARGS]"), (["help", "plan"], "Usage: moeits plan")):
+        monkeypatch.setattr(sys, "argv", ["moeits", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0
+        assert shown in capsys.readouterr().out
 
 
 def test_what_an_interrupted_run_left_is_named_on_standard_error(

@@ -71,6 +71,16 @@ def test_what_a_budget_would_leave_is_what_it_leaves(tmp_path: Path, model_type:
     assert by_size.budget_bytes <= size
 
 
+def test_of_a_pruned_checkpoint_it_is_said_what_its_layers_had(tmp_path: Path, toy: Path) -> None:
+    moeits.simplify(toy, reduction=0.5, output=tmp_path / "out")
+    assert [row.experts_before for row in moeits.inspect(tmp_path / "out").layers] == [6, 6, 6]
+    plan = (tmp_path / "out" / "plan.json").read_bytes()
+    (toy / "plan.json").write_bytes(plan)
+    assert [row.experts_before for row in moeits.inspect(toy).layers] == [None] * 3, "a plan of other counts"
+    (tmp_path / "out" / "plan.json").write_bytes(plan[:-9])
+    assert [row.experts_before for row in moeits.inspect(tmp_path / "out").layers] == [None] * 3
+
+
 @pytest.mark.parametrize("reduction", [0.1, 0.4, 0.6])
 def test_what_a_budget_would_leave_of_groups_is_what_it_leaves(tmp_path: Path, reduction: float) -> None:
     limited = {"topk_method": "group_limited_greedy", "n_group": 3, "topk_group": 2}

@@ -146,6 +146,13 @@ def test_what_is_no_text_is_refused(tmp_path, name, content, sentence):
         read_text(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["t.txt", "t.jsonl"])
+def test_a_text_that_is_not_utf_8_is_refused_with_its_line(tmp_path, name):
+    (tmp_path / name).write_bytes(b'{"text": "a"}\n{"text": "caf\xe9"}\n')
+    with pytest.raises(EvaluationError, match=rf"{name}, line 2 is not UTF-8 \(.* 0xe9\)\. Convert the file\."):
+        read_text(tmp_path / name)
+
+
 def test_a_window_of_one_token_is_refused(toy, tmp_path):
     with pytest.raises(SettingError, match="--window 1 is out of range"):
         evaluate(toy, perplexity=tmp_path / "t.txt", window=1)

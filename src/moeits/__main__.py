@@ -15,7 +15,10 @@ def main() -> None:
         from moeits.command_line.app import main as run
 
         run()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError) as error:
+        # An interrupt while a class is made comes wrapped, until Python 3.12.
+        if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
         sys.stderr.write("moeits: Interrupted.\n")
         sys.exit(INTERRUPTED)
 

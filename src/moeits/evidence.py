@@ -181,7 +181,10 @@ class Evidence:
             ) from None
         # What safetensors makes of a dtype that NumPy has not is anything, a TypeError or an AttributeError among it.
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise EvidenceError(f"{path} cannot be read: {_line(error)}. Score the model again.") from None
+            wrong = f"{_line(error)}. Score the model again"
+            if Path(path).suffix == ".json":
+                wrong = "it is JSON, such as a plan. Give the .safetensors file of moeits score or calibrate"
+            raise EvidenceError(f"{path} cannot be read: {wrong}.") from None
         try:
             return _decoded(metadata, tensors)
         except NotOfItsType as error:

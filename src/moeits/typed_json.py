@@ -111,7 +111,8 @@ def _check_heading(heading: _Heading, kind: str | None, format: int | None) -> N
     if kind is not None and heading.kind != kind:
         raise NotOfItsType("it does not say so" if heading.kind is None else f"it says it is {heading.kind!r:.40}")
     if format is not None and heading.format != format:
-        raise NotOfItsType(f"it has format {heading.format!r:.40}, and this moeits reads format {format}")
+        named = "no format" if heading.format is None else f"format {heading.format!r:.40}"
+        raise NotOfItsType(f"it has {named}, and this moeits reads format {format}")
 
 
 def _refuse(error: Exception) -> NoReturn:

@@ -160,7 +160,8 @@ class Checkpoint:
     def _open_local(cls, model: str | Path, revision: str | None, describe: Describe | None) -> "Checkpoint | None":
         folder = Path(model)
         if folder.is_file():
-            raise CheckpointError(f"{folder} is a file. Give the folder of the checkpoint, the one with config.json.")
+            kind = "a GGUF file, which moeits does not read" if folder.suffix == ".gguf" else "a file"
+            raise CheckpointError(f"{folder} is {kind}. Give the folder of the checkpoint, the one with config.json.")
         if not folder.is_dir():
             return None
         if revision is not None:

@@ -69,7 +69,7 @@ def _check_log(log: Path | None, arguments: dict[str, Any]) -> None:
 
 
 def _parameters(stage: Callable[..., Any]) -> list[signatures.Parameter]:
-    """What a command takes: the arguments of its stage, `WAYS` and --config; those without a default come first."""
+    """What a command takes: the arguments of its stage, `WAYS` and --config, in the order in which help shows them."""
     defaults = {
         name: parameter.default
         for name, parameter in signatures.signature(stage).parameters.items()
@@ -79,12 +79,12 @@ def _parameters(stage: Callable[..., Any]) -> list[signatures.Parameter]:
         defaults["output"] = signatures.Parameter.empty
     defaults |= {name: None if name == "log" else False for name in WAYS}
     described = {name: flag(stage, name) for name in defaults} | {"config": config_flag(takes_config(stage))}
-    keyword = signatures.Parameter.POSITIONAL_OR_KEYWORD
+    keyword = signatures.Parameter.KEYWORD_ONLY  # so that what is required may stand in its own panel
     parameters = [
         signatures.Parameter(name, keyword, default=defaults.get(name), annotation=annotation)
         for name, annotation in described.items()
     ]
-    return sorted(parameters, key=lambda each: (each.default is not each.empty, panel_rank(each.annotation)))
+    return sorted(parameters, key=lambda each: (panel_rank(each.annotation), each.default is not each.empty))
 
 
 def _for_the_command_line(text: str, arguments: Container[str]) -> str:
@@ -153,10 +153,16 @@ def _options(
 
 def _asked_for() -> typer.Typer:
     """The program with the command that was given; with all of them where it is not one, or help is asked for."""
+    if sys.argv[1:2] == ["help"]:  # what many programs call it
+        sys.argv[1:] = [*sys.argv[2:3], "--help"]
     given = sys.argv[1:2]
     if sys.argv[1:] == ["--version"]:
         return application(())
     return application(given if given and given[0] in COMMANDS else COMMANDS)
+
+
+# How a value that is no number is refused, in words about parsing strings.
+_OF_PYDANTIC = r"Input should be a valid (?:number|integer), unable to parse string as (an? (?:number|integer))"
 
 
 def _command_path(error: typer.TyperException) -> str:
@@ -179,6 +185,7 @@ def main() -> None:
         console.error(str(error))
     except typer.TyperException as error:
         if message := error.format_message():  # empty where no command was given, and help was shown instead
+            message = re.sub(_OF_PYDANTIC, r"it is not \1", message)
             sentence = message if message.endswith("?") else f"{message.rstrip('.')}."
             console.error(f"{sentence} See: {_command_path(error)} --help")
     except console.ReaderGone:

@@ -21,10 +21,25 @@ from moeits.signals.settings import Resources, Scoring
 from moeits.stages.export import CONVERTER, OUTTYPES
 from moeits.surgery.settings import Writing
 
+# Characters of a value's stand-in that a narrow terminal still shows in one piece.
+_SHORT = 18
+
 
 def _one_of(choices: Iterable[str], text: str) -> Any:
     """A choice, whose values help shows; the stage itself says what is wrong with another."""
-    return Annotated[str, typer.Option(metavar="|".join(choices), help=text)]
+    metavar, text = _shown(tuple(choices), text)
+    return Annotated[str, typer.Option(metavar=metavar, help=text)]
+
+
+def _shown(choices: tuple[str, ...], text: str) -> tuple[str | None, str]:
+    """Where help shows the values of a choice: in place of a value if they are short, else after the text.
+
+    A terminal of 80 columns breaks a long word anywhere, and makes all columns of its panel narrow.
+    """
+    together = "|".join(choices)
+    if len(together) <= _SHORT:
+        return together or None, text
+    return "NAME", f"{text} One of: {', '.join(choices)}."
 
 
 FLAGS: dict[str, Any] = {
@@ -235,11 +250,12 @@ def _of_setting(described: Flag, annotation: Any, name: str) -> Any:
     kind = _kind(annotation) if described.parse is None else dict
     switch = kind is bool
     spelling = "--" + name.replace("_", "-")
+    stand_in, text = _shown(described.choices, described.help)
     option = typer.Option(
         *((f"{spelling}/--no-{spelling[2:]}" if described.negatable else spelling,) if switch else ()),
-        help=described.help,
+        help=text,
         rich_help_panel=described.panel,
-        metavar="" if switch else described.metavar or "|".join(described.choices) or None,
+        metavar="" if switch else described.metavar or stand_in,
         show_default=described.shown_default or True,
         parser=described.parse and _only_texts(described.parse),
         hidden=len(described.choices) == 1,

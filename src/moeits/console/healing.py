@@ -21,9 +21,10 @@ def show_healing(healing: Healing, arguments: dict[str, Any]) -> None:
         f"{data['spare']:,} not needed, {data['cut']:,} cut; "
         f"{data['sequences']:,} sequences, {data['trained_tokens']:,} trained tokens"
     )
+    steps = f"{healing.recipe.steps:,} {'step' if healing.recipe.steps == 1 else 'steps'}"
     out(
-        f"{', '.join(healing.recipe.targets)}: {healing.trainable_parameters:,} parameters trained for "
-        f"{healing.recipe.steps} steps, {healing.seconds:.0f} s, {format_size(healing.peak_memory_bytes)} at most"
+        f"{', '.join(healing.recipe.targets)}: {healing.trainable_parameters:,} parameters trained for {steps}, "
+        f"{healing.seconds:.0f} s, {format_size(healing.peak_memory_bytes)} at most"
     )
     if healing.energy["joules"] is not None:
         out(f"{healing.energy['joules']:,.0f} J, {healing.energy['mode']}")

@@ -95,7 +95,10 @@ def _notes(plan: PruningPlan) -> Iterator[str]:
         yield "nothing was removed: the model is within the budget as it is."
     if len(plan.summary.get("floored_layers") or ()) == len(plan.kept):
         floor = "top_k" if plan.settings.get("min_experts") is None else "--min-experts"
-        yield f"every layer stopped at its floor ({floor}): the budget asks for more than scores decide."
+        yield (
+            f"every layer stopped at its floor ({floor}), so that scores had no say in how many stay: a larger --tau, "
+            "or --reduction or --max-size, removes less."
+        )
     if padded := plan.summary.get("padded_bytes"):
         zeros = padded - plan.summary["bytes_after"]
         yield (

@@ -54,6 +54,9 @@ def read_text(path: str | Path, limit: int | None = None) -> Text:
         content = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise EvaluationError(f"There is no text {path}. Check the path.") from None
+    except UnicodeDecodeError as error:
+        line, odd = error.object.count(b"\n", 0, error.start) + 1, f"{error.reason} {error.object[error.start]:#04x}"
+        raise EvaluationError(f"{path}, line {line} is not UTF-8 ({odd}). Convert the file.") from None
     except (OSError, ValueError) as error:
         raise EvaluationError(f"{path} cannot be read as text: {error}.") from None
     documents = [(content, "")]

@@ -11,7 +11,7 @@ from moeits.checkpoint.opening import Describing
 from moeits.checkpoint.reading import Checkpoint
 from moeits.choosing.limits import removed_by
 from moeits.choosing.pruning_plan import FACTORS, PruningPlan
-from moeits.errors import BudgetOutOfReach, SettingError
+from moeits.errors import BudgetOutOfReach, PlanError, SettingError
 from moeits.evidence import estimated
 from moeits.experts import promises
 from moeits.experts.counting import parameters_of
@@ -109,8 +109,12 @@ def inspect(
     Raises CheckpointError or PlanError if the file is broken, SettingError if it is neither, BudgetOutOfReach if a
     budget leaves less than the smallest checkpoint with top_k experts in each layer.
     """
-    if Path(path).suffix == ".safetensors":
+    if Path(path).suffix in (".safetensors", ".gguf", ".bin", ".pt"):
         raise SettingError(f"{path} is a file of tensors. Give the folder of a checkpoint, or a plan (.json).")
+    if Path(path).name == "config.json":
+        raise SettingError(
+            f"{path} is a part of a checkpoint. Give its folder, {Path(path).parent}, or a plan (.json)."
+        )
     if explain and not (reduction is None and max_size is None):
         raise SettingError("--explain tells of no budget: leave --reduction and --max-size out, or ask without it.")
     if explain and architecture is not None:
@@ -138,13 +142,17 @@ def _inspect_checkpoint(
     facts = Inventory.of(checkpoint, layout, fingerprint="").layers  # no tensor is read
     storages = {"per-expert" if moe.experts else "fused" for moe in layout.layers.values()}
     budget, experts, nbytes = _budget(facts, checkpoint.nbytes, reduction, max_size)
+    before = _experts_before(checkpoint, {i: moe.num_experts for i, moe in layout.layers.items()})
     return Inspection(
         kind="checkpoint",
         source=checkpoint.source,
         model_type=layout.architecture.model_type,
         fingerprint=None,
         coverage=None,
-        layers=tuple(LayerRow(layer=i, experts=moe.num_experts, top_k=moe.top_k) for i, moe in layout.layers.items()),
+        layers=tuple(
+            LayerRow(layer=i, experts=moe.num_experts, experts_before=before.get(i), top_k=moe.top_k)
+            for i, moe in layout.layers.items()
+        ),
         parameters=sum(parameters_of(checkpoint).values()),
         nbytes=checkpoint.nbytes,
         routed_parameters=sum(f.num_experts * f.sizes.parameters for f in facts.values()),
@@ -155,6 +163,15 @@ def _inspect_checkpoint(
         budget_experts=experts,
         budget_bytes=nbytes,
     )
+
+
+def _experts_before(checkpoint: Checkpoint, counts: Mapping[int, int]) -> Mapping[int, int]:
+    """Experts of each layer before it was pruned, of the plan beside it; nothing where no plan of these counts is."""
+    try:
+        plan = PruningPlan.load(checkpoint.folder / "plan.json")
+    except PlanError:
+        return {}
+    return (plan.experts_before() or {}) if plan.counts == counts else {}
 
 
 def _inspect_factors(

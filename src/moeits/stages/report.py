@@ -54,7 +54,7 @@ def report(
     if format not in FORMATS:
         raise SettingError(f"--format {format} is not one of {', '.join(FORMATS)}.")
     if output is None and card is None:
-        raise SettingError("Say where the report goes: --output report.html, or --card CHECKPOINT.")
+        raise SettingError(f"Say where the report goes: --output report.{format}, or --card CHECKPOINT.")
     folders = [runs] if isinstance(runs, str | Path) else list(runs)
     read = with_own_names([read_run(folder) for folder in folders])
     if not read:

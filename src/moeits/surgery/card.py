@@ -342,4 +342,11 @@ def _is_text(value: Any) -> bool:
 
 
 def _settings_sentence(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {json.dumps(value)}" for name, value in settings.items() if value is not None)
+    """Every setting that has a value, numbers to six digits: plan.json has them whole."""
+
+    def shown(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: shown(each) for name, each in value.items()}
+        return float(f"{value:.6g}") if isinstance(value, float) else value
+
+    return ", ".join(f"{name} {json.dumps(shown(value))}" for name, value in settings.items() if value is not None)
