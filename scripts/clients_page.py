@@ -16,14 +16,17 @@ MOST = {
     "reloaded_differs": 1e-4,
     "loglikelihoods_differ": 1e-3,
     "tensors_differ": 0.0,
+    "f16_tensors_differ": 0.0,
+    "f16_mean_difference": 2e-2,
     "first_loss_differs": 5e-2,
 }
-"""What may differ by how much in a row that is called the same: rounding, and in a first loss trl's balance term."""
+"""What may differ by how much in a row that is called the same: rounding, also of weights and products to halves in
+llama.cpp's f16, and in a first loss trl's balance term."""
 
 HEAD = """\
 # Clients that open what moeits writes
 
-Five small models of random weights (Mixtral, Qwen2-MoE, DeepSeek-V2, OLMoE and Qwen3-MoE; three layers, eight experts,
+Six small models of random weights (Mixtral, Qwen2-MoE, DeepSeek-V2, DeepSeek-V2-Lite, OLMoE and Qwen3-MoE; eight experts,
 float32), each as transformers 5 saves it (*unpruned*), pruned to the same number of experts in every layer (`--layout
 uniform`), and to unequal numbers (`--layout per-layer`), are opened by clients that we did not write. What they compute is
 compared with stock transformers 5 running the *unpruned* model whose routers cannot choose the removed experts. Anybody
@@ -33,7 +36,12 @@ can repeat it, each client in an environment of its own:
     python scripts/clients mlx-lm MODELS           # with mlx-lm: opens, compares, writes docs/clients/mlx-lm.json
     python scripts/clients_page.py > docs/clients.md
 
-A cell says how many of the five compute the same, and the largest difference of a logit. Logits reach {largest:g}, and those
+The models are small (three layers, and the 27 by which llama.cpp knows a DeepSeek-V2-Lite) and otherwise of the kind that the
+releases are, so that what a client has no way for is seen: DeepSeek-V2 has a rank of the queries, yarn and groups of experts, -Lite
+no rank and no groups, OLMoE as many key heads as query heads, Qwen3-MoE wide heads and gates that sum to one. Where a client may
+overlook something they are like nobody's default: the base of the rotary embeddings is 50000, norms are not one and biases not zero.
+
+A cell says how many of the six compute the same, and the largest difference of a logit. Logits reach {largest:g}, and those
 of the unpruned model are {nearest:g} to {furthest:g} off, so that another model would be noticed. No GPU was used, and no real model.
 
 | client | versions | unpruned | uniform | per layer |
@@ -50,8 +58,9 @@ SEEN = {
     "trl": "`SFTTrainer` with LoRA, five steps; its first loss is the reference's, plus the balance term that it adds.",
     "mlx-lm": "The CPU build on Linux.",
     "openvino": "Exported and opened by `OVModelForCausalLM`; `trust_remote_code=True` per layer.",
-    "gguf": "Converted by llama.cpp's converter to f32; every router and expert of the file against the checkpoint's.",
-    "llama.cpp": "Converted to f32 and opened by llama-cpp-python, keys and values in f32; Q4_K_M made of it runs.",
+    "gguf": "Converted by llama.cpp's converter to f32 and to f16; every router and expert of each file against the "
+    "checkpoint's, rounded to halves where the file has halves.",
+    "llama.cpp": "Converted to f32 and opened by llama-cpp-python, keys and values in f32; then f16, and Q4_K_M.",
     "torchao": "int8 weights of every `Linear`, against the masked unpruned model quantized in the same way.",
     "llm-compressor": "W8A16 without data, saved, opened again, against the quantized model before it was saved.",
 }
@@ -60,23 +69,31 @@ _OLD_KEYS = (
     "a config.json of transformers 5 has the rotary base, and Qwen3-MoE's count, under names that this client does not "
     "know; what moeits writes has both spellings"
 )
+_MSCALE = "transformers 5: this one leaves out the factor by which yarn scales DeepSeek-V2's attention, unpruned too"
+_OLDER = "nothing here: its exporter wants an older transformers for it, unpruned too"
+_ANOTHER = "torchao: what this client saves of a Mixtral is another model, unpruned too"
 _ONE_COUNT = "`--layout uniform`: this client reads one count for all layers"
 INSTEAD: Mapping[tuple[str, str], str] = {
     ("transformers-4", "unpruned"): _OLD_KEYS,
+    ("transformers-4", "deepseek_v2"): _MSCALE,
+    ("transformers-4", "deepseek_v2_lite"): _MSCALE,
     ("mlx-lm", "unpruned"): _OLD_KEYS,
     ("mlx-lm", "per-layer"): _ONE_COUNT,
-    ("mlx-lm", "deepseek_v2"): "nothing here: it stops at a DeepSeek-V2 without rope scaling, unpruned too",
     ("gguf", "per-layer"): _ONE_COUNT,
     ("llama.cpp", "per-layer"): _ONE_COUNT,
-    ("llama.cpp", "olmoe"): "nothing here: it has as many keys as queries in an OLMoE, unpruned too",
-    ("llama.cpp", "deepseek_v2"): "nothing here: it misses a rank of the queries, which this one has not, unpruned too",
-    ("llama.cpp", "qwen3_moe"): "a config with `norm_topk_prob: true`: it seems to renormalise all gates, unpruned too",
-    ("openvino", "deepseek_v2"): "nothing here: its exporter wants an older transformers for it, unpruned too",
+    (
+        "llama.cpp",
+        "deepseek_v2",
+    ): "nothing here: it takes the group of experts whose best two have the largest sum, where "
+    "DeepSeek-V2 takes that of the best one, unpruned too; -Lite has no groups",
+    ("openvino", "deepseek_v2"): _OLDER,
+    ("openvino", "deepseek_v2_lite"): _OLDER,
     ("openvino", "olmoe"): "nothing here: its exporter has no OLMoE, unpruned neither",
-    ("llm-compressor", "mixtral"): "torchao: what this client saves of a Mixtral is another model, unpruned too",
+    ("llm-compressor", "mixtral"): _ANOTHER,
+    ("llm-compressor", "mixtral-per-layer"): _ANOTHER,
     ("llm-compressor", "per-layer"): _ONE_COUNT,
 }
-"""Client and layout or family -> what to use where it fails."""
+"""Client and checkpoint, layout or family -> what to use where it fails."""
 
 Row = Mapping[str, Any]
 
@@ -108,7 +125,7 @@ def cell(rows: Sequence[Row]) -> str:
 
 def instead(client: str, row: Row) -> str:
     """What to use where a client fails on a checkpoint; empty where nobody has said."""
-    keys = ((client, row["family"]), (client, row["layout"]), (client, "*"))
+    keys = [(client, kind) for kind in (f"{row['family']}-{row['layout']}", row["layout"], row["family"])]
     return next((INSTEAD[key] for key in keys if key in INSTEAD), "")
 
 
@@ -125,6 +142,30 @@ def failures(client: str, rows: Sequence[Row]) -> Iterator[str]:
         wrong = [row["max_difference"] for row in found if "error" not in row and "max_difference" in row]
         far = f", off by up to {max(wrong):g}" if wrong else ""
         yield f"| {client} | {families} ({layouts}) | {said(found[0])}{far} | {use} |"
+
+
+def coarser(rows: Sequence[Row], kind: str) -> str:
+    """How far llama.cpp's logits of coarser weights are from its own of float32 ones, uniform and unpruned."""
+    parts = []
+    for layout in ("uniform", "unpruned"):
+        facts = [
+            row["facts"] for row in rows if row["layout"] == layout and f"{kind}_same_first" in row.get("facts", {})
+        ]
+        off, same = ([each[f"{kind}_{name}"] for each in facts] for name in ("mean_difference", "same_first"))
+        chosen = " to ".join(f"{share:.0%}" for share in sorted({min(same), max(same)}))
+        parts.append(
+            f"{layout} {min(off):g} to {max(off):g} off on average, and in {chosen} of places the same first token"
+        )
+    return "; ".join(parts)
+
+
+def of_coarser(rows: Sequence[Row]) -> str:
+    """What is said of them below the list of what was done."""
+    return (
+        f"llama.cpp's logits of f16 beside its own of f32: {coarser(rows, 'f16')}. Of Q4_K_M:\n"
+        f"{coarser(rows, 'q4_k_m')}.\nWeights at random are the worst that four bits can be given, "
+        "so the latter says nothing of a release."
+    )
 
 
 def said(row: Row) -> str:
@@ -153,6 +194,8 @@ def page() -> str:
     largest = max(row["largest_logit"] for row in of_transformers)
     parts = [HEAD.format(largest=largest, nearest=min(apart), furthest=max(apart)) + "\n".join(lines)]
     parts.append("## What was done in each\n\n" + "\n".join(f"- **{client}**: {SEEN[client]}" for client in results))
+    if "llama.cpp" in results:
+        parts.append(of_coarser(results["llama.cpp"]["rows"]))
     parts.append(
         "## What does not open, and what to use instead\n\n"
         "| client | checkpoints | what it says | instead |\n| --- | --- | --- | --- |\n" + "\n".join(failed)

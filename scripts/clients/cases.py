@@ -15,7 +15,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "clients"
-FAMILIES = ("mixtral", "qwen2_moe", "deepseek_v2", "olmoe", "qwen3_moe")
+FAMILIES = ("mixtral", "qwen2_moe", "deepseek_v2", "deepseek_v2_lite", "olmoe", "qwen3_moe")
 LAYOUTS = ("unpruned", "uniform", "per-layer")
 PROMPT, CHOICES = "It was a truth universally", (" acknowledged", " denied by the king", " 42")
 WRITTEN = 12
