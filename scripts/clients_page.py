@@ -201,11 +201,11 @@ def page() -> str:
         "| client | checkpoints | what it says | instead |\n| --- | --- | --- | --- |\n" + "\n".join(failed)
     )
     missing = [client for client in SEEN if client not in results]
-    not_run = ["vLLM", "SGLang", *missing]
+    not_run = ["vLLM", "SGLang on all checkpoints", *missing]
     parts.append(
         f"## Not run\n\n{', '.join(not_run)}. vLLM and SGLang read one number of experts from config.json; a uniform "
-        "checkpoint has\nit where the source has it. For unequal layers there is a plug-in for each, whose classes "
-        "take the weights of such\nmodels ([serving](serving.md)); neither served one. Such checkpoints also "
+        "checkpoint has\nit where the source has it. For unequal layers there is a plug-in for each: SGLang's engine "
+        "was run so on the CPU, of vLLM\nits classes took the weights ([serving](serving.md)). Such checkpoints also "
         "list their counts as `num_experts_per_layer`,\nan entry for each decoder layer and 0 where it has no experts, "
         "which EvoESAP and patched servers read."
     )

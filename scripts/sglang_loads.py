@@ -1,16 +1,15 @@
 """Whether SGLang's own classes take a checkpoint's weights, without a GPU: `python scripts/sglang_loads.py OUT`.
 
 Nothing is computed: its settings and its config are made, its model built and its weights loader fed, in float32 on the
-CPU, and what arrived is compared with the file. Needs moeits, sglang installed with --no-deps over torch's CPU build,
-and what importing sglang asks for. A process has the settings of one model, so each checkpoint is a process of its own.
-Prints a line.
+CPU, and what arrived is compared with the file (`scripts/clients sglang` computes). Needs moeits, sglang installed with
+--no-deps over torch's CPU build, and what importing sglang asks for. A process has the settings of one model, so each
+checkpoint is a process of its own. Prints a line.
 """
 
 import os
 import re
 import sys
 import tempfile
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,29 +18,18 @@ import torch
 from safetensors.torch import load_file
 
 os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
+sys.path.insert(0, str(Path(__file__).parent / "sglang_stand_in"))
 
-
-class Kernels(types.ModuleType):
-    """Stands in for the kernels, which are imported by name and never called here."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return None
-
-
-sys.modules["sgl_kernel"] = Kernels("sgl_kernel")
-
-from sglang.srt.configs.load_config import LoadConfig  # noqa: E402
-from sglang.srt.configs.model_config import ModelConfig  # noqa: E402
-from sglang.srt.distributed.parallel_state import (  # noqa: E402
+from sglang.srt.configs.load_config import LoadConfig
+from sglang.srt.configs.model_config import ModelConfig
+from sglang.srt.distributed.parallel_state import (
     init_distributed_environment,
     initialize_model_parallel,
 )
-from sglang.srt.model_loader import loader  # noqa: E402
-from sglang.srt.plugins import load_plugins  # noqa: E402
-from sglang.srt.runtime_context import SpawnRanks, publish  # noqa: E402
-from sglang.srt.server_args import ServerArgs  # noqa: E402
+from sglang.srt.model_loader import loader
+from sglang.srt.plugins import load_plugins
+from sglang.srt.runtime_context import SpawnRanks, publish
+from sglang.srt.server_args import ServerArgs
 
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)\.weight")
 _FIRST_HALF, _SECOND_HALF = {"gate_proj", "w1"}, {"up_proj", "w3"}

@@ -22,6 +22,7 @@ CLIENTS = {
     "openvino": ("opened.by_openvino", ("optimum-intel", "openvino", "transformers", "torch")),
     "gguf": ("converted.by_gguf", ("gguf", "transformers", "torch")),
     "llama.cpp": ("converted.by_llama_cpp", ("llama-cpp-python", "gguf")),
+    "sglang": ("sglang_engine.by_sglang", ("sglang", "transformers", "torch")),
     "torchao": ("quantized.by_torchao", ("torchao", "transformers", "torch")),
     "llm-compressor": ("quantized.by_llm_compressor", ("llmcompressor", "compressed-tensors", "transformers", "torch")),
 }

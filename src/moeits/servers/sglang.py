@@ -1,4 +1,6 @@
-"""The SGLang plug-in for checkpoints whose layers keep unequal numbers of experts. Not run: never served on a GPU.
+"""The SGLang plug-in for checkpoints whose layers keep unequal numbers of experts.
+
+Run on a CPU, by SGLang's own engine (docs/serving.md); never on a GPU.
 
 SGLang calls `register` in each of its processes (entry point group `sglang.srt.plugins`), which asks for hooks. The
 config of such a checkpoint refuses to give one count for all layers, so it is opened as soon as SGLang looks at it:
