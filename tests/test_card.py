@@ -219,6 +219,7 @@ def test_the_control_runs_as_the_card_prints_it(tmp_path: Path, toy: Path, monke
     plan = moeits.simplify(source, tau=0.5, output=tmp_path / "out")
     (command,) = re.findall("^moeits simplify .*$", card_of(tmp_path / "out").text, re.MULTILINE)
     assert command.split()[2] == "source", "of a local checkpoint its name, not its folder"
+    assert "in this folder, with the path of source in place of its name" in card_of(tmp_path / "out").text
     monkeypatch.chdir(tmp_path / "out")
     ran = CliRunner().invoke(application(), command.replace(" source ", " ../source ").split()[1:])
     assert ran.exit_code == 0, ran.output

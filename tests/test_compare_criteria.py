@@ -212,7 +212,8 @@ def test_the_run_opens_in_a_report_as_a_table_and_a_plot(run: Path, tmp_path: Pa
     assert lines[2].startswith("| unpruned |")
     rows = rows_of(run)
     shown = next(line for line in lines if line.startswith("| reap | pruned"))
-    assert f"{rows['reap', 'pruned']['rise']:+.4f}" in shown
+    assert f"| {rows['reap', 'pruned']['rise']:+.3f} |" in shown
+    assert "joules" not in lines[0], "nobody measured any"
     assert any(line.startswith("| random, 2 seeds |") for line in lines)
 
 

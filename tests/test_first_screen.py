@@ -298,7 +298,7 @@ def test_a_comparison_of_criteria_names_the_best_beside_random(tmp_path: Path) -
     seeds = [criteria_row("random", rise, seed) for seed, rise in enumerate((0.2, 0.3))]
     write(run / "criteria.json", criteria(criteria_row("reap", 0.12), criteria_row("moeits", 0.4), *seeds))
     screen = first_screen(run)
-    assert "the least loss is that of reap, pruned: 0.120 nats per token more than unpruned" in screen
+    assert "rows reap (pruned) lost least: 0.120 nats per token more than unpruned" in screen
     assert "Random choices of as many, pruned: 0.250 (+0.200 to +0.300); reap is better." in screen
     assert "9 of 18 experts stay" in screen
     assert "The text that names the best of several also flatters it a little" in screen
@@ -308,7 +308,7 @@ def test_a_comparison_of_criteria_names_the_best_beside_random(tmp_path: Path) -
     write(run / "criteria.json", criteria(criteria_row("reap", 0.5, accepted=False), *seeds))
     assert heading(run) == "A random choice of as many does better."
     assert "The refit was refused for reap" in first_screen(run)
-    assert "Of 1 row of a criterion the least loss is that of reap" in first_screen(run)
+    assert "Chosen by reap (pruned): " in first_screen(run)
     write(run / "criteria.json", criteria(criteria_row("reap", -0.1), *seeds))
     assert heading(run) == "It came out better than the unpruned model, and better than a random choice."
     write(run / "criteria.json", criteria(criteria_row("reap", 0.12)))

@@ -15,8 +15,12 @@ def show_criteria(made: CriteriaComparison, arguments: dict[str, Any]) -> None:
     found = made.found
     text = found["text"]
     assert text is not None, "a comparison ends with the unpruned row"
+    rows = shown_rows(found["rows"])
     unpruned = ("unpruned", "", f"{text['nats_per_token']:.4f}", *[""] * (len(_COLUMNS) - 3))
-    table(_COLUMNS, [unpruned, *map(_row, shown_rows(found["rows"]))])
+    # A column of dashes would only make a narrow terminal break the lines.
+    shown = [each for each in range(len(_COLUMNS)) if _COLUMNS[each] != "joules" or any(row.joules for row in rows)]
+    columns, *lines = ([line[each] for each in shown] for line in (_COLUMNS, unpruned, *map(_row, rows)))
+    table(columns, lines)
     out(
         f"{found['experts_kept']} of {found['experts_before']} experts kept; loss in nats per token on {text['file']}, "
         f"{text['tokens']:,} tokens of {text['documents']} documents"

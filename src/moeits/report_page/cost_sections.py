@@ -102,7 +102,8 @@ def ledger(run: Run) -> Section | None:
     modes = sorted({mode for entry in entries if (mode := entry.get("mode"))})
     sentences += [f"Energy by codecarbon: {mode}." for mode in modes]
     if not modes:
-        sentences.append("Energy was not measured while this run was made (moeits sweep --energy).")
+        verb = "compare-criteria" if run.criteria else "sweep"
+        sentences.append(f"Energy was not measured while this run was made (moeits {verb} --energy).")
     strong, columns = [len(_stages(product))], ["stage", "times", "seconds", "joules"]
     counted = any(map(_has_joules, entries))
     # A column of dashes says less than the sentence below it.

@@ -22,9 +22,10 @@ def criteria_decision(found: CriteriaFile, run: Run) -> Section | None:
     if best is None:
         return None
     size = f"{found['experts_kept']:,} of {found['experts_before']:,} experts stay"
-    among = f"{len(chosen)} row{'' if len(chosen) == 1 else 's'} of a criterion"
+    which = f"{best.label} ({best.state})"
+    named = f"Chosen by {which}" if len(chosen) == 1 else f"Of {len(chosen)} rows {which} lost least"
     sentences = [
-        f"{size}. Of {among} the least loss is that of {best.label}, {best.state}: {best.rise:.3f} nats per token more "
+        f"{size}. {named}: {best.rise:.3f} nats per token more "
         f"than unpruned ({_range(best)}), {exp(best.rise):.2f} times the perplexity. {_beside(best, chance)}"
     ]
     cards = [

@@ -7,12 +7,10 @@ from moeits.criteria_file import CriteriaFile, ShownRow, shown_rows
 from moeits.report_page import figures
 from moeits.report_page.accuracy import NOTHING
 from moeits.report_page.blocks import Section, figure, notes, section, table
+from moeits.report_page.decision import signed
 from moeits.sizes import format_size
 
-_COLUMNS = (
-    *("choice", "state", "loss", "rise", "95 % from", "to"),
-    *("seconds", "joules", "peak memory", "tokens", "data"),
-)
+_COLUMNS = ("choice", "state", "loss", "rise", "95 %", "seconds", "joules", "peak memory", "tokens", "data")
 
 
 def criteria_compared(found: CriteriaFile, slug: str) -> Section | None:
@@ -20,7 +18,12 @@ def criteria_compared(found: CriteriaFile, slug: str) -> Section | None:
     rows, text = shown_rows(found["rows"]), found["text"]
     if text is None:
         return section("rows", "Criteria at one size", ["The comparison has not been finished: run it again."], [])
-    unpruned = ["unpruned", "", f"{text['nats_per_token']:.4f}", *[NOTHING] * (len(_COLUMNS) - 3)]
+    unpruned = ["unpruned", "", f"{text['nats_per_token']:.3f}", *[NOTHING] * (len(_COLUMNS) - 3)]
+    data = {", ".join(row.data) for row in rows if row.data}
+    # A column that says one thing in every row makes others go out of sight.
+    said_once = {"joules": not any(row.joules for row in rows), "data": len(data) < 2}
+    shown = [number for number, column in enumerate(_COLUMNS) if not said_once.get(column)]
+    columns, *lines = ([line[each] for each in shown] for line in (_COLUMNS, unpruned, *map(_cells, rows)))
     caption = (
         f"Loss of {found['source']} with {found['experts_kept']} of {found['experts_before']} experts, nats per token, "
         "and its rise over the unpruned model"
@@ -34,6 +37,8 @@ def criteria_compared(found: CriteriaFile, slug: str) -> Section | None:
         "Costs are of making a row; what it shares with others (scoring, calibration, the tokens of the refit) is "
         "charged to each in full. Peak memory is the process's, with what it holds of earlier work.",
     ]
+    if len(data) == 1:
+        small.append(f"Data of the tokens: {data.pop()}.")
     if any(row.refused for row in rows):
         small.append(
             "refit refused: the loss did not fall for certain on tokens that took no part, so no weight was changed."
@@ -43,7 +48,7 @@ def criteria_compared(found: CriteriaFile, slug: str) -> Section | None:
         "Rise of the loss over the unpruned model; to the left is better. Bars are 95 % intervals, of several seeds "
         "the least to the most.",
     )
-    blocks = [plot, table(caption, _COLUMNS, [unpruned, *map(_cells, rows)], strong=[0], words=2), notes(small)]
+    blocks = [plot, table(caption, columns, lines, strong=[0]), notes(small)]
     return section("rows", "Criteria at one size", said, blocks)
 
 
@@ -51,10 +56,9 @@ def _cells(row: ShownRow) -> Sequence[str]:
     return [
         row.label,
         f"{row.state} (refit refused)" if row.refused else row.state,
-        f"{row.loss:.4f}",
-        f"{row.rise:+.4f}",
-        f"{row.low:+.4f}",
-        f"{row.high:+.4f}",
+        f"{row.loss:.3f}",
+        signed(row.rise, 3),
+        f"{signed(row.low, 3)} to {signed(row.high, 3)}",
         f"{row.seconds:,.1f}",
         NOTHING if row.joules is None else f"{row.joules:,.0f}",
         NOTHING if row.peak_bytes is None else format_size(row.peak_bytes),

@@ -162,10 +162,12 @@ def _unmeasured(name: str, plan: PruningPlan | None, afterwards: Sequence[Afterw
         if afterwards
         else "How much the model lost."
     )
+    # Where a local source lies, a card does not tell.
+    where = "" if "/" in name else f", with the path of {name} in place of its name"
     return f"""## Not measured
 
 {lost} Compare it with the unpruned model, and with a random choice of the same counts, before you trust it. The random
-choice is written by this command, in this folder:
+choice is written by this command, in this folder{where}:
 
 ```bash
 moeits simplify {name} --criterion random --like plan.json --output ../control
