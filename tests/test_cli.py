@@ -405,7 +405,7 @@ def test_an_interrupt_while_a_class_is_made_is_one_line_too(
             "toy/config.json cannot be read: it is JSON, such as a plan. Give",
         ),
         (("simplify", "toy", "--tau", "much", "--output", "out"), "Invalid value for '--tau': it is not a"),
-        (("report", "toy", "--format", "md"), "Say where the report goes: --output report.md"),
+        (("report", "toy"), "Say where the report goes: --output report.html"),
     ],
 )
 def test_a_file_of_another_kind_is_refused_with_what_to_give_instead(

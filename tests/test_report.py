@@ -70,6 +70,13 @@ class Html(HTMLParser):
         assert self.open.pop() == tag
 
 
+def test_tables_that_go_to_no_file_are_returned(run: Path) -> None:
+    made = moeits.report(run, format="md")
+    assert (made.text, made.nbytes) == (tables(run), None)
+    with pytest.raises(SettingError, match=r"Say where the report goes: --output report\.html"):
+        moeits.report(run)
+
+
 def test_the_page_stands_alone(run: Path) -> None:
     text = page(run, published=True)
     found = Html(text)

@@ -10,7 +10,9 @@ from moeits.stages.report import Report
 
 
 def show_report(made: Report, arguments: dict[str, Any]) -> None:
-    """Where the page is, and how large; and which card gained results."""
+    """Where the page is, and how large; and which card gained results. Tables that go to no file are printed."""
+    for line in (made.text or "").splitlines():
+        out(line)
     if made.nbytes is not None:
         out(f"written: {arguments['output']} ({format_size(made.nbytes)}; {', '.join(made.runs)})")
     if arguments.get("card"):

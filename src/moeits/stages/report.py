@@ -29,7 +29,9 @@ class Report:
 
     runs: tuple[str, ...]
     nbytes: int | None
-    """Of the page or the tables; None if only a card was written."""
+    """Of the page or the tables; None if only a card, or nothing, was written."""
+    text: str | None = None
+    """The tables in Markdown, where they go to no file."""
 
 
 def report(
@@ -45,7 +47,8 @@ def report(
     `runs` are folders of `moeits sweep`, or folders laid out like one (docs/report.md); only JSON and evidence are
     read. `card` is a checkpoint whose README.md gains its own results, those of the unpruned model and of its control;
     its front matter tells the hub its own (`model-index`).
-    `published` adds the paper's own rows, with their caveats.
+    `published` adds the paper's own rows, with their caveats. Tables in Markdown need neither `output` nor `card`: they
+    are in what is returned.
 
     Raises EvaluationError if a run has nothing to show or a file of it is broken, or if runs were asked nothing alike,
     SettingError for arguments that make no sense, OutputError if the result cannot be written, MissingExtra without
@@ -53,8 +56,8 @@ def report(
     """
     if format not in FORMATS:
         raise SettingError(f"--format {format} is not one of {', '.join(FORMATS)}.")
-    if output is None and card is None:
-        raise SettingError(f"Say where the report goes: --output report.{format}, or --card CHECKPOINT.")
+    if output is None and card is None and format != "md":
+        raise SettingError("Say where the report goes: --output report.html, or --card CHECKPOINT.")
     folders = [runs] if isinstance(runs, str | Path) else list(runs)
     read = with_own_names([read_run(folder) for folder in folders])
     if not read:
@@ -65,12 +68,13 @@ def report(
         check_file_output(Path(output), inputs=inputs)
     if card is not None:
         _write_card(Path(card), read)
-    if output is None:
-        return Report(runs=tuple(run.name for run in read), nbytes=None)
+    names = tuple(run.name for run in read)
     extra = [published_section()] if published else []
+    if output is None:
+        return Report(runs=names, nbytes=None, text=None if card else tables(read, extra))
     content = (_html(read, extra) if format == "html" else tables(read, extra)).encode()
     write_whole(Path(output), content)
-    return Report(runs=tuple(run.name for run in read), nbytes=len(content))
+    return Report(runs=names, nbytes=len(content))
 
 
 def _write_card(checkpoint: Path, runs: Sequence[Run]) -> None:
