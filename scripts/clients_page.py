@@ -5,9 +5,14 @@ The files are what `python scripts/clients CLIENT MODELS` writes.
 
 import json
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent / "clients"))
+
+from cases import SERVED, SERVERS
 
 FOLDER = Path(__file__).parents[1] / "docs" / "clients"
 LAYOUTS = ("unpruned", "uniform", "per-layer")
@@ -61,9 +66,35 @@ SEEN = {
     "gguf": "Converted by llama.cpp's converter to f32 and to f16; every router and expert of each file against the "
     "checkpoint's, rounded to halves where the file has halves.",
     "llama.cpp": "Converted to f32 and opened by llama-cpp-python, keys and values in f32; then f16, and Q4_K_M.",
+    "vllm": (
+        "Its OpenAI server on the CPU, asked over HTTP for the log-probabilities of all tokens, without its kernel for "
+        "rotary embeddings (`-rotary_embedding`), which turned interleaved ones wrongly in float32. `per layer` by the "
+        "plug-in that comes with moeits."
+    ),
     "torchao": "int8 weights of every `Linear`, against the masked unpruned model quantized in the same way.",
     "llm-compressor": "W8A16 without data, saved, opened again, against the quantized model before it was saved.",
 }
+
+OF_SERVERS = """\
+## Further families in a server
+
+How far the log-probabilities of a served model are from those of the masked unpruned one, at most; where a server
+computes in bfloat16 alone, the median over tokens of each one's largest difference, for rounding sends single tokens to
+other experts there, unpruned as well. `padded` is `--layout padded`, which the stock class opens, without the plug-in.
+Models as above; those that take pictures are served as models of text (`--language-model-only`), with an empty module
+in the place of torchvision, which has no build beside this torch here.
+
+| family | server | unpruned | uniform | per layer | padded |
+| --- | --- | ---: | ---: | ---: | ---: |
+"""
+
+NOT_RUN = """\
+## Not run
+
+{clients}. A uniform checkpoint has its one number of experts in config.json where the source has it; for unequal
+layers there is a plug-in for SGLang as for vLLM ([serving](serving.md)). Such checkpoints also list their counts as
+`num_experts_per_layer`, an entry for each decoder layer and 0 where it has no experts, which EvoESAP and patched
+servers read."""
 
 _OLD_KEYS = (
     "a config.json of transformers 5 has the rotary base, and Qwen3-MoE's count, under names that this client does not "
@@ -89,6 +120,10 @@ INSTEAD: Mapping[tuple[str, str], str] = {
     ("openvino", "deepseek_v2"): _OLDER,
     ("openvino", "deepseek_v2_lite"): _OLDER,
     ("openvino", "olmoe"): "nothing here: its exporter has no OLMoE, unpruned neither",
+    ("vllm", "minimax_m2"): "another device: on the CPU it has no sigmoid without groups of experts, unpruned too",
+    ("vllm", "qwen3_next"): "it computes this in bfloat16 alone on the CPU: what is off is rounding, unpruned too",
+    ("vllm", "qwen3_5_moe"): "it computes this in bfloat16 alone on the CPU: what is off is rounding, unpruned too",
+    ("vllm", "phimoe"): "nothing here: it leaves out the bias of the head, and nothing else, unpruned too",
     ("llm-compressor", "mixtral"): _ANOTHER,
     ("llm-compressor", "mixtral-per-layer"): _ANOTHER,
     ("llm-compressor", "per-layer"): _ONE_COUNT,
@@ -121,6 +156,29 @@ def cell(rows: Sequence[Row]) -> str:
     furthest = max((row["max_difference"] for row in same if "max_difference" in row), default=None)
     count = "all" if len(same) == len(rows) else f"{len(same)} of {len(rows)}" if same else "none"
     return count + (f", to {furthest:g}" if furthest is not None else "")
+
+
+def served(client: str, rows: Sequence[Row]) -> Iterator[str]:
+    """Lines of the table of further families, which only servers are given."""
+    for family in SERVED:
+        of = {row["layout"]: row for row in rows if row["family"] == family}
+        cells = (in_a_server(of[layout]) if layout in of else "" for layout in (*LAYOUTS, "padded"))
+        yield f"| {family} | {client} | {' | '.join(cells)} |"
+
+
+def why_another(client: str, rows: Sequence[Row]) -> Iterator[str]:
+    """What to say of those that are not computed as they should be."""
+    of = {row["family"]: instead(client, row) for row in rows if row["family"] in SERVED and not is_same(row)}
+    yield from (f"- **{family}**, {client}: {use}." for family, use in of.items())
+
+
+def in_a_server(row: Row) -> str:
+    """One cell: what it says, or how far off it is."""
+    if "error" in row:
+        return said(row)
+    if "median_difference" in row.get("facts", {}):
+        return f"{row['facts']['median_difference']:g} ({row['facts']['dtype']})"
+    return f"{row['max_difference']:g}" + ("" if is_same(row) else ", **another model**")
 
 
 def instead(client: str, row: Row) -> str:
@@ -185,10 +243,11 @@ def page() -> str:
     results = read()
     lines, failed = [], []
     for client, result in results.items():
-        by_layout = [[row for row in result["rows"] if row["layout"] == layout] for layout in LAYOUTS]
+        rows = [row for row in result["rows"] if row["family"] not in SERVED]
+        by_layout = [[row for row in rows if row["layout"] == layout] for layout in LAYOUTS]
         versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if name != "python")
         lines.append(f"| {client} | {versions} | {' | '.join(map(cell, by_layout))} |")
-        failed.extend(failures(client, result["rows"]))
+        failed.extend(failures(client, rows))
     of_transformers = [row for row in results["transformers-5"]["rows"] if row["layout"] != "unpruned"]
     apart = [row["unpruned_difference"] for row in of_transformers]
     largest = max(row["largest_logit"] for row in of_transformers)
@@ -200,15 +259,11 @@ def page() -> str:
         "## What does not open, and what to use instead\n\n"
         "| client | checkpoints | what it says | instead |\n| --- | --- | --- | --- |\n" + "\n".join(failed)
     )
+    servers = {client: results[client]["rows"] for client in SERVERS if client in results}
+    parts.append(OF_SERVERS + "\n".join(line for client, rows in servers.items() for line in served(client, rows)))
+    parts.append("\n".join(line for client, rows in servers.items() for line in why_another(client, rows)))
     missing = [client for client in SEEN if client not in results]
-    not_run = ["vLLM", "SGLang on all checkpoints", *missing]
-    parts.append(
-        f"## Not run\n\n{', '.join(not_run)}. vLLM and SGLang read one number of experts from config.json; a uniform "
-        "checkpoint has\nit where the source has it. For unequal layers there is a plug-in for each: SGLang's engine "
-        "was run so on the CPU, of vLLM\nits classes took the weights ([serving](serving.md)). Such checkpoints also "
-        "list their counts as `num_experts_per_layer`,\nan entry for each decoder layer and 0 where it has no experts, "
-        "which EvoESAP and patched servers read."
-    )
+    parts.append(NOT_RUN.format(clients=", ".join(["SGLang on all checkpoints", *missing])))
     return "\n\n".join(parts) + "\n"
 
 

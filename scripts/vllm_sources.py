@@ -26,7 +26,7 @@ def main(folder: Path) -> int:
     if not (folder / "vllm" / "__init__.py").is_file():
         print(f"{folder} has no package vllm", file=sys.stderr)
         return 2
-    found = [*seams(folder / "vllm"), *layers(folder / "vllm")]
+    found = [*seams(folder / "vllm"), backend(folder / "vllm"), *layers(folder / "vllm")]
     for what, wrong in found:
         print(f"{what}: {wrong or 'as it should be'}")
     return int(any(wrong for _, wrong in found))
@@ -39,14 +39,37 @@ def seams(vllm: Path) -> Iterator[tuple[str, str]]:
         yield name, ", ".join(f"no {each}" for each in wanted if each not in methods)
 
 
+def backend(vllm: Path) -> tuple[str, str]:
+    """What serves models that transformers builds: name, and what is wrong with it."""
+    folder = vllm / "model_executor" / "models" / "transformers"
+    files = {file.stem: list(ast.walk(parsed(file))) for file in folder.glob("*.py")}
+    functions = {each.name for nodes in files.values() for each in nodes if isinstance(each, ast.FunctionDef)}
+    missing = [
+        f"no {name}" for name in ("pipeline_parallel", "init_on_device_without_buffers") if name not in functions
+    ]
+    calls = (each.func for each in files.get("moe", ()) if isinstance(each, ast.Call))
+    if "FusedMoEFactory" not in {call.id for call in calls if isinstance(call, ast.Name)}:
+        missing.append("no FusedMoEFactory is called")
+    return "what serves models of transformers", ", ".join(missing)
+
+
 def layers(vllm: Path) -> Iterator[tuple[str, str]]:
     """Each decoder layer of the table: name, and what is wrong with it."""
-    registry = (vllm / "model_executor" / "models" / "registry.py").read_text(encoding="utf-8")
+    text = (vllm / "model_executor" / "models" / "registry.py").read_text(encoding="utf-8")
+    registry = " ".join(text.split()).replace("( ", "(")
     for architecture, layer in DECODER_LAYERS.items():
-        module = parsed(vllm / "model_executor" / "models" / f"{layer.module}.py")
+        module = with_its_bases(vllm / "model_executor" / "models", layer)
         known = f'"{architecture}": ("{layer.module}", ' in registry
         wrong = "" if known else "the registry does not have it in this module"
         yield f"{architecture} ({layer.module}.{layer.name})", wrong or what_is_wrong(module, layer)
+
+
+def with_its_bases(models: Path, layer: DecoderLayer) -> ast.Module:
+    """The module of a decoder layer, and then those beside it that it imports a decoder layer from."""
+    module = parsed(models / f"{layer.module}.py")
+    imports = (each for each in ast.walk(module) if isinstance(each, ast.ImportFrom) and each.level == 1)
+    bases = [each.module for each in imports if any(name.name.endswith("DecoderLayer") for name in each.names)]
+    return ast.Module([*module.body, *(node for base in bases for node in parsed(models / f"{base}.py").body)], [])
 
 
 def what_is_wrong(module: ast.Module, layer: DecoderLayer) -> str:

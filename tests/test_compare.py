@@ -312,6 +312,8 @@ def test_a_comparison_says_what_can_be_told():
     assert difference(high=0.05).verdict("acc") == "no difference can be told"
     nothing = {"difference": 0.0, "low": 0.0, "high": 0.0}
     assert difference(**nothing).verdict("acc") == "a and b came out the same on every item"
+    alike = difference(**nothing, only_a=0, only_b=0)
+    assert alike.verdict("acc") == "a and b came out the same on every item"
 
 
 def test_few_items_make_the_interval_a_rough_guess_and_that_is_said():

@@ -42,6 +42,7 @@ FLAGS = {
 FOREIGN_FLAGS = {
     *("--help", "--hypothesis-profile", "--model", "--power"),
     *("--enable-eplb", "--enable-expert-parallel", "--tensor-parallel-size", "--trust-remote-code"),  # of vLLM
+    *("--enforce-eager", "--language-model-only", "--model-impl"),  # of vLLM
     *("--tag",),  # of docker
     *("--ep-num-redundant-experts", "--ep-size", "--tp-size"),  # of SGLang
 }

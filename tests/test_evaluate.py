@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from moeits.command_line.app import main
 from moeits.console.results import show_results
 from moeits.errors import CheckpointError, EvaluationError, MissingExtra, OutputError, SettingError
 from moeits.evaluation.tasks import PAPER, task_names
-from tests.evaluation_toys import arc_rows, continuation_rows, give_tokenizer, make_speaking_toy, write_jsonl
+from tests.evaluation_toys import arc_rows, continuation_rows, make_speaking_toy, write_jsonl
 from tests.toys import make_toy
 
 # The queries' lengths in characters. A toy takes 65 with the four of a choice: 61 fits, 62 does not.
@@ -345,16 +346,24 @@ def test_a_data_set_out_of_reach_is_told_with_how_to_bring_it(toy, monkeypatch):
         evaluate(toy, tasks="arc_easy")
 
 
-def test_vllm_is_refused_for_unequal_counts(tmp_path, data):
-    folder = make_speaking_toy(tmp_path / "toy")
-    plan = moeits.plan(moeits.score(folder), experts_per_layer=4)
-    kept = {**plan.kept, 1: plan.kept[1][:3]}
-    from dataclasses import replace
+def test_what_vllm_does_not_open_is_told_in_its_own_sentence(toy, data, monkeypatch):
+    """A stand-in for the harness's class, and for what vLLM raises of a config that a plug-in refuses."""
 
-    moeits.prune(folder, plan=replace(plan, kept=kept), output=tmp_path / "uneven")
-    give_tokenizer(tmp_path / "uneven")
-    with pytest.raises(EvaluationError, match=r"--backend vllm evaluates only equal counts.*--layout uniform"):
-        evaluate(tmp_path / "uneven", tasks="continuation", data_dir=data, backend="vllm")
+    class Refuses:
+        def __init__(self, **_):
+            raise ValueError(
+                "1 validation error for ModelConfig\n  Value error, The layers of this checkpoint keep unequal numbers."
+                "\n    For further information visit a page"
+            )
+
+    monkeypatch.setitem(sys.modules, "vllm", types.ModuleType("vllm"))
+    harness = types.ModuleType("lm_eval.models.vllm_causallms")
+    harness.VLLM = Refuses  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", harness)
+    with pytest.raises(
+        EvaluationError, match=r"^vLLM does not open \S*: The layers of this checkpoint keep unequal numbers\.$"
+    ):
+        evaluate(toy, tasks="continuation", data_dir=data, backend="vllm")
 
 
 def test_vllm_that_is_not_installed_is_named(toy, data, monkeypatch):

@@ -42,7 +42,7 @@ DOORS = {
     "files": "words files",
     "stages": "words files",
     "runtime": "words files runtime",
-    "servers": "words servers",
+    "servers": "words runtime servers",
     "healing": "words files runtime healing measuring",
     "evaluation": "words files runtime evaluation",
     "measuring": "words files runtime measuring",

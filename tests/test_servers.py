@@ -1,6 +1,7 @@
-"""The plug-in for vLLM, against a small package of the same names and signatures; vLLM itself needs a GPU.
+"""The plug-in for vLLM, against a small package of the same names and signatures.
 
-What real versions have is read from their sources (`scripts/vllm_sources.py`), here where vLLM is installed.
+`python scripts/clients vllm MODELS` asks vLLM itself, in an environment of its own. What other versions have is read
+from their sources (`scripts/vllm_sources.py`), here where vLLM is installed.
 """
 
 import importlib
@@ -18,9 +19,10 @@ import pytest
 import moeits
 from moeits.errors import CheckpointError, SettingError
 from moeits.servers import vllm as plug_in
-from moeits.servers.unequal import is_ours
+from moeits.servers.unequal import config_of_layer, is_ours, is_unequal
 
 from .toys import make_toy
+from .wrappers import make_wrapper
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
@@ -41,6 +43,7 @@ _MODELS = {
     "MixtralForCausalLM": ("mixtral", "MixtralForCausalLM"),
     "Qwen3MoeForCausalLM": ("qwen3_moe", "Qwen3MoeForCausalLM"),
     "HunYuanMoEV1ForCausalLM": ("mixtral", "MixtralForCausalLM"),
+    "OlmoeForCausalLM": ("transformers.moe", "TransformersMoEForCausalLM"),
 }
 
 
@@ -65,6 +68,48 @@ class ModelArchConfigConvertorBase:
 
     def get_per_layer_hf_configs(self):
         return list(self.hf_config.per_layer_config) if self.hf_config.is_heterogeneous else None
+""",
+    # It serves what transformers builds; the model is one of transformers itself.
+    "model_executor/models/transformers/utils.py": """
+import contextlib
+
+
+@contextlib.contextmanager
+def init_on_device_without_buffers(device):
+    entered.append(device.type)
+    yield
+
+
+entered = []
+""",
+    "model_executor/models/transformers/moe.py": """
+from types import SimpleNamespace
+
+from transformers import AutoModel
+
+
+def FusedMoEFactory(**arguments):
+    return SimpleNamespace(**arguments)
+
+
+class MoEMixin:
+    def __init__(self, *, vllm_config, prefix=""):
+        self.config = vllm_config.model_config.hf_config
+        self.text_config = self.config.get_text_config()
+        self.model = AutoModel.from_config(self.config)
+        self.pipeline_parallel()
+        names = [name for name, _ in self.model.named_modules() if name.endswith(".mlp.experts")]
+        # As vLLM does: the numbers of the whole model, for every layer.
+        common = {"num_experts": self.text_config.num_experts, "top_k": self.text_config.num_experts_per_tok}
+        self.layers = [FusedMoEFactory(prefix=f"model.{name}", **common) for name in names]
+        for name, layer in zip(names, self.layers):
+            layer.experts, layer.router = layer.num_experts, self.model.get_submodule(name[:-8]).gate.weight.shape[0]
+
+    def pipeline_parallel(self):
+        self.number_of_layers = len(self.model.get_decoder().layers)
+
+
+class TransformersMoEForCausalLM(MoEMixin): ...
 """,
     "model_executor/models/utils.py": """
 def make_layers(num_hidden_layers, layer_fn, prefix):
@@ -188,6 +233,45 @@ def test_each_layer_has_its_own_count_and_choice(tmp_path: Path, model_type: str
 
 
 @pytest.mark.usefixtures("vllm")
+def test_what_transformers_builds_has_routers_and_experts_of_each_layers_own_count(tmp_path: Path) -> None:
+    model = built(config_of(tmp_path, "olmoe", "per-layer"))
+    assert [layer.experts for layer in model.layers] == [layer.router for layer in model.layers] == COUNTS
+    assert [layer.top_k for layer in model.layers] == TOP_K
+    assert model.number_of_layers == len(COUNTS)
+    # Two of the three layers lost experts in number; all three may have been built anew, as vLLM builds modules.
+    assert set(importlib.import_module("vllm.model_executor.models.transformers.utils").entered) == {"cpu"}
+
+
+@pytest.mark.usefixtures("vllm")
+def test_what_transformers_builds_uniformly_is_not_touched(tmp_path: Path) -> None:
+    built(config_of(tmp_path, "olmoe", "per-layer"))
+    model = built(config_of(tmp_path, "olmoe", "uniform"), enable_expert_parallel=True)
+    assert [layer.experts for layer in model.layers] == [layer.router for layer in model.layers] == [4, 4, 4]
+
+
+@pytest.mark.usefixtures("vllm")
+def test_expert_parallelism_of_what_transformers_builds_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="leave out --enable-expert-parallel"):
+        built(config_of(tmp_path, "olmoe", "per-layer"), enable_expert_parallel=True)
+
+
+def test_layers_of_a_model_that_takes_pictures_have_configs_of_their_own(tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    source = make_wrapper(tmp_path / "source", "qwen3_vl_moe")
+    plan = moeits.plan(moeits.score(source), experts_per_layer=3)
+    kept = {layer: tuple(range(1 + layer)) for layer in plan.kept}
+    moeits.prune(source, plan=replace(plan, kept=kept), output=tmp_path / "out", layout="per-layer")
+    config = AutoConfig.from_pretrained(tmp_path / "out")
+    text = config.get_text_config()
+    assert is_unequal(config)
+    configs = {layer: config_of_layer(config, text, layer) for layer in kept}
+    assert {layer: single.num_experts for layer, single in configs.items()} == {i: 1 + i for i in kept}
+    assert text.num_experts == AutoConfig.from_pretrained(source).get_text_config().num_experts
+    assert all(type(single) is type(text) for single in configs.values())
+
+
+@pytest.mark.usefixtures("vllm")
 def test_without_the_plug_in_a_layer_cannot_be_built(tmp_path: Path) -> None:
     config = config_of(tmp_path, "mixtral", "per-layer")
     module = importlib.import_module("vllm.model_executor.models.mixtral")
@@ -220,7 +304,8 @@ def test_another_architecture_is_refused_when_vllm_looks_at_it(tmp_path: Path) -
     registry = importlib.import_module("vllm.model_executor.models.registry").ModelRegistry
     for method in (registry.inspect_model_cls, registry.resolve_model_cls):
         with pytest.raises(
-            CheckpointError, match=r"MixtralForCausalLM.* not for HunYuanMoEV1ForCausalLM.*--layout uniform"
+            CheckpointError,
+            match=r"Mixtral.* not for HunYuanMoEV1ForCausalLM.*--model-impl transformers.*--layout uniform",
         ):
             method(["HunYuanMoEV1ForCausalLM"], SimpleNamespace(hf_config=config))
 
@@ -235,14 +320,14 @@ def test_expert_parallelism_is_refused(tmp_path: Path, setting: str) -> None:
 @pytest.mark.usefixtures("vllm")
 @pytest.mark.parametrize(
     ("version", "warns"),
-    [("0.33.0", False), ("0.33.2rc1", False), ("0.34.0", True), ("0.32.9", True), ("dev", True)],
+    [("0.32.0", False), ("0.33.2rc1", False), ("0.34.0", True), ("0.31.9", True), ("dev", True)],
 )
 def test_another_version_is_told_the_range(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, version: str, warns: bool
 ) -> None:
     sys.modules["vllm"].__version__ = version  # type: ignore[attr-defined]
     built(config_of(tmp_path, "mixtral", "per-layer"))
-    assert (f"vLLM >=0.33,<0.34; this is {version}" in caplog.text) is warns
+    assert (f"vLLM >=0.32,<0.34; this is {version}" in caplog.text) is warns
 
 
 @pytest.mark.parametrize("gone", ["get_per_layer_hf_configs", "the module"])
@@ -260,7 +345,7 @@ def test_a_vllm_that_is_built_otherwise_is_left_as_it_is(
     plug_in.register()
     registry = type(importlib.import_module("vllm.model_executor.models.registry").ModelRegistry)
     assert not is_ours(registry.resolve_model_cls)
-    assert "plug-in for unequal layers is off: it is for vLLM >=0.33,<0.34" in caplog.text
+    assert "plug-in for unequal layers is off: it is for vLLM >=0.32,<0.34" in caplog.text
 
 
 @pytest.mark.usefixtures("vllm")
@@ -284,11 +369,16 @@ def test_the_look_at_the_sources_says_what_is_missing(vllm: Path, capsys: pytest
     assert vllm_sources.main(vllm) == 1
     said = capsys.readouterr().out
     assert "MixtralForCausalLM (mixtral.MixtralDecoderLayer): as it should be" in said
+    assert "what serves models of transformers: as it should be" in said
     assert "OlmoeForCausalLM (olmoe.OlmoeDecoderLayer): the registry does not have it in this module" in said
     module = vllm / "vllm" / "model_executor" / "models" / "mixtral.py"
     module.write_text(module.read_text().replace("num_local_experts", "experts"))
     vllm_sources.main(vllm)
     assert "(mixtral.MixtralDecoderLayer): no num_local_experts is read" in capsys.readouterr().out
+    backend = vllm / "vllm" / "model_executor" / "models" / "transformers" / "moe.py"
+    backend.write_text(backend.read_text().replace("FusedMoEFactory", "Factory"))
+    vllm_sources.main(vllm)
+    assert "what serves models of transformers: no FusedMoEFactory is called" in capsys.readouterr().out
     assert vllm_sources.main(vllm / "nowhere") == 2
 
 

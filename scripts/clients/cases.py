@@ -6,8 +6,8 @@ Nothing here needs more than numpy, for it runs in the environment of each clien
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,26 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "clients"
 FAMILIES = ("mixtral", "qwen2_moe", "deepseek_v2", "deepseek_v2_lite", "olmoe", "qwen3_moe")
 LAYOUTS = ("unpruned", "uniform", "per-layer")
+SERVED = (
+    "deepseek_v3",
+    "glm4_moe",
+    "minimax_m2",
+    "ernie4_5_moe",
+    "phimoe",
+    "qwen3_next",
+    "dots1",
+    "hunyuan_v1_moe",
+    "glm4_moe_lite",
+    "granitemoe",
+    "gpt_oss",
+    "qwen3_vl_moe",
+    "qwen3_5_moe",
+)
+"""Further families, which servers alone are given."""
+SERVERS = ("vllm",)
+"""Clients that are given them."""
+PADDED = ("deepseek_v3", "glm4_moe", "minimax_m2", "dots1")
+"""Those of them whose unequal layers can be padded."""
 PROMPT, CHOICES = "It was a truth universally", (" acknowledged", " denied by the king", " 42")
 WRITTEN = 12
 """Tokens that a text is continued by."""
@@ -35,6 +55,13 @@ class Case:
 
     def folder(self, models: Path) -> Path:
         return models / self.name
+
+
+def cases(client: str = "vllm") -> Iterator[Case]:
+    """What a client is given, in the order of its file; a server by default, which is given all there is."""
+    for family in (*FAMILIES, *SERVED) if client in SERVERS else FAMILIES:
+        for layout in (*LAYOUTS, "padded") if family in PADDED else LAYOUTS:
+            yield Case(family, layout)
 
 
 @dataclass(frozen=True)
@@ -56,6 +83,16 @@ class Reference:
 
     def write(self, case: Case, models: Path) -> None:
         np.savez_compressed(models / f"{case.name}.npz", **asdict(self))
+
+    def in_logprobs(self) -> "Reference":
+        """Its logits as log-probabilities, which servers tell; in float64, since a sum over a vocabulary in float32 is
+        itself 3e-5 off."""
+
+        def told(logits: np.ndarray) -> np.ndarray:
+            exact = logits.astype(np.float64)
+            return exact - np.logaddexp.reduce(exact, axis=-1, keepdims=True)
+
+        return replace(self, logits=told(self.logits), unpruned=told(self.unpruned))
 
     @classmethod
     def read(cls, case: Case, models: Path) -> "Reference":

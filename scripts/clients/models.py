@@ -6,18 +6,22 @@ what it should compute, by stock transformers alone: of a pruned model the logit
 cannot choose the removed experts.
 """
 
+import copy
+import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from cases import CHOICES, LAYOUTS, PROMPT, ROOT, WRITTEN, Case, Reference
+from cases import CHOICES, PROMPT, ROOT, WRITTEN, Case, Reference, cases
+from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(ROOT))
 
@@ -121,42 +125,168 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
+_WITH_BIASES = {
+    **_GROUPED,
+    "head_dim": 64,
+    "n_routed_experts": EXPERTS,
+    "moe_intermediate_size": 256,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.5,
+    "norm_topk_prob": True,
+}
+_LINEAR = {
+    **_GROUPED,
+    "head_dim": 64,
+    "num_experts": EXPERTS,
+    "moe_intermediate_size": 256,
+    "shared_expert_intermediate_size": 256,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 64,
+    "linear_value_head_dim": 64,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+}
+_VISION = {
+    "depth": 1,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_heads": 2,
+    "out_hidden_size": 256,
+    "num_position_embeddings": 16,
+}
+FAMILIES_OF_SERVERS: Mapping[str, Mapping[str, Any]] = {
+    "deepseek_v3": {
+        **_WITH_BIASES,
+        **_DEEPSEEK,
+        "n_shared_experts": 1,
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "norm_topk_prob": True,
+        "q_lora_rank": 96,
+    },
+    "glm4_moe": {**_WITH_BIASES, "use_qk_norm": True},
+    "minimax_m2": {
+        **_GROUPED,
+        "head_dim": 64,
+        "rotary_dim": 64,
+        "num_local_experts": EXPERTS,
+        "scoring_func": "sigmoid",
+        "use_routing_bias": True,
+    },
+    "ernie4_5_moe": {
+        **_GROUPED,
+        "moe_num_experts": EXPERTS,
+        "moe_k": 2,
+        "moe_intermediate_size": 256,
+        "moe_num_shared_experts": 1,
+    },
+    "phimoe": {**_GROUPED, "num_local_experts": EXPERTS, "attention_bias": True, "lm_head_bias": True},
+    "qwen3_next": _LINEAR,
+    "dots1": _WITH_BIASES,
+    "hunyuan_v1_moe": {**_GROUPED, "head_dim": 64, "num_experts": EXPERTS, "moe_topk": 2},
+    "glm4_moe_lite": {**_WITH_BIASES, **_DEEPSEEK, "n_shared_experts": 1, "q_lora_rank": 96, "norm_topk_prob": True},
+    "granitemoe": {
+        **_GROUPED,
+        "num_local_experts": EXPERTS,
+        "embedding_multiplier": 2.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.1,
+    },
+    "gpt_oss": {
+        **_GROUPED,
+        "head_dim": 64,
+        "num_local_experts": EXPERTS,
+        "sliding_window": 16,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 50000.0,
+            "factor": 8.0,
+            "original_max_position_embeddings": 64,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+        },
+    },
+    # Takes pictures too; served as a model of text.
+    "qwen3_vl_moe": {
+        "text_config": {
+            **_ALL,
+            **_GROUPED,
+            "num_experts": EXPERTS,
+            "moe_intermediate_size": 256,
+            "head_dim": 128,
+            "norm_topk_prob": True,
+            "rope_parameters": {**_ALL["rope_parameters"], "mrope_section": [24, 20, 20]},
+        },
+        "vision_config": {**_VISION, "deepstack_visual_indexes": [0]},
+    },
+    "qwen3_5_moe": {"text_config": {**_ALL, **_LINEAR}, "vision_config": _VISION},
+}
+"""As FAMILIES, given to servers alone."""
 
-def source_of(family: str, folder: Path) -> Path:
-    """The unpruned model, as stock transformers saves it, with a tokenizer."""
+
+def settings_of(family: str) -> Mapping[str, Any]:
+    return {**FAMILIES, **FAMILIES_OF_SERVERS}[family]
+
+
+def source_of(family: str, folder: Path) -> Any:
+    """The unpruned model, saved as stock transformers does it, with a tokenizer."""
     torch.manual_seed(0)
-    config = transformers.AutoConfig.for_model(**{"model_type": family, **_ALL, **FAMILIES[family]})
-    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    settings = settings_of(family)
+    # A config of transformers writes into what it is given.
+    small = copy.deepcopy(dict(settings) if "text_config" in settings else {**_ALL, **settings})
+    config = transformers.AutoConfig.for_model(**{"model_type": family, **small})
+    stock = transformers.AutoModelForImageTextToText if "text_config" in settings else transformers.AutoModelForCausalLM
+    model = stock.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
         # Norms start at one and biases at zero, as no release has them.
-        for weight in (each for each in model.parameters() if each.ndim == 1):
+        biases = (each for name, each in model.named_buffers() if name.endswith("correction_bias"))
+        for weight in (each for each in (*model.parameters(), *biases) if each.ndim == 1):
             weight.add_(torch.randn_like(weight) * 0.1)
     model.save_pretrained(folder)
+    as_released(family, folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(TOKENIZER / name, folder / name)
-    return folder
+    return model
 
 
-def kept_of(family: str, layout: str) -> dict[int, tuple[int, ...]]:
-    """Decoder layer -> experts that a layout keeps; empty for the unpruned model."""
-    settings = {**_ALL, **FAMILIES[family]}
-    turns = (KEPT_OF_TWO_GROUPS if settings.get("n_group") == 2 else KEPT).get(layout)
-    layers = range(settings.get("first_k_dense_replace", 0), settings["num_hidden_layers"])
+def as_released(family: str, folder: Path) -> None:
+    """What transformers writes otherwise than the makers of a release."""
+    if family == "phimoe":
+        file = folder / "config.json"
+        written = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps({**written, "architectures": ["PhiMoEForCausalLM"]}, indent=2), encoding="utf-8")
+    elif family == "qwen3_vl_moe":
+        tensors = load_file(folder / "model.safetensors")
+        turned = {name: each.mT.contiguous() if ".experts." in name else each for name, each in tensors.items()}
+        save_file(turned, folder / "model.safetensors", {"format": "pt"})
+
+
+def kept_of(family: str, layout: str, layers: Iterable[int]) -> dict[int, tuple[int, ...]]:
+    """Of each layer that has experts, those that a layout keeps; empty for the unpruned model."""
+    turns = (KEPT_OF_TWO_GROUPS if settings_of(family).get("n_group") == 2 else KEPT).get(
+        "per-layer" if layout == "padded" else layout
+    )
     return {layer: turns[layer % len(turns)] for layer in layers} if turns else {}
 
 
 def made(family: str, models: Path) -> Iterator[Case]:
-    """The unpruned model and its two pruned ones, each with what it should compute."""
-    source = source_of(family, Case(family, "unpruned").folder(models))
-    stock = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    """The unpruned model and its pruned ones, each with what it should compute."""
+    source = Case(family, "unpruned").folder(models)
+    stock = source_of(family, source)
+    inner = SimpleNamespace(model=getattr(stock.model, "language_model", stock.model))
     unpruned = logits(stock, TOKENS).numpy()
     plan = moeits.plan(moeits.score(source), experts_per_layer=EXPERTS)
-    for layout in LAYOUTS:
-        case = Case(family, layout)
-        kept = kept_of(family, layout)
+    for case in (each for each in cases() if each.family == family):
+        kept = kept_of(family, case.layout, plan.kept)
         if kept:
-            moeits.prune(source, plan=replace(plan, kept=kept), output=case.folder(models), layout=layout)
-        with routers_masked(stock, kept, EXPERTS) if kept else nullcontext():
+            moeits.prune(source, plan=replace(plan, kept=kept), output=case.folder(models), layout=case.layout)
+        with routers_masked(inner, kept, EXPERTS) if kept else nullcontext():
             computed_by(stock, unpruned).write(case, models)
         yield case
 
@@ -183,6 +313,6 @@ def _loglikelihood(model: Any, ids: Sequence[int], given: int) -> float:
 
 
 if __name__ == "__main__":
-    for family in FAMILIES:
+    for family in (*FAMILIES, *FAMILIES_OF_SERVERS):
         for case in made(family, Path(sys.argv[1])):
             print(case.name, flush=True)

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,23 +53,13 @@ def by_sglang(folder: Path, case: Case, reference: Reference) -> Row:
             raise RuntimeError(own_error(ran.stderr + ran.stdout))
         answers = json.loads(told.read_text())
     found = [logprobs(each["meta_info"], reference.logits.shape[-1]) for each in answers]
-    return compared(case, in_logprobs(reference), found, answers[0]["output_ids"])
+    return compared(case, reference.in_logprobs(), found, answers[0]["output_ids"])
 
 
 def own_error(log: str) -> str:
     """The last error that a log names, else its last line."""
     lines = [line.strip() for line in log.splitlines() if line.strip()] or ["nothing said"]
     return next((line for line in reversed(lines) if _ERROR.match(line)), lines[-1])
-
-
-def in_logprobs(reference: Reference) -> Reference:
-    """Its logits as log-probabilities."""
-
-    def told(logits: np.ndarray) -> np.ndarray:
-        exact = logits.astype(np.float64)  # a sum over a vocabulary in float32 is itself 3e-5 off
-        return exact - np.logaddexp.reduce(exact, axis=-1, keepdims=True)
-
-    return replace(reference, logits=told(reference.logits), unpruned=told(reference.unpruned))
 
 
 def logprobs(told: Any, vocabulary: int) -> np.ndarray:

@@ -72,8 +72,8 @@ def _takes(layer_class):
     return len(inspect.signature(layer_class.__init__).parameters) - 1
 
 
-def _rebuild_layers(model):
-    """Replace each layer of another size by one of its own class, built from its own config."""
+def rebuild_layers(model, on=torch.device):
+    """Replace each layer of another size by one of its own class, built from its own config within `on(device)`."""
     config = model.config.get_text_config(decoder=True)
     overrides = _per_layer_config(model.config, config)
     if not overrides:
@@ -82,7 +82,7 @@ def _rebuild_layers(model):
     for index, values in overrides.items():
         old, single = layers[index], _config_of_layer(config, values)
         device = next(old.parameters()).device
-        with torch.device(device):
+        with on(device):
             new = type(old)(*(single, index)[: _takes(type(old))])
         new.train(old.training)
         for module in new.modules():
@@ -213,7 +213,7 @@ class _PerLayerCounts:
         if getattr(config, "is_heterogeneous", False) and not _own_layers(config):
             config.allow_global_per_layer_attribute_access = True
         super().__init__(config, *args, **kwargs)
-        _rebuild_layers(self)
+        rebuild_layers(self)
         _factor_experts(self)
         _pad_recorded_router_logits(self)
 

@@ -10,7 +10,7 @@ from moeits.devices import checked_device
 from moeits.errors import EvaluationError, MissingExtra, MoeitsError
 from moeits.evaluation.settings import Inference
 from moeits.evaluation.tasks import LoadedTask
-from moeits.experts.promises import needs_loader, ranks_of_factors
+from moeits.experts.promises import ranks_of_factors
 from moeits.progress import Progress
 from moeits.runtime import context_of, load_checked, load_tokenizer, need, processes
 
@@ -51,7 +51,7 @@ class CutPrompts:
 
 
 def language_model(checkpoint: Checkpoint, inference: Inference, progress: Progress) -> Any:
-    """The checkpoint behind the harness's interface, unequal counts per layer included (not with vLLM).
+    """The checkpoint behind the harness's interface, unequal counts per layer included.
 
     Raises SettingError for a device that is not there, EvaluationError where vLLM cannot serve the checkpoint,
     MissingExtra.
@@ -81,26 +81,22 @@ def _with_transformers(checkpoint: Checkpoint, inference: Inference) -> Any:
 
 
 def _with_vllm(checkpoint: Checkpoint, inference: Inference) -> Any:
-    """Not run: the machine this was written on has no vLLM."""
+    """Unequal counts by the plug-in that vLLM finds where moeits is installed. Not run on a GPU."""
     if ranks_of_factors(checkpoint.config):
         raise EvaluationError("--backend vllm has no class for experts stored as factors: evaluate with --backend hf.")
-    if needs_loader(checkpoint.config):
-        raise EvaluationError(
-            "--backend vllm evaluates only equal counts of experts in all layers. Evaluate with --backend hf, or write "
-            "the checkpoint again with --layout uniform."
-        )
     try:
         import vllm  # noqa: F401
     except ImportError:
         raise MissingExtra("--backend vllm needs vllm, which is not installed: pip install vllm") from None
     causal = need("lm_eval.models.vllm_causallms", extra="eval")
     counted = type("VLLM", (CutPrompts, causal.VLLM), {})
-    made = counted(
-        pretrained=str(checkpoint.folder),
-        batch_size=inference.batch_size,
-        dtype=inference.dtype,
-        trust_remote_code=False,
-    )
+    settings = {"batch_size": inference.batch_size, "dtype": inference.dtype, "trust_remote_code": False}
+    try:
+        made = counted(pretrained=str(checkpoint.folder), **settings)
+    except ValueError as error:  # also of a config that vLLM, or the plug-in, does not take
+        said = str(error).partition("Value error, ")[2] or str(error)  # pydantic's way to tell it
+        sentence = next(iter(said.strip().splitlines()), type(error).__name__).partition(" [type=")[0]
+        raise EvaluationError(f"vLLM does not open {checkpoint.folder}: {sentence}") from error
     made.room = made.max_length - 1
     return made
 

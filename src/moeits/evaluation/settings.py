@@ -76,7 +76,10 @@ class Inference:
 
     batch_size: int = setting(40, help="Prompts in one batch.", panel=EXPERT)
     backend: str = setting(
-        "hf", help="vllm is for checkpoints with equal counts in all layers.", panel=EXPERT, choices=BACKENDS
+        "hf",
+        help="vllm, of what it opens: unequal counts by the plug-in that comes with moeits.",
+        panel=EXPERT,
+        choices=BACKENDS,
     )
     dtype: str = setting("auto", help="auto (as stored), float32, bfloat16, float16.", panel=EXPERT)
     device: str | None = setting(

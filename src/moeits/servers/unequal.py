@@ -1,5 +1,6 @@
 """What all plug-ins ask: whether a config has unequal layers, whose a function is, whether a version was tried."""
 
+import copy
 import functools
 import logging
 import re
@@ -18,6 +19,20 @@ def is_unequal(config: Any) -> bool:
     """Whether a config of transformers is that of a checkpoint of moeits with unequal layers."""
     ours = getattr(config, "moeits", None)
     return isinstance(ours, dict) and (hasattr(config, "num_experts_per_layer") or "per_layer_config" in ours)
+
+
+def config_of_layer(config: Any, text_config: Any, layer: int) -> Any:
+    """The config of one decoder layer of such a checkpoint; a layer that keeps all its experts has the common one.
+
+    transformers makes it where the config has its `per_layer_config`, which only a model of text alone can have. In one
+    that takes pictures too, the block `moeits` has it, and `text_config` is the part that the layers are built from.
+    """
+    if getattr(text_config, "is_heterogeneous", False):
+        return text_config.per_layer_config[layer]
+    single = copy.copy(text_config)
+    for key, value in config.moeits["per_layer_config"].get(str(layer), {}).items():
+        setattr(single, key, value)
+    return single
 
 
 def refuse_factors(config: Any, server: str) -> None:

@@ -1,10 +1,10 @@
-"""The vLLM plug-in for checkpoints whose layers keep unequal numbers of experts. Not run: it was never served on a GPU.
+"""The vLLM plug-in for checkpoints whose layers keep unequal numbers of experts. Not run on a GPU.
 
 vLLM calls `register` in each of its processes (entry point group `vllm.general_plugins`). vLLM knows from transformers
 that layers may differ (`config.per_layer_config`), and sizes what is common to all for the largest. Only the decoder
 layers still read the one count of all layers. So each is built from the config of its own layer, which transformers
-makes: the same classes, the same weights loader, which asks every layer for its own experts. Nothing changes for any
-other checkpoint.
+makes: the same classes, the same weights loader, which asks every layer for its own experts. Where vLLM serves what
+transformers builds, see `vllm_of_transformers`. Nothing changes for any other checkpoint.
 """
 
 import copy
@@ -16,12 +16,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from moeits.errors import CheckpointError, SettingError
-from moeits.servers.unequal import in_place_of, is_ours, is_unequal, refuse_factors, spelt, warn_of_version
+from moeits.servers.unequal import (
+    config_of_layer,
+    in_place_of,
+    is_ours,
+    is_unequal,
+    refuse_factors,
+    spelt,
+    warn_of_version,
+)
+from moeits.servers.vllm_of_transformers import give_own_layers, is_of_transformers
 
 logger = logging.getLogger(__name__)
 
-FIRST, FIRST_UNTRIED = (0, 33), (0, 34)
-"""The versions of vLLM whose sources this was written against: from the first on, before the second."""
+FIRST, FIRST_UNTRIED = (0, 32), (0, 34)
+"""The versions of vLLM whose sources this was written against: from the first on, before the second. 0.32 served."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +50,19 @@ DECODER_LAYERS = {
     "DeepseekV3ForCausalLM": DecoderLayer("deepseek_v2", "DeepseekV2DecoderLayer", "n_routed_experts"),
     "Ernie4_5_MoeForCausalLM": DecoderLayer("ernie45_moe", "Ernie4_5_MoeDecoderLayer", "moe_num_experts"),
     "Glm4MoeForCausalLM": DecoderLayer("glm4_moe", "Glm4MoeDecoderLayer", "n_routed_experts"),
+    "Glm4MoeLiteForCausalLM": DecoderLayer("glm4_moe_lite", "Glm4MoeLiteDecoderLayer", "n_routed_experts"),
+    "GptOssForCausalLM": DecoderLayer("gpt_oss", "TransformerBlock", "num_local_experts"),
+    "GraniteMoeForCausalLM": DecoderLayer("granitemoe", "GraniteMoeDecoderLayer", "num_local_experts"),
     "MiniMaxM2ForCausalLM": DecoderLayer("minimax_m2", "MiniMaxM2DecoderLayer", "num_local_experts"),
     "MixtralForCausalLM": DecoderLayer("mixtral", "MixtralDecoderLayer", "num_local_experts"),
     "OlmoeForCausalLM": DecoderLayer("olmoe", "OlmoeDecoderLayer", "num_experts"),
     "PhiMoEForCausalLM": DecoderLayer("phimoe", "PhiMoEDecoderLayer", "num_local_experts"),
     "Qwen2MoeForCausalLM": DecoderLayer("qwen2_moe", "Qwen2MoeDecoderLayer", "num_experts"),
+    "Qwen3_5MoeForCausalLM": DecoderLayer("qwen3_5", "Qwen3_5DecoderLayer", "num_experts"),
+    "Qwen3_5MoeForConditionalGeneration": DecoderLayer("qwen3_5", "Qwen3_5DecoderLayer", "num_experts"),
     "Qwen3MoeForCausalLM": DecoderLayer("qwen3_moe", "Qwen3MoeDecoderLayer", "num_experts"),
     "Qwen3NextForCausalLM": DecoderLayer("qwen3_next", "Qwen3NextDecoderLayer", "num_experts"),
+    "Qwen3VLMoeForConditionalGeneration": DecoderLayer("qwen3_vl_moe", "Qwen3VLMoeDecoderLayer", "num_experts"),
 }
 """architecture in config.json -> its decoder layer."""
 
@@ -76,14 +91,14 @@ def register() -> None:
         Convertor.get_per_layer_hf_configs = _one_of_mla(per_layer)
 
 
-def _looked_at(look: Callable[[str, Any], None], method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of the registry, after which `look` sees architecture and config of a checkpoint of unequal layers."""
+def _looked_at(look: Callable[[Any, str, Any], None], method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of the registry; then `look` sees class, architecture and config of a checkpoint of unequal layers."""
 
     @in_place_of(method)
     def found(registry: Any, architectures: Any, model_config: Any) -> Any:
         model, architecture = method(registry, architectures, model_config)
         if is_unequal(model_config.hf_config):
-            look(architecture, model_config.hf_config)
+            look(model, architecture, model_config.hf_config)
         return model, architecture
 
     return found
@@ -105,23 +120,27 @@ def _one_of_mla(method: Callable[..., Any]) -> Callable[..., Any]:
     return per_layer
 
 
-def check(architecture: str, config: Any) -> None:
-    """Whether layers of this architecture can have counts of their own; CheckpointError if not."""
+def check(model: Any, architecture: str, config: Any) -> None:
+    """Whether layers of this class can have counts of their own; CheckpointError if not."""
     refuse_factors(config, "vLLM")
-    if architecture not in DECODER_LAYERS or not getattr(config, "is_heterogeneous", False):
+    known = architecture in DECODER_LAYERS or is_of_transformers(model)
+    if not known:
         raise CheckpointError(
             f"The layers of this checkpoint keep unequal numbers of experts, which moeits' plug-in for vLLM does for "
-            f"{', '.join(DECODER_LAYERS)} and not for {architecture}. Prune again from the same plan with --layout "
-            f"uniform."
+            f"{', '.join(DECODER_LAYERS)} and not for {architecture}. Serve it with --model-impl transformers, or "
+            f"prune again from the same plan with --layout uniform."
         )
 
 
-def serve(architecture: str, config: Any) -> None:
-    """Have the architecture's layers built from their own configs; CheckpointError as in `check`."""
-    check(architecture, config)
+def serve(model: Any, architecture: str, config: Any) -> None:
+    """Have the layers of a class built from their own configs; CheckpointError as in `check`."""
+    check(model, architecture, config)
     _warn_of_version()
     # Loaders ask the whole model how many experts a layer has at most. The config then gives the unpruned number.
-    config.allow_global_per_layer_attribute_access = True
+    config.get_text_config().allow_global_per_layer_attribute_access = True
+    if is_of_transformers(model):
+        give_own_layers(_refuse_expert_parallel)
+        return
     layer = DECODER_LAYERS[architecture]
     layer_class = getattr(importlib.import_module(f"vllm.model_executor.models.{layer.module}"), layer.name)
     if not is_ours(layer_class.__init__):
@@ -134,14 +153,15 @@ def _of_own_config(stock: Callable[..., None]) -> Callable[..., None]:
 
     @in_place_of(stock)
     def own(*args: Any, **kwargs: Any) -> None:
+        from vllm.config import get_current_vllm_config
+
         bound = signature.bind(*args, **kwargs)
         given = bound.arguments
-        whole = given.get("config")
-        if whole is None:
-            whole = given["vllm_config"].model_config.hf_config
-        if getattr(whole, "is_heterogeneous", False):
+        model_config = get_current_vllm_config().model_config
+        if is_unequal(model_config.hf_config):
             _refuse_expert_parallel()
-            single = whole.per_layer_config[int(given["prefix"].rpartition(".")[2])]
+            whole = given.get("config") or model_config.hf_text_config
+            single = config_of_layer(model_config.hf_config, whole, int(given["prefix"].rpartition(".")[2]))
             if "vllm_config" in given:
                 given["vllm_config"] = _with_config(given["vllm_config"], single)
             if "config" in signature.parameters:

@@ -62,10 +62,11 @@ class Difference:
         return f"{said}; {self._warning()}" if self._warning() else said
 
     def _warning(self) -> str:
-        decisive = self.items if self.only_a is None else self.only_a + (self.only_b or 0)
+        what, decisive = "there are only", self.items
+        if self.only_a is not None and (self.only_a or self.only_b):
+            what, decisive = "the two differ on only", self.only_a + (self.only_b or 0)
         if decisive >= _FEW_ITEMS:
             return ""
-        what = "there are only" if self.only_a is None else "the two differ on only"
         return f"{what} {decisive} item{'' if decisive == 1 else 's'}, so the interval is a rough guess"
 
 

@@ -57,9 +57,9 @@ the stock class; there is no forked modelling code:
 
 `moeits.load("PATH")` opens it without remote code. Needs transformers {oldest} or later. llama.cpp and MLX read one
 number of experts for all layers and do not open it: for them, prune again from the same plan with `--layout uniform`.
-So do vLLM and SGLang, unless moeits is installed beside them: its plug-ins never ran on a GPU. Patched servers
-that take a list of counts, and EvoESAP, call it `num_experts_per_layer`: it is in config.json too, an entry for each
-decoder layer, 0 where it has no experts. Nobody has tried them on this checkpoint.
+vLLM and SGLang open it where moeits is installed beside them: its plug-ins ran on a CPU, and never on a GPU. Patched
+servers that take a list of counts, and EvoESAP, call it `num_experts_per_layer`: it is in config.json too, an entry for
+each decoder layer, 0 where it has no experts. Nobody has tried them on this checkpoint.
 """
 
 _LOADS_FACTORS = """\
