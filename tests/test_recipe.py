@@ -98,6 +98,8 @@ report: true
         ("model: a\nsimplify: {overwrite: true}", "cannot have overwrite: the run sets it"),
         ("model: a\nsimplify:\nheal: {steps: 3}", "heal in .* lacks data"),
         ("model: a\nsimplify: {layout: even}", "layout"),
+        ("model: a\nsimplify: {layout: padded}\nrefit:", "refit does not take a padded checkpoint"),
+        ("model: a\nsimplify: {layout: padded}\nheal: {data: a.jsonl}", "heal does not take a padded checkpoint"),
         ("model: a\nsimplify: 3", "should have the flags of `moeits simplify`"),
         ("- a", "should have keys"),
         ("model: [", "is not YAML"),

@@ -52,6 +52,7 @@ def run(recipe_file: str | Path, *, output: str | Path | None = None, progress: 
     has the run of another recipe, and what its steps raise.
     """
     read = read_recipe(recipe_file, _STAGES)
+    _check_order(read)
     folder = Path(output) if output is not None else read.output
     if folder is None:
         raise SettingError(f"{recipe_file} has no output: say where the run goes there, or with --output.")
@@ -72,6 +73,16 @@ def run(recipe_file: str | Path, *, output: str | Path | None = None, progress: 
         settings = read.steps["report"]
         report(folder, output=folder / f"report.{settings.get('format', 'html')}", **settings)
     return Ran(model=read.model, output=str(folder), steps=tuple(read.steps), checkpoint=Path(model).name)
+
+
+def _check_order(recipe: Recipe) -> None:
+    """Raises SettingError where a step could not take what the one before it makes."""
+    later = next((step for step in ("refit", "heal") if step in recipe.steps), None)
+    if later is not None and recipe.steps.get("simplify", {}).get("layout") == "padded":
+        raise SettingError(
+            f"simplify with layout padded comes last, and this recipe has {later} after it: {later} does not take a "
+            "padded checkpoint. Use layout per-layer, and pad what comes out with a run of its own."
+        )
 
 
 def _keep(recipe: Recipe, folder: Path) -> None:
