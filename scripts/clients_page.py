@@ -84,6 +84,8 @@ other experts there, unpruned as well. `padded` is `--layout padded`, which the 
 Models as above; those that take pictures are served as models of text (`--language-model-only`), with an empty module
 in the place of torchvision, which has no build beside this torch here.
 
+    python scripts/clients vllm MODELS             # in vLLM's environment, with moeits installed there
+
 | family | server | unpruned | uniform | per layer | padded |
 | --- | --- | ---: | ---: | ---: | ---: |
 """

@@ -25,9 +25,9 @@ All layers keep the same number of experts, so stock classes open it, without re
 
 {opens}
 
-Needs transformers {oldest} or later; older ones that know this family may do, or compute something else without a word.
-vLLM, SGLang, llama.cpp (after conversion) and MLX read one number of experts from config.json, as here; nobody has tried
-them on this checkpoint.
+Needs transformers {oldest} or later; older ones that know this family may do, or compute something else without a
+word. vLLM, SGLang, llama.cpp (after conversion) and MLX read one number of experts from config.json, as here; nobody
+has tried them on this checkpoint.
 """
 
 _ALL_THE_SAME = "All layers keep the same number of experts, so stock classes"
