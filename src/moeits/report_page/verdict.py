@@ -87,20 +87,15 @@ def _judgement(measure: Measure, row: Row, chance: Sequence[Row], pairs: Pairing
     difference = pairs.against_mean(row, chance, measure.tasks[0], measure.metric) if len(measure.tasks) == 1 else None
     if difference is None:
         if min(values) <= score[0] <= max(values):
-            return f"{_chosen_by(row)} lies within the range of random choices."
+            return f"{row.chosen_by} lies within the range of random choices."
         better = (score[0] < min(values)) == lower_is_better
         every = {1: "the random choice", 2: "both random choices"}.get(len(values), f"all {len(values)} random choices")
-        return f"{_chosen_by(row)} is {'better' if better else 'worse'} than {every}."
+        return f"{row.chosen_by} is {'better' if better else 'worse'} than {every}."
     words = in_words(difference, 1 if lower_is_better else 100, 3 if lower_is_better else 1)
     if difference.low <= 0 <= difference.high:
-        return f"{_chosen_by(row)} cannot be told from chance: {words}, 95 % interval."
+        return f"{row.chosen_by} cannot be told from chance: {words}, 95 % interval."
     better = (difference.difference < 0) == lower_is_better
-    return f"{_chosen_by(row)} is {'better' if better else 'worse'} than chance: {words}, 95 % interval."
-
-
-def _chosen_by(row: Row) -> str:
-    """Its criterion, as a sentence begins with it."""
-    return f"{row.chosen_by[:1].upper()}{row.chosen_by[1:]}"
+    return f"{row.chosen_by} is {'better' if better else 'worse'} than chance: {words}, 95 % interval."
 
 
 def _values(measure: Measure, rows: Sequence[Row]) -> list[float]:

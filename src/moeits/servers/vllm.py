@@ -91,14 +91,14 @@ def register() -> None:
         Convertor.get_per_layer_hf_configs = _one_of_mla(per_layer)
 
 
-def _looked_at(look: Callable[[Any, str, Any], None], method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method of the registry; then `look` sees class, architecture and config of a checkpoint of unequal layers."""
+def _looked_at(look: Callable[[str, Any, Any], None], method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of the registry; then `look` sees architecture, config and class of a checkpoint of unequal layers."""
 
     @in_place_of(method)
     def found(registry: Any, architectures: Any, model_config: Any) -> Any:
         model, architecture = method(registry, architectures, model_config)
         if is_unequal(model_config.hf_config):
-            look(model, architecture, model_config.hf_config)
+            look(architecture, model_config.hf_config, model)
         return model, architecture
 
     return found
@@ -120,8 +120,11 @@ def _one_of_mla(method: Callable[..., Any]) -> Callable[..., Any]:
     return per_layer
 
 
-def check(model: Any, architecture: str, config: Any) -> None:
-    """Whether layers of this class can have counts of their own; CheckpointError if not."""
+def check(architecture: str, config: Any, model: Any = None) -> None:
+    """Whether layers of this architecture, or of the class that vLLM took for it, can have counts of their own.
+
+    Raises CheckpointError if not.
+    """
     refuse_factors(config, "vLLM")
     known = architecture in DECODER_LAYERS or is_of_transformers(model)
     if not known:
@@ -132,9 +135,9 @@ def check(model: Any, architecture: str, config: Any) -> None:
         )
 
 
-def serve(model: Any, architecture: str, config: Any) -> None:
+def serve(architecture: str, config: Any, model: Any) -> None:
     """Have the layers of a class built from their own configs; CheckpointError as in `check`."""
-    check(model, architecture, config)
+    check(architecture, config, model)
     _warn_of_version()
     # Loaders ask the whole model how many experts a layer has at most. The config then gives the unpruned number.
     config.get_text_config().allow_global_per_layer_attribute_access = True
