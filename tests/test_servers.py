@@ -318,6 +318,17 @@ def test_expert_parallelism_is_refused(tmp_path: Path, setting: str) -> None:
 
 
 @pytest.mark.usefixtures("vllm")
+def test_speculative_decoding_is_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "mixtral", "per-layer")
+    built(config)
+    current = importlib.import_module("vllm.config").current
+    current.speculative_config = SimpleNamespace(method="eagle")
+    layer = importlib.import_module("vllm.model_executor.models.mixtral").MixtralDecoderLayer
+    with pytest.raises(SettingError, match="leave out --speculative-config"):
+        layer(config, prefix="model.layers.0")
+
+
+@pytest.mark.usefixtures("vllm")
 @pytest.mark.parametrize(
     ("version", "warns"),
     [("0.32.0", False), ("0.33.2rc1", False), ("0.34.0", True), ("0.31.9", True), ("dev", True)],

@@ -142,7 +142,7 @@ def serve(architecture: str, config: Any, model: Any) -> None:
     # Loaders ask the whole model how many experts a layer has at most. The config then gives the unpruned number.
     config.get_text_config().allow_global_per_layer_attribute_access = True
     if is_of_transformers(model):
-        give_own_layers(_refuse_expert_parallel)
+        give_own_layers(_refuse_settings)
         return
     layer = DECODER_LAYERS[architecture]
     layer_class = getattr(importlib.import_module(f"vllm.model_executor.models.{layer.module}"), layer.name)
@@ -162,7 +162,7 @@ def _of_own_config(stock: Callable[..., None]) -> Callable[..., None]:
         given = bound.arguments
         model_config = get_current_vllm_config().model_config
         if is_unequal(model_config.hf_config):
-            _refuse_expert_parallel()
+            _refuse_settings()
             whole = given.get("config") or model_config.hf_text_config
             single = config_of_layer(model_config.hf_config, whole, int(given["prefix"].rpartition(".")[2]))
             if "vllm_config" in given:
@@ -182,11 +182,20 @@ def _with_config(vllm_config: Any, single: Any) -> Any:
     return of_layer
 
 
-def _refuse_expert_parallel() -> None:
-    """Ranks would share out each layer by itself, but buffers between them and the balancer know one number only."""
+def _refuse_settings() -> None:
+    """Ranks would share out each layer by itself, but buffers between them and the balancer know one number only.
+
+    Nor is a draft model told apart from the served one here.
+    """
     from vllm.config import get_current_vllm_config
 
-    parallel = get_current_vllm_config().parallel_config
+    vllm_config = get_current_vllm_config()
+    if getattr(vllm_config, "speculative_config", None) is not None:
+        raise SettingError(
+            "Layers that keep unequal numbers of experts cannot be served with speculative decoding: leave out "
+            "--speculative-config."
+        )
+    parallel = vllm_config.parallel_config
     if parallel.enable_expert_parallel or parallel.enable_eplb:
         raise SettingError(
             "Layers that keep unequal numbers of experts cannot be served with expert parallelism: leave out "

@@ -75,7 +75,8 @@ def export(
 
 def _computed_otherwise(config: Mapping[str, Any]) -> str | None:
     """Seen of llama-cpp-python 0.3.36 (docs/clients.md)."""
-    if config.get("topk_method") == "group_limited_greedy" and (config.get("n_group") or 1) > 1:
+    groups = config.get("n_group") or 1
+    if config.get("topk_method") == "group_limited_greedy" and (config.get("topk_group") or 1) < groups:
         return (
             "llama.cpp takes the groups of experts whose best two have the largest sum, and this model was trained to "
             "take those of the best one, so it computes other logits than the model's, of its unpruned parent too."

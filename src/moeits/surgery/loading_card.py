@@ -58,7 +58,8 @@ the stock class; there is no forked modelling code:
 
 `moeits.load("PATH")` opens it without remote code. Needs transformers {oldest} or later. llama.cpp and MLX read one
 number of experts for all layers and do not open it: for them, prune again from the same plan with `--layout uniform`.
-vLLM and SGLang open it where moeits is installed beside them: its plug-ins ran on a CPU, and never on a GPU. Patched
+vLLM and SGLang open most families so where moeits is installed beside them, and refuse others: its plug-ins ran on a
+CPU, and never on a GPU. Patched
 servers that take a list of counts, and EvoESAP, call it `num_experts_per_layer`: it is in config.json too, an entry for
 each decoder layer, 0 where it has no experts. Nobody has tried them on this checkpoint.
 """
