@@ -106,7 +106,8 @@ class MoEMixin:
             layer.experts, layer.router = layer.num_experts, self.model.get_submodule(name[:-8]).gate.weight.shape[0]
 
     def pipeline_parallel(self):
-        self.number_of_layers = len(self.model.get_decoder().layers)
+        # What it shares out among ranks must be of its own size by now.
+        self.shared_out = [layer.mlp.gate.weight.shape[0] for layer in self.model.get_decoder().layers]
 
 
 class TransformersMoEForCausalLM(MoEMixin): ...
@@ -237,7 +238,7 @@ def test_what_transformers_builds_has_routers_and_experts_of_each_layers_own_cou
     model = built(config_of(tmp_path, "olmoe", "per-layer"))
     assert [layer.experts for layer in model.layers] == [layer.router for layer in model.layers] == COUNTS
     assert [layer.top_k for layer in model.layers] == TOP_K
-    assert model.number_of_layers == len(COUNTS)
+    assert model.shared_out == COUNTS
     # Two of the three layers lost experts in number; all three may have been built anew, as vLLM builds modules.
     assert set(importlib.import_module("vllm.model_executor.models.transformers.utils").entered) == {"cpu"}
 
